@@ -1,0 +1,21 @@
+"""Errors that a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The command line prints it as one line, without a traceback, and exits with 2.
+
+    The message says where (`file:line` if there is one), what is wrong, and what to type instead.
+    """
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The option that looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
+    candidates = list(options)
+    folded = {option.lower(): option for option in candidates}
+    match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return f"; did you mean '{folded[match[0]]}'?" if match else ""
