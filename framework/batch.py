@@ -1,0 +1,337 @@
+"""One batch for every algorithm: a packed forest of token trees.
+
+Prompts are stored once, each followed depth-first by its responses; many prompts share one row of T tokens::
+
+    tokens    p p p  a a  b b b | q q  c c          two prompts; p has the responses a and b, q has c
+    position  0 1 2  3 4  3 4 5 | 0 1  2 3
+    parent   -1 0 1  2 3  2 5 6 |-1 8  9 10
+    end       8 8 8  5 5  8 8 8 |12 12 12 12
+    branch    - - -  0 0  1 1 1 | - -  2 2
+
+`end` is the whole structure: query q sees key k iff `k <= q < end[k]`. That one condition gives causality, packing
+and prefix sharing. The prediction of token t lives at `parent[t]`: there is no shift by one and no ignored label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class Totals(NamedTuple):
+    """What one whole optimizer step holds, over all its micro-batches and ranks: the denominators of exact means."""
+
+    tokens: float
+    """Summed loss weight of the trained tokens."""
+    responses: int
+    prompts: int
+
+    def __add__(self, other: object) -> Totals:
+        if not isinstance(other, Totals):
+            return NotImplemented
+        return Totals(self.tokens + other.tokens, self.responses + other.responses, self.prompts + other.prompts)
+
+
+@dataclass
+class Tree:
+    """One prompt and its responses, as token ids. `weights` is the loss weight of every response token (default 1)."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+    scores: list[float] | None = None
+    weights: list[list[float]] | None = None
+    row: int = 0
+    """A stable id of the example, so that errors and random noise can refer to it."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    def totals(self) -> Totals:
+        """What this tree adds to the totals of its optimizer step. A root token is never predicted, so never counts."""
+        if not self.responses:
+            return Totals(0.0, 0, 0)
+        weights = self.weights or [[1.0] * len(r) for r in self.responses]
+        skipped = 0.0 if self.prompt else weights[0][0]
+        return Totals(sum(map(sum, weights)) - skipped, len(self.responses), 1)
+
+
+class Span(NamedTuple):
+    """Where one tree stands in the row: its prompt is [start, cut), its responses follow as (branch, start, stop)."""
+
+    start: int
+    cut: int
+    responses: tuple[tuple[int, int, int], ...]
+
+    @property
+    def stop(self) -> int:
+        return self.responses[-1][2] if self.responses else self.cut
+
+
+class Rows(NamedTuple):
+    """A forest unrolled to one right-padded row per response (R rows, L columns); see `Batch.rows`."""
+
+    tokens: Tensor
+    """[R, L] int64, 0 on padding"""
+    mask: Tensor
+    """[R, L] int64, 1 on tokens and 0 on padding"""
+    source: Tensor
+    """[T] int64, where each token of the forest stands in the flattened rows: `hidden.flatten(0, 1)[source]` is [T, …]"""
+
+
+@dataclass
+class Batch:
+    """A packed forest in depth-first order: T tokens, N responses (branches), P prompts. See the module's drawing.
+
+    An algorithm that needs more columns declares a dataclass that extends this one and names the axis of each in
+    `axes`, so that `select` and `split` can cut it.
+    """
+
+    tokens: Tensor
+    """[T] int64, token ids"""
+    position: Tensor
+    """[T] int64, depth in the tree: the position that rotary or learned embeddings see"""
+    parent: Tensor
+    """[T] int64, index of the preceding token in the tree, -1 at a root"""
+    end: Tensor
+    """[T] int64, one past the token's last descendant"""
+    branch: Tensor
+    """[T] int64, the response a token belongs to, -1 on prompts and padding"""
+    weight: Tensor
+    """[T] float32, loss weight; 0 is not trained, as is every root"""
+    group: Tensor
+    """[N] int64, the prompt that each response answers"""
+    score: Tensor
+    """[N] float32, label or reward of each response"""
+    row: Tensor
+    """[P] int64, stable id of the example each prompt comes from"""
+    totals: Totals
+    """Denominators of the whole optimizer step; of this batch alone when it was made by hand"""
+    spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
+    """The same structure as plain numbers, kept from `pack` so that no device has to be asked; see `structure`"""
+
+    axes: ClassVar[dict[str, str]] = dict.fromkeys(("tokens", "position", "parent", "end", "branch", "weight"), "T") | {
+        "group": "N",
+        "score": "N",
+        "row": "P",
+    }
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def structure(self) -> tuple[Span, ...]:
+        """Where every tree, prompt and response stands, padding left out."""
+        if self.spans is None:
+            self.spans = tuple(_walk(self.end.tolist(), self.branch.tolist()))
+        return self.spans
+
+    @property
+    def size(self) -> int:
+        """Number of real tokens: T without padding."""
+        return sum(span.stop - span.start for span in self.structure())
+
+    @property
+    def mask(self) -> Tensor:
+        """[T, T] bool, True where the row's query may attend to the column's key."""
+        index = torch.arange(len(self), device=self.end.device)
+        return (index <= index[:, None]) & (index[:, None] < self.end)
+
+    @property
+    def last(self) -> Tensor:
+        """[N] int64, index of each response's last token, found by structure and not by looking for padding."""
+        stops = {branch: stop - 1 for span in self.structure() for branch, _, stop in span.responses}
+        return torch.tensor([stops[n] for n in range(len(self.group))], dtype=torch.long, device=self.end.device)
+
+    def per_branch(self, x: Tensor) -> Tensor:
+        """Weighted sum of `x` [T] over the tokens of each response: [N]."""
+        inside = self.branch >= 0
+        return x.new_zeros(len(self.group)).index_add(0, self.branch[inside], (x * self.weight)[inside])
+
+    def per_prompt(self, x: Tensor) -> Tensor:
+        """Sum of `x` [N] over the responses of each prompt: [P]."""
+        return x.new_zeros(len(self.row)).index_add(0, self.group, x)
+
+    def token_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's weighted mean of `x` [T] over trained tokens: a scalar."""
+        return (x * self.weight).sum() / (self.totals.tokens or 1.0)
+
+    def response_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's mean of `x` [N] over responses: a scalar."""
+        return x.sum() / (self.totals.responses or 1)
+
+    def prompt_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's mean of `x` [P] over prompts (pairs, in preference data): a scalar."""
+        return x.sum() / (self.totals.prompts or 1)
+
+    def _map(self, f: Any) -> Self:
+        tensors = {d.name: f(v) for d in fields(self) if isinstance(v := getattr(self, d.name), Tensor)}
+        return replace(self, **tensors)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch on another device."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, from where a GPU copies without waiting."""
+        return self._map(lambda x: x.pin_memory())
+
+    def select(self, trees: Sequence[int]) -> Self:
+        """The batch of these trees alone (numbers into `structure()`). `totals` stay those of the whole step, so the
+        parts of a batch have losses and gradients that add up to the whole."""
+        spans = [self.structure()[i] for i in trees]
+        device = self.tokens.device
+        at = torch.tensor([t for s in spans for t in range(s.start, s.stop)], dtype=torch.long, device=device)
+        kept = torch.tensor([b for s in spans for b, _, _ in s.responses], dtype=torch.long, device=device)
+        prompts = self.group[kept].unique_consecutive()
+        return self._gather({"T": at, "N": kept, "P": prompts})
+
+    def _gather(self, index: dict[str, Tensor], **changed: Tensor) -> Self:
+        """Take rows along each axis and renumber `parent`, `end`, `branch` and `group` (each tree must be whole)."""
+        cut = {name: getattr(self, name)[index[axis]] for name, axis in self.axes.items() if axis in index}
+        out = replace(self, **(cut | changed), spans=None)
+        if "parent" not in changed:
+            shift = torch.arange(len(index["T"]), device=out.end.device) - index["T"]
+            out.parent = torch.where(out.parent < 0, out.parent, out.parent + shift)
+            out.end = out.end + shift
+        for name, axis, far in (("branch", "N", self.group), ("group", "P", self.row)):
+            if axis in index:
+                number = torch.full((len(far) + 1,), -1, dtype=torch.long, device=out.end.device)
+                number[index[axis]] = torch.arange(len(index[axis]), device=out.end.device)
+                setattr(out, name, number[getattr(out, name)])
+        return out
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of whole trees, balanced by tokens, in the order of the forest."""
+        spans, parts = self.structure(), min(parts, len(self.structure()))
+        cuts: list[list[int]] = [[] for _ in range(parts)]
+        done, part = 0, -1
+        for i, span in enumerate(spans):
+            middle = int(parts * (done + (span.stop - span.start) / 2) / self.size)
+            part = max(min(middle, part + 1), parts - (len(spans) - i))  # every part gets a tree
+            cuts[part].append(i)
+            done += span.stop - span.start
+        return [self.select(cut) for cut in cuts]
+
+    def _paths(self) -> list[list[int]]:
+        """Token indices from root to leaf, for each response in order and then each prompt that has none."""
+        paths = {b: [*range(s.start, s.cut), *range(i, j)] for s in self.structure() for b, i, j in s.responses}
+        bare = [list(range(s.start, s.cut)) for s in self.structure() if not s.responses]
+        return [paths[n] for n in range(len(self.group))] + bare
+
+    def unshare(self) -> Self:
+        """The same batch with each prompt repeated for each of its responses: slower, equal, a reference in tests.
+
+        `group`, `row` and `totals` stay what they were, so that groups and means do not change.
+        """
+        paths, device = self._paths(), self.tokens.device
+        at = torch.tensor([t for path in paths for t in path], dtype=torch.long, device=device)
+        lengths = torch.tensor([len(path) for path in paths], device=device)
+        stops = lengths.cumsum(0)
+        end = stops.repeat_interleave(lengths)
+        start = (stops - lengths).repeat_interleave(lengths)
+        index = torch.arange(len(at), device=device)
+        return self._gather({"T": at}, parent=torch.where(index == start, -1, index - 1), end=end)
+
+    def rows(self) -> Rows:
+        """One right-padded row per response, with the way back, for models that cannot take the forest's mask.
+
+        In a packed row the state of a recurrent layer would leak from one tree into the next.
+        """
+        paths = self._paths()
+        length = max(map(len, paths), default=0)
+        at = torch.full((len(paths), length), -1, dtype=torch.long)
+        source = torch.zeros(len(self), dtype=torch.long)
+        for r, path in reversed(list(enumerate(paths))):  # a shared prompt is read from its first response's row
+            at[r, : len(path)] = torch.tensor(path)
+            source[path] = r * length + torch.arange(len(path))
+        device = self.tokens.device
+        at, source = at.to(device), source.to(device)
+        return Rows(torch.where(at < 0, 0, self.tokens[at]), (at >= 0).long(), source)
+
+
+def _walk(end: list[int], branch: list[int]) -> list[Span]:
+    """The trees of a row, read from `end` and `branch` in depth-first order."""
+    spans, t = [], 0
+    while t < len(end):
+        start, stop = t, end[t]
+        if branch[t] < 0 and stop == t + 1:  # padding
+            t += 1
+            continue
+        while t < stop and branch[t] < 0:
+            t += 1
+        cut, responses = t, []
+        while t < stop:
+            responses.append((branch[t], t, end[t]))
+            t = end[t]
+        spans.append(Span(start, cut, tuple(responses)))
+    return spans
+
+
+def pack(trees: Sequence[Tree], totals: Totals | None = None, length: int | None = None) -> Batch:
+    """Lay trees out in one row, depth-first.
+
+    A tree without responses is carried along but counts nowhere (a batch of weight 0 is made of such). A tree without
+    a prompt is plain text: it has one response, whose first token is the root and is not predicted.
+
+    Args:
+        trees: prompts with their responses; the best response first where that matters.
+        totals: what the whole optimizer step holds; default: what these trees hold.
+        length: pad the row to this many tokens.
+
+    Raises:
+        ValueError: an empty response, several responses without a prompt, or more tokens than `length`.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in Batch.axes}
+    spans = []
+    for tree in trees:
+        spans.append(_append(columns, tree))
+    size = len(columns["tokens"])
+    if length is not None:
+        if length < size:
+            raise ValueError(f"{size} tokens do not fit a row of {length}")
+        pad = range(size, length)
+        for name, value in {"tokens": 0, "position": 0, "parent": -1, "branch": -1, "weight": 0.0}.items():
+            columns[name] += [value] * len(pad)
+        columns["end"] += [t + 1 for t in pad]
+    tensors = {
+        name: torch.tensor(values, dtype=torch.float32 if name in ("weight", "score") else torch.long)
+        for name, values in columns.items()
+    }
+    if totals is None:
+        totals = sum((tree.totals() for tree in trees), Totals(0.0, 0, 0))
+    return Batch(**tensors, totals=totals, spans=tuple(spans))
+
+
+def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
+    """Append one tree to the columns of a batch and say where it stands."""
+    root, n = len(columns["tokens"]), len(tree.prompt)
+    if any(not response for response in tree.responses) or (not n and len(tree.responses) != 1):
+        raise ValueError(f"row {tree.row}: a tree needs a prompt and non-empty responses, or one response alone")
+    stop, number = root + len(tree), len(columns["row"])
+    columns["tokens"] += tree.prompt
+    columns["position"] += range(n)
+    columns["parent"] += [-1, *range(root, root + n - 1)] if n else []
+    columns["end"] += [stop] * n
+    columns["branch"] += [-1] * n
+    columns["weight"] += [0.0] * n
+    placed = []
+    for k, response in enumerate(tree.responses):
+        t, m = len(columns["tokens"]), len(response)
+        placed.append((len(columns["group"]), t, t + m))
+        weights = list(tree.weights[k]) if tree.weights is not None else [1.0] * m
+        if len(weights) != m:
+            raise ValueError(f"row {tree.row}: {m} response tokens but {len(weights)} weights")
+        columns["weight"] += weights if n else [0.0, *weights[1:]]
+        columns["tokens"] += response
+        columns["position"] += range(n, n + m)
+        columns["parent"] += [root + n - 1 if n else -1, *range(t, t + m - 1)]
+        columns["end"] += [t + m] * m
+        columns["branch"] += [len(columns["group"])] * m
+        columns["group"].append(number)
+        columns["score"].append(tree.scores[k] if tree.scores is not None else 0.0)
+    if tree.responses:
+        columns["row"].append(tree.row)
+    return Span(root, root + n, tuple(placed))
