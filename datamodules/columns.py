@@ -1,0 +1,47 @@
+"""Column names and what they mean: canonical names, the obvious other ones (Korean too), and mappings by hand."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+_ALIASES = {
+    "instruction": "instruction instructions 지시 지시문 지시사항 명령 명령어",
+    "input": "input 입력 맥락",
+    "output": "output 출력",
+    "prompt": "prompt question query q 질문 질의 물음 문제 프롬프트",
+    "response": "response completion answer reply a 답변 대답 응답 답 정답",
+    "text": "text document 본문 텍스트 문장",
+    "messages": "messages",
+    "conversations": "conversations conversation",
+    "chosen": "chosen preferred 선호 선택",
+    "rejected": "rejected dispreferred 비선호 거절 거부",
+    "responses": "responses completions candidates answers",
+    "scores": "scores ratings rewards",
+    "ranking": "ranking ranks",
+    "system": "system system_prompt",
+    "history": "history",
+    "margin": "margin",
+    "score_chosen": "score_chosen chosen_score",
+    "score_rejected": "score_rejected rejected_score",
+}
+_ALIAS_OF = {word: name for name, words in _ALIASES.items() for word in words.split()}
+
+
+def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
+    """Canonical name -> the row's own column. A mapped column is taken before an exact one, that before an alias."""
+    named: dict[str, str] = {}
+    for column in row:
+        plain = unicodedata.normalize("NFC", str(column)).strip().lower()
+        if plain not in named or plain == column:
+            named[plain] = column
+    for column in row:
+        alias = _ALIAS_OF.get(unicodedata.normalize("NFC", str(column)).strip().lower())
+        if alias is not None and alias not in named:
+            named[alias] = column
+    return named | {name: column for name, column in columns.items() if column in row}
+
+
+def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    return {name: row[column] for name, column in names_of(row, columns).items()}

@@ -1,0 +1,270 @@
+"""Files to rows: JSONL, JSON, CSV, TSV, Parquet, folders and globs of them, and hub datasets.
+
+Every row comes with the place it starts at, `file:line` (in Parquet and hub datasets, which have no lines, the number
+of the row). Encodings are always explicit. JSON Lines, tables and Parquet are streamed; an array or UTF-16 text is
+read whole. The content decides, not the name: an array in a file named .jsonl is read as an array (with a note), and
+JSON Lines in a file named .json as JSON Lines.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import json
+import logging
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from leyden.datamodules.tables import read_table
+from leyden.errors import UserError, nearest
+
+log = logging.getLogger("leyden")
+
+Row = dict[str, Any]
+OnBad = Callable[[str, str], None]
+"""Called with the place and the problem of a row that cannot be read; the row is then left out."""
+OnNote = Callable[[str], None]
+"""Called with what a reader decided and the user may want to know, such as an encoding."""
+
+EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_rows(
+    path: str | Path,
+    on_bad: OnBad | None = None,
+    *,
+    on_note: OnNote = log.info,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+) -> Iterator[tuple[str, Row]]:
+    """Every row of `path` as (`file:line`, row): a file, a folder, a glob, or `hf:NAME` / `hf:NAME:SPLIT`.
+
+    A row that cannot be read raises a `UserError`, or goes to `on_bad(place, problem)` and is left out. A file that
+    cannot be read at all (missing, empty, a broken array or header) always raises. `encoding` and `delimiter`
+    override what is detected.
+    """
+    report = on_bad or _stop
+    if str(path).startswith("hf:"):
+        yield from _hub(str(path))
+        return
+    for file in find_files(path):
+        rows = 0
+        for place, row in _read_file(file, report, on_note, encoding, delimiter):
+            rows += 1
+            yield place, row
+        if rows == 0 and on_bad is None:
+            raise UserError(f"{file}: no rows in it; give a file with data")
+
+
+def find_files(path: str | Path) -> list[Path]:
+    """The data files that a path, a folder or a glob stands for, sorted by name."""
+    target = _existing(Path(path).expanduser())
+    if target is not None and target.is_dir():
+        files = sorted(file for file in target.iterdir() if _is_data(file))
+        if not files:
+            raise UserError(f"{path}: no data file in this folder; it needs {', '.join(EXTENSIONS)} files")
+        return files
+    if target is not None:
+        return [target]
+    if glob.has_magic(str(path)):
+        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
+        if files:
+            return files
+        raise UserError(f"{path}: no file matches this pattern; quote it and check the folder")
+    raise UserError(f"{path}: no such file{_neighbour(Path(path))}")
+
+
+def extension(path: Path) -> str:
+    """The extension that says what a file holds, without the `.gz` of a compressed one."""
+    name = path.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file for reading bytes, decompressing `.gz`."""
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+
+
+def _read_file(
+    path: Path, report: OnBad, note: OnNote, encoding: str | None, delimiter: str | None
+) -> Iterator[tuple[str, Row]]:
+    kind = extension(path)
+    if kind not in EXTENSIONS:
+        raise UserError(f"{path}: unknown kind of file '{kind}'; use one of {', '.join(EXTENSIONS)} (or .gz of them)")
+    try:
+        if kind == ".parquet":
+            yield from _parquet(path)
+            return
+        with open_binary(path) as file:
+            start = file.read(4096)
+        if not start.strip(_BOM + b" \t\r\n"):
+            raise UserError(f"{path}: the file is empty; give a file with data")
+        if kind in (".csv", ".tsv"):
+            yield from read_table(path, lambda: open_binary(path), report, note, encoding, delimiter)
+        else:
+            yield from _json(path, kind, report, note, encoding)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the compressed file is broken or cut off ({error}); copy it again") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
+
+
+def _json(path: Path, kind: str, report: OnBad, note: OnNote, encoding: str | None) -> Iterator[tuple[str, Row]]:
+    file = open_binary(path)
+    with file:
+        start = file.peek(4096)[:4096] if isinstance(file, io.BufferedReader | gzip.GzipFile) else b""
+        if start.startswith(_UTF16):
+            note(f"{path}: UTF-16 text, read as such; UTF-8 is the rule for JSON")
+            file, encoding = io.BytesIO(file.read().decode("utf-16").encode()), None
+            start = file.getvalue()[:4096]
+        start = start.removeprefix(_BOM).lstrip()
+        if start[:1] == b"[":
+            if kind == ".jsonl":
+                note(f"{path}: a JSON array in a file named .jsonl, read as an array")
+            yield from _array(path, file.read(), encoding)
+        elif kind == ".json" and start.split(b"\n")[0].strip() in (b"{", b"}"):
+            raise UserError(f"{path}: one JSON object over many lines, not rows; write an array [{{...}}, {{...}}]")
+        else:
+            yield from _lines(path, file, report, encoding or "utf-8")
+
+
+def _lines(path: Path, file: IO[bytes], report: OnBad, encoding: str) -> Iterator[tuple[str, Row]]:
+    for number, raw in enumerate(file, start=1):
+        line = raw.removeprefix(_BOM).strip()
+        if not line:
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line.decode(encoding))
+        except UnicodeDecodeError as error:
+            report(place, _not_text(path, line, error))
+        except (ValueError, RecursionError) as error:
+            report(place, _broken_line(error, whole=raw.endswith(b"\n")))
+        else:
+            if isinstance(row, dict):
+                yield place, row
+            else:
+                report(place, f"{_kind(row)}, not an object; write one {{...}} a line")
+
+
+def _array(path: Path, data: bytes, encoding: str | None) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON array, each with the line it starts on."""
+    try:
+        text = data.decode(encoding or "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: {_not_text(path, data, error)}") from None
+    decoder, at, counted, line = json.JSONDecoder(), text.find("[") + 1, 0, 1
+    while True:
+        at = _skip(text, at, " \t\r\n,")
+        line += text.count("\n", counted, at)
+        counted = at
+        if at >= len(text):
+            raise UserError(f"{path}:{line}: the array never ends with ']', the file seems cut off; copy it again")
+        if text[at] == "]":
+            break
+        try:
+            row, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            problem = f"broken JSON ({_reason(error)})"
+            raise UserError(f"{path}:{error.lineno}: {problem}; mend this line of the array") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{line}: {_kind(row)}, not an object; the array must hold objects {{...}}")
+        yield f"{path}:{line}", row
+    rest = _skip(text, at + 1, " \t\r\n")
+    if rest < len(text):
+        line += text.count("\n", counted, rest)
+        raise UserError(f"{path}:{line}: text after the end of the array; one file holds one array")
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", row
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a Parquet file that can be read ({reason}); write it again") from None
+
+
+def _hub(name: str) -> Iterator[tuple[str, Row]]:
+    import datasets
+
+    repository, _, split = name.removeprefix("hf:").partition(":")
+    try:
+        data = datasets.load_dataset(repository, split=split or "train")
+    except Exception as error:  # a dozen kinds, all about the name, the split or the network
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name}: cannot be loaded ({reason}); check the name, hf:NAME:SPLIT, and the network"
+        ) from None
+    for number, row in enumerate(data, start=1):
+        yield f"{name}:{number}", dict(row)
+
+
+def _stop(place: str, problem: str) -> NoReturn:
+    raise UserError(f"{place}: {problem}")
+
+
+def _is_data(file: Path) -> bool:
+    hidden = file.name.startswith((".", "_"))
+    return file.is_file() and not hidden and extension(file) in EXTENSIONS and ".rejected." not in file.name
+
+
+def _existing(path: Path) -> Path | None:
+    """The path, or the same name in the other Unicode form: files copied from a Mac have decomposed Hangul names."""
+    forms = [path, *(Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))]
+    return next((form for form in forms if form.exists()), None)
+
+
+def _neighbour(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder}); check the path"
+    names = [file.name for file in folder.iterdir() if file.is_dir() or _is_data(file)]
+    return nearest(path.name, names) or f" in {folder}; check the path"
+
+
+def _not_text(path: Path, data: bytes, error: UnicodeDecodeError) -> str:
+    problem = f"not valid UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1})"
+    try:
+        data.decode("cp949")
+    except UnicodeDecodeError:
+        return f"{problem}; save the file as UTF-8"
+    return f"{problem}, it looks like CP949; run: leyden data convert {path} --encoding cp949"
+
+
+def _broken_line(error: Exception, whole: bool) -> str:
+    if whole:
+        return f"broken JSON ({_reason(error)}); write one complete JSON object a line"
+    return f"broken JSON ({_reason(error)}) in a last line without a line end: the file seems cut off; copy it again"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    return {list: "an array", str: "a string", bool: "true or false"}.get(type(value), "a number")
+
+
+def _skip(text: str, at: int, characters: str) -> int:
+    while at < len(text) and text[at] in characters:
+        at += 1
+    return at

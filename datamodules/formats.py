@@ -1,0 +1,170 @@
+"""Rows to examples: every format is a pure function with a name, a test for its columns, and one clear error a trap.
+
+Column names are matched without regard to case, and a few obvious ones stand for each other (question and 질문 for
+prompt, answer and 답변 for response); `columns={"prompt": "my column"}` maps any other name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from leyden.datamodules import readers
+from leyden.datamodules.columns import canonical, names_of
+from leyden.datamodules.readers import Parts
+from leyden.datamodules.turns import RowError, check_order
+from leyden.errors import UserError, nearest
+from leyden.example import Example
+
+__all__ = ["FORMATS", "KINDS", "RowError", "describe", "detect", "parse"]
+
+Row = Mapping[str, Any]
+KINDS = ("instruction", "preference", "prompts")
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way to write a row. `needs` are its columns; for prompts alone those of `answers` may be missing."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    answers: tuple[str, ...]
+    read: Callable[[dict[str, Any], bool], Parts]
+    """(row under canonical names, whether answers are wanted) -> parts."""
+
+    def fits(self, names: Iterable[str], answers: bool = True) -> bool:
+        """Whether a row with these canonical columns can be read."""
+        return set(self.needs if answers else set(self.needs) - set(self.answers)) <= set(names)
+
+
+def parse(
+    row: Row,
+    format: str,
+    kind: str,
+    columns: Mapping[str, str] | None = None,
+    rank_order: str | None = None,
+) -> Example:
+    """One row as an example of `kind`; raises `RowError`. Pure.
+
+    `columns` maps canonical names to the row's own (`{"prompt": "질문"}`). `rank_order` is `lower_is_better` or
+    `higher_is_better` and needed where a row only ranks its completions.
+    """
+    form = _form(format, kind)
+    named = canonical(row, columns or {})
+    if rank_order is not None:
+        named["rank_order"] = rank_order
+    _require(form, named, row, answers=kind != "prompts")
+    parts = form.read(named, kind != "prompts")
+    if parts.text is not None:
+        return Example([], text=parts.text, row=row)
+    return _finish(parts, kind, row)
+
+
+def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = None) -> str:
+    """The name of the format that most of the first `rows` are written in; raises `UserError` when none fits.
+
+    Where two fit equally well the earlier in `FORMATS` wins; for prompts, one whose answers are there wins.
+    """
+    if not rows:
+        raise UserError("no rows to find the format from; give a file with data")
+    names = [names_of(row, columns or {}) for row in rows]
+    best, most = "", 0
+    for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
+        votes = sum(form.fits(one, answers) for one in names)
+        if votes > most:
+            best, most = form.name, votes
+    if most == 0:
+        raise UserError(_no_format(rows[0], kind))
+    return best
+
+
+def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, str] | None = None) -> str:
+    """One line that says how rows are read: `prompt-response (prompt: 질문, response: 답변)`."""
+    form, found = _form(format, kind), names_of(rows[0], columns or {})
+    uses = [f"{name}: {found[name]}" if found[name] != name else name for name in form.needs if name in found]
+    return f"{form.name} ({', '.join(uses)})"
+
+
+def _finish(parts: Parts, kind: str, row: Row) -> Example:
+    if kind == "prompts":
+        turns = list(parts.prompt)
+        while turns and turns[-1]["role"] == "assistant":
+            turns.pop()
+        check_order(turns)
+        if not turns or turns[-1]["role"] not in ("user", "tool"):
+            raise RowError("there is no user turn to answer; write a prompt or drop the row")
+        return Example(turns, row=row)
+    responses = parts.responses[:1] if kind == "instruction" else parts.responses
+    for response in responses:
+        check_order([*parts.prompt, *response])
+        if response[-1]["role"] != "assistant":
+            raise RowError(f"the last turn is {response[-1]['role']}, not assistant: nothing to train; drop that turn")
+    if kind == "instruction":
+        return Example(parts.prompt, responses, row=row)
+    if any(response == responses[0] for response in responses[1:]):
+        raise RowError("chosen equals rejected: the row says nothing about preference; drop it")
+    return Example(parts.prompt, responses, scores=parts.scores, row=row)
+
+
+_INSTRUCTION = (
+    Format("messages", "instruction", ("messages",), (), readers.messages),
+    Format("alpaca", "instruction", ("instruction", "output"), ("output",), readers.alpaca),
+    Format("prompt-response", "instruction", ("prompt", "response"), ("response",), readers.prompt_response),
+    Format("input-output", "instruction", ("input", "output"), ("output",), readers.input_output),
+    Format("sharegpt", "instruction", ("conversations",), (), readers.sharegpt),
+    Format("text", "instruction", ("text",), ("text",), readers.text),
+)
+_PREFERENCE = (
+    Format(
+        "prompt-chosen-rejected", "preference", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), readers.pair
+    ),
+    Format(
+        "sharegpt-chosen-rejected",
+        "preference",
+        ("conversations", "chosen", "rejected"),
+        ("chosen", "rejected"),
+        readers.sharegpt_pair,
+    ),
+    Format("chosen-rejected", "preference", ("chosen", "rejected"), (), readers.transcripts),
+    Format("ranked", "preference", ("prompt", "completion_0", "completion_1", "ranking"), ("ranking",), readers.ranked),
+    Format("scored", "preference", ("prompt", "responses", "scores"), ("responses", "scores"), readers.scored),
+)
+_PROMPTS = (Format("prompt", "prompts", ("prompt",), (), readers.prompt_only),)
+
+
+def _by_name(*formats: Format) -> dict[str, Format]:
+    return {form.name: form for form in formats}
+
+
+FORMATS: dict[str, dict[str, Format]] = {
+    "instruction": _by_name(*_PREFERENCE, *_INSTRUCTION),
+    "preference": _by_name(*_PREFERENCE),
+    "prompts": _by_name(*_PREFERENCE, *_INSTRUCTION[:-1], *_PROMPTS),
+}
+"""kind -> name -> format, in order of precedence. Every kind also reads the richer ones and leaves out the rest."""
+
+
+def _form(name: str, kind: str) -> Format:
+    if kind not in FORMATS:
+        raise UserError(f"kind {kind}: unknown{nearest(kind, KINDS) or '; use ' + ', '.join(KINDS)}")
+    if name not in FORMATS[kind]:
+        known = ", ".join(FORMATS[kind])
+        raise UserError(f"format {name}: unknown for {kind} data{nearest(name, FORMATS[kind]) or '; use ' + known}")
+    return FORMATS[kind][name]
+
+
+def _no_format(row: Row, kind: str) -> str:
+    found = ", ".join(map(str, row)) or "none"
+    known = " | ".join(",".join(form.needs) for form in FORMATS[kind].values())
+    flags = "--chosen COLUMN --rejected COLUMN" if kind == "preference" else "--prompt COLUMN --response COLUMN"
+    return f"no {kind} format fits the columns {found}; name them with {flags}, or use one of {known}"
+
+
+def _require(form: Format, named: Mapping[str, Any], row: Row, answers: bool) -> None:
+    for name in form.needs:
+        if name not in named and (answers or name not in form.answers):
+            hint = nearest(name, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"
+            raise RowError(f"no column '{name}' ({form.name}){hint}")
