@@ -74,7 +74,9 @@ def test_a_tree_without_responses_counts_nowhere() -> None:
     assert b.token_mean(torch.ones(2)) == 0 and b.response_mean(torch.ones(0)) == 0
 
 
-@pytest.mark.parametrize("tree", [Tree([1], [[]]), Tree([], [[1], [2]]), Tree([], []), Tree([1], [[2, 3]], None, [[1.0]])])
+@pytest.mark.parametrize(
+    "tree", [Tree([1], [[]]), Tree([], [[1], [2]]), Tree([], []), Tree([1], [[2, 3]], None, [[1.0]])]
+)
 def test_trees_that_cannot_be_packed(tree: Tree) -> None:
     with pytest.raises(ValueError):
         pack([tree])

@@ -1,0 +1,41 @@
+"""What a tokenizer's chat template says about where a turn ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROBE = "leyden-probe"
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int | None:
+    """The special token that a chat template writes after an assistant's words, or None if it writes none.
+
+    Found by rendering a conversation and looking at what follows the answer: it need not be the EOS token (Gemma
+    ends turns with `<end_of_turn>`), and a model that is never trained on it never stops.
+    """
+    template = chat_template or tokenizer.chat_template
+    if not isinstance(template, str):
+        return None
+    return _turn_end(tokenizer, template)
+
+
+@lru_cache(maxsize=32)
+def _turn_end(tokenizer: PreTrainedTokenizerBase, template: str) -> int | None:
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template)
+    after = str(text).rpartition(PROBE)[2]
+    ids = tokenizer(after, add_special_tokens=False).input_ids if after.strip() else []
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((int(i) for i in ids if i in special), None)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, extra: int | Sequence[int] | None = None) -> frozenset[int]:
+    """Token ids that end a response: EOS, the template's turn end, and those of a generation config (`extra`)."""
+    ids = {tokenizer.eos_token_id, turn_end(tokenizer)}
+    ids |= {extra} if isinstance(extra, int) else set(extra or ())
+    return frozenset(int(i) for i in ids if i is not None)

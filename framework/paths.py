@@ -1,0 +1,37 @@
+"""Where the files of a model lie: the embedded one, a local folder, or a name on the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from leyden.errors import UserError, nearest
+
+
+def resolve(path: str) -> str:
+    """A path or name that transformers can load: `tiny` becomes the embedded folder, the rest stays as it is.
+
+    Raises `UserError` where `path` looks like a local folder (it starts with `.`, `/` or `~`, has a backslash, or more
+    than one slash) and is not there. Hub names (`name` or `owner/name`) cannot be checked without the network.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return str(local)
+    if path == "tiny":
+        return str(_embedded())
+    if local.is_file():
+        raise UserError(f"{path}: a file, not a model folder; give the folder that holds config.json")
+    if path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1:
+        parent = local.parent
+        names = [folder.name for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
+        raise UserError(f"{path}: no such model folder{nearest(local.name, names) or '; check the path'}")
+    return path
+
+
+def _embedded() -> Path:
+    """The folder of the embedded model, found without running any code of the package that holds it."""
+    spec = importlib.util.find_spec("leyden.models")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (embedded := Path(folder) / "tiny").is_dir():
+            return embedded
+    raise UserError("tiny: the embedded model is missing from this installation; install leyden again")

@@ -1,0 +1,108 @@
+"""A policy turns tokens into log-probabilities, and prompts into responses."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from leyden.batch import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class Outputs:
+    """What one forward over a batch gives; what was not wanted is None. T tokens; fp32, nats.
+
+    Values stand at the token they speak of and are 0 on prompts, roots, padding and tokens of weight 0.
+    """
+
+    logp: Tensor
+    """[T] log-prob of each response token given its ancestors"""
+    entropy: Tensor | None = None
+    """[T] entropy of the distribution that predicts each response token"""
+    mean_logp: Tensor | None = None
+    """[T] mean log-prob over the vocabulary at each response token (label smoothing)"""
+
+
+@dataclass
+class Sampling:
+    """How responses are sampled.
+
+    Args:
+        max_new_tokens: the longest response, in tokens.
+        temperature: 0 is greedy; 1 is the model's own distribution.
+        top_k: keep only the k most probable tokens; 0 keeps all.
+        top_p: keep the most probable tokens that together reach this probability.
+        seed: the same seed and prompt give the same response.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: max_new_tokens >= 1, temperature >= 0, top_k >= 0 and 0 < top_p <= 1 are needed")
+
+
+@dataclass
+class Response:
+    """One sampled response."""
+
+    tokens: list[int]
+    """Token ids, the end-of-turn token included where it was sampled"""
+    logp: list[float]
+    """Log-prob of each token under the distribution it was sampled from (temperature, top-k and top-p applied)"""
+    finished: bool
+    """Whether it ended by itself and was not cut at the length limit"""
+    text: str
+    """The text, without special tokens"""
+
+
+class Policy(nn.Module, ABC):
+    """A causal language model as algorithms see it. Cheap to construct; weights arrive in `build`."""
+
+    path: str
+    """Hub name or folder of the weights: also where the tokenizer comes from."""
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded on first use."""
+
+    @property
+    @abstractmethod
+    def stop(self) -> frozenset[int]:
+        """Token ids that end a response."""
+
+    @abstractmethod
+    def build(self) -> None:
+        """Load the weights and fix what is trained. Idempotent; leaves the policy in training mode."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
+        """One forward through the body. `want` may hold logp, entropy and mean_logp."""
+
+    @abstractmethod
+    def generate(
+        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
+    ) -> list[list[Response]]:
+        """`n` responses to each prompt of token ids, dropout off and without gradients."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Write what was trained as an ordinary transformers folder, or a PEFT adapter folder, with the tokenizer."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device

@@ -1,0 +1,169 @@
+"""The policy over any causal language model of transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from leyden.batch import Batch
+from leyden.chat import stop_ids
+from leyden.errors import UserError
+from leyden.models import attention as forest_attention
+from leyden.models.generate import generate
+from leyden.models.load import base_of, load_model, load_tokenizer, parts
+from leyden.models.logprobs import logprobs
+from leyden.models.probe import check_head, takes_forest
+from leyden.policy import Outputs, Policy, Response, Sampling
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class CausalLM(Policy):
+    """A causal LM from a hub name, a local folder, or the embedded default.
+
+    Args:
+        path: hub name, folder of a model or of a PEFT adapter (which is then trained on), or `tiny`.
+        dtype: of the weights, and their only source. Adapters are always fp32. Full training in bfloat16 loses small
+            updates: use float32 with `--trainer.precision bf16-mixed` where memory allows.
+        adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained.
+        attention: how a packed batch is attended to. `auto` picks what suits the device and the model; `rows` runs
+            one padded row per response, which every model can.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the model. Only for sources you trust.
+    """
+
+    def __init__(
+        self,
+        path: str = "tiny",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        adapter: PeftConfig | None = None,
+        attention: Literal["auto", "segments", "dense", "rows"] = "auto",
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
+        self.attention, self.gradient_checkpointing = attention, gradient_checkpointing
+        self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.model: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.path, **self.source)
+        return self._tokenizer
+
+    @property
+    def stop(self) -> frozenset[int]:
+        extra = getattr(base_of(self.model), "generation_config", None) if self.model is not None else None
+        return stop_ids(self.tokenizer, extra.eos_token_id if extra is not None else None)
+
+    def build(self) -> None:
+        if self.model is not None:
+            return
+        self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
+        rows = base_of(self.model).get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > rows:
+            raise UserError(
+                f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens but the model only {rows}; "
+                "use the tokenizer that belongs to the model"
+            )
+        self.model.eval()  # the probes compare, so dropout must be off
+        self._choose_attention()
+        if self.gradient_checkpointing:
+            self._enable_checkpointing()
+        self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
+
+    def _choose_attention(self) -> None:
+        """Settle which attention serves packed batches, and prove on a few tokens that it does."""
+        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        check_head(self, tolerance)
+        base = base_of(self.model)
+        self._native = base.config._attn_implementation
+        if self.attention == "rows":
+            return
+        wanted, config = self.attention, base.config.get_text_config()
+        cap = getattr(config, "attn_logit_softcapping", None)
+        self.attention = forest_attention.choose(self.device, cap) if wanted == "auto" else wanted
+        base.set_attn_implementation(forest_attention.FOREST)
+        if takes_forest(self, tolerance):
+            return
+        base.set_attn_implementation(self._native)
+        self.attention = "rows"
+        name = type(base).__name__
+        if wanted != "auto":
+            raise UserError(f"{self.path}: {name} cannot take attention {wanted}; use --model.policy.attention rows")
+        log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
+
+    def _enable_checkpointing(self) -> None:
+        base = base_of(self.model)
+        if not base.supports_gradient_checkpointing:
+            raise UserError(f"{self.path}: {type(base).__name__} has no gradient checkpointing; leave the option out")
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The body's last hidden states of each token: [T, H]."""
+        if self.attention == "rows":
+            return self.hidden_by_rows(batch)
+        body, _, _ = parts(self.model)
+        forest = forest_attention.Forest(batch, self.attention)
+        out = body(
+            input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest
+        ).last_hidden_state
+        return out[0]  # type: ignore[no-any-return]
+
+    def hidden_by_rows(self, batch: Batch) -> Tensor:
+        """The same from one right-padded row per response, with the attention that the model came with: [T, H]."""
+        body, _, _ = parts(self.model)
+        rows = batch.rows()
+        with self.native_attention():
+            out = body(input_ids=rows.tokens, attention_mask=rows.mask, use_cache=False).last_hidden_state
+        return out.flatten(0, 1)[rows.source]  # type: ignore[no-any-return]
+
+    @contextmanager
+    def native_attention(self) -> Iterator[None]:
+        """Run the model with the attention it came with, for rows and for cached decoding."""
+        base = base_of(self.model)
+        used = base.config._attn_implementation
+        if used != self._native:
+            base.set_attn_implementation(self._native)
+        try:
+            yield
+        finally:
+            if used != self._native:
+                base.set_attn_implementation(used)
+
+    def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
+        _, head, squash = parts(self.model)
+        hidden = self.hidden(batch)
+        at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
+        nothing = len(at) == 0
+        if nothing:  # a batch of weight 0 still has to reach every parameter: other ranks wait for its gradient
+            at = torch.zeros(1, dtype=torch.long, device=batch.tokens.device)
+        before = batch.parent[at].clamp_min(0)
+        extra = bool({"entropy", "mean_logp"} & set(want))
+        columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, extra)
+        full = [x.new_zeros(len(batch)).index_put((at,), x * 0 if nothing else x) for x in columns]
+        return Outputs(full[0], full[1] if "entropy" in want else None, full[2] if "mean_logp" in want else None)
+
+    def generate(
+        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
+    ) -> list[list[Response]]:
+        return generate(self, prompts, n, sampling or Sampling())
+
+    def save(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)

@@ -1,0 +1,134 @@
+"""Loading a causal language model and its tokenizer, and finding the parts of it that training needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from leyden.errors import UserError, nearest
+from leyden.models.logprobs import Squash
+from leyden.paths import resolve
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _load(what: str, path: str, loader: Any, **options: Any) -> Any:
+    """Call a `from_pretrained` and turn what a user can mend into one line."""
+    try:
+        return loader(resolve(path), **options)
+    except (OSError, ValueError) as problem:
+        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        raise UserError(
+            f"{path}: its {what} cannot be loaded ({reason}); give --model.policy.path a folder with the model, "
+            "or a hub name while the hub can be reached"
+        ) from problem
+
+
+def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub name, a local folder or the embedded default (`tiny`)."""
+    from transformers import AutoTokenizer
+
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer: PreTrainedTokenizerBase = _load("tokenizer", path, AutoTokenizer.from_pretrained, **options)
+    return tokenizer
+
+
+def load_model(
+    path: str,
+    dtype: torch.dtype,
+    adapter: PeftConfig | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal LM on the CPU, with a new adapter, with the adapter found in the folder `path`, or with neither.
+
+    Without an adapter every weight is trainable; with one, only the adapter is, in fp32.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
+    if (Path(path) / "adapter_config.json").is_file():
+        return _continue_adapter(path, adapter, options)
+    base: PreTrainedModel = _load("model", path, AutoModelForCausalLM.from_pretrained, **options)
+    _freeze_unreachable(base)
+    return base if adapter is None else _add_adapter(base, adapter)
+
+
+def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, Any]) -> nn.Module:
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if adapter is not None:
+        raise UserError(f"{path} is an adapter already; leave out --model.policy.adapter to go on training it")
+    origin = PeftConfig.from_pretrained(path).base_model_name_or_path or ""
+    base: PreTrainedModel = _load("base model", origin, AutoModelForCausalLM.from_pretrained, **options)
+    _freeze_unreachable(base)
+    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=True)
+    return model
+
+
+def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
+    from peft import get_peft_model
+
+    if getattr(adapter, "is_prompt_learning", False):
+        raise UserError(
+            f"{type(adapter).__name__} adds virtual tokens, which a packed batch has no place for; "
+            "use an adapter of weights such as LoraConfig"
+        )
+    adapter = dataclasses.replace(adapter, task_type=adapter.task_type or "CAUSAL_LM")
+    if base.get_decoder() is not base.base_model and isinstance(adapter.target_modules, str | None):
+        adapter.target_modules = _linear_names(base.get_decoder())  # a text model inside a larger one
+    try:
+        model: nn.Module = get_peft_model(base, adapter)
+    except ValueError as problem:
+        wanted = adapter.target_modules or []
+        names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+        first = next((w for w in ([wanted] if isinstance(wanted, str) else sorted(wanted)) if w not in names), "")
+        raise UserError(
+            f"{type(adapter).__name__}: target_modules {wanted} match nothing in {base.config.name_or_path}, "
+            f"whose linear layers are {', '.join(names)}{nearest(first, names)}"
+        ) from problem
+    return model
+
+
+def _linear_names(decoder: nn.Module) -> list[str]:
+    return sorted({name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)})
+
+
+def _freeze_unreachable(base: PreTrainedModel) -> None:
+    """Freeze what text never reaches (a vision tower), so that no optimizer or strategy waits for its gradients."""
+    if base.get_decoder() is base.base_model:
+        return
+    base.requires_grad_(False)
+    base.get_decoder().requires_grad_(True)
+    base.get_output_embeddings().requires_grad_(True)
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The transformers model under an adapter, or the model itself."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, Squash]:
+    """Body, LM head, and what the model does between its head and its logits.
+
+    Raises:
+        UserError: the model has no LM head.
+    """
+    base = base_of(model)
+    head = base.get_output_embeddings()
+    if head is None:
+        raise UserError(
+            f"{base.config.name_or_path}: {type(base).__name__} has no language-model head; use a causal LM"
+        )
+    config = base.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return base.get_decoder(), head, Squash(scale, getattr(config, "final_logit_softcapping", None))
