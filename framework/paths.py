@@ -9,16 +9,16 @@ from leyden.errors import UserError, nearest
 
 
 def resolve(path: str) -> str:
-    """A path or name that transformers can load: `tiny` becomes the embedded folder, the rest stays as it is.
+    """A path or name that transformers can load: `tiny` becomes the embedded folder (a folder of yours is `./tiny`).
 
     Raises `UserError` where `path` looks like a local folder (it starts with `.`, `/` or `~`, has a backslash, or more
     than one slash) and is not there. Hub names (`name` or `owner/name`) cannot be checked without the network.
     """
+    if path == "tiny":
+        return str(_embedded())
     local = Path(path).expanduser()
     if local.is_dir():
         return str(local)
-    if path == "tiny":
-        return str(_embedded())
     if local.is_file():
         raise UserError(f"{path}: a file, not a model folder; give the folder that holds config.json")
     if path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1:
