@@ -149,8 +149,9 @@ class Template:
         return [self._piece(text[first:last]) for first, last in zip(cuts, cuts[1:], strict=False)]
 
     def _piece(self, text: str) -> list[int]:
-        """The ids of text that stands inside a line: tokenizers that put a blank before a first word must not here."""
-        anchor, anchored = self._ids("\n"), self._ids("\n" + text)
+        """The ids of text that goes on from other text: tokenizers that put a blank before a first word must not."""
+        before = "a" if text.startswith("\n") else "\n"  # something that does not merge with what follows
+        anchor, anchored = self._ids(before), self._ids(before + text)
         return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else self._ids(text)
 
     def _spans(self, messages: list[Message], response: list[Message]) -> tuple[str, list[Span]]:

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import copy
+from functools import cache
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from leyden.batch import Tree
+from leyden.datamodules.template import PLAIN, Template
+from leyden.datamodules.turns import RowError
+from leyden.errors import UserError
+from leyden.example import Example, Message
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Thinks in the last answer only: an empty think block is written there, and left out of the history.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# Another name for the assistant, no system turn, trimmed contents, a terminator that is not EOS, BOS by the template.
+GEMMA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+NO_END = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+TEMPLATES = {"chatml": CHATML, "thinking": THINKING, "gemma": GEMMA, "no_end": NO_END, "llama2": LLAMA2, "plain": PLAIN}
+SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"]
+SENTENCES = [
+    "안녕하세요, 오늘 날씨가 좋네요.",
+    "서울은 대한민국의 수도입니다.",
+    "Hello, how are you today?",
+    "The capital of France is Paris.",
+    "user\nassistant\nmodel\n[INST] what is two plus two? [/INST] four\n\n\n",
+]
+TALK = [
+    Message(role="user", content="What is two plus two?"),
+    Message(role="assistant", content="four"),
+    Message(role="user", content="서울은 어디인가요? 🙂"),
+    Message(role="assistant", content="대한민국의 수도입니다 🙂🙂."),
+]
+
+
+@cache
+def byte_level(bos: str | None = "<s>", eos: str | None = "</s>", pad: str | None = None) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, eos_token=eos, pad_token=pad)
+
+
+@cache
+def word_marked() -> PreTrainedTokenizerFast:
+    """A tokenizer of the Llama 2 kind: blanks are part of words, and a first word gets one put before it."""
+    core = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    names = ["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=names)
+    core.train_from_iterator(SENTENCES * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def example(turns: list[Message] = TALK, cut: int = 1) -> Example:
+    return Example(turns[:cut], [turns[cut:]])
+
+
+def trained(template: Template, tree: Tree, response: int = 0) -> list[str]:
+    """The text of each run of tokens with weight 1."""
+    runs: list[list[int]] = []
+    weights = (tree.weights or [])[response]
+    for number, (token, weight) in enumerate(zip(tree.responses[response], weights, strict=True)):
+        assert weight in (0.0, 1.0)
+        if weight and (number == 0 or not weights[number - 1]):
+            runs.append([])
+        if weight:
+            runs[-1].append(token)
+    return [template.tokenizer.decode(run) for run in runs]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompt_is_what_generation_sees_and_all_decodes_to_the_text(name: str) -> None:
+    tokenizer = byte_level()
+    template = Template(tokenizer, TEMPLATES[name])
+    tree = template.encode(example())
+    assert tree.prompt == template.prompt(TALK[:1])
+    text = tokenizer.apply_chat_template(TALK, tokenize=False, chat_template=TEMPLATES[name])
+    decoded = tokenizer.decode(tree.prompt + tree.responses[0])
+    if name == "no_end":
+        assert decoded == text.rstrip("\n") + "</s>"
+    else:
+        assert text.startswith(decoded) and text.removeprefix(decoded).strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("chatml", "four<|im_end|>", "대한민국의 수도입니다 🙂🙂.<|im_end|>"),
+        ("thinking", "four<|im_end|>", "<think>\n\n</think>\n\n대한민국의 수도입니다 🙂🙂.<|im_end|>"),
+        ("gemma", "four<end_of_turn>", "대한민국의 수도입니다 🙂🙂.<end_of_turn>"),
+        ("llama2", " four </s>", " 대한민국의 수도입니다 🙂🙂. </s>"),
+        ("plain", "four</s>", "대한민국의 수도입니다 🙂🙂.</s>"),
+        ("no_end", " four", " 대한민국의 수도입니다 🙂🙂.</s>"),
+    ],
+)
+def test_exactly_the_answers_and_their_ends_are_trained(name: str, first: str, last: str) -> None:
+    template = Template(byte_level(), TEMPLATES[name])
+    assert trained(template, template.encode(example())) == [first, last]
+    assert trained(template, template.encode(example(cut=3))) == [last]
+
+
+def test_later_answers_start_where_generation_would_start_them() -> None:
+    template = Template(byte_level(), CHATML)
+    tree = template.encode(example())
+    whole = tree.prompt + tree.responses[0]
+    second = template.prompt(TALK[:3])
+    assert whole[: len(second)] == second
+    weights = [0.0] * len(tree.prompt) + (tree.weights or [])[0]
+    assert weights[len(second) - 1 : len(second) + 1] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["llama2", "no_end", "plain"])
+def test_tokenizers_that_mark_words(name: str) -> None:
+    template = Template(word_marked(), TEMPLATES[name])
+    tree = template.encode(example())
+    assert tree.prompt == template.prompt(TALK[:1])
+    assert template.tokenizer.decode(tree.responses[0]).endswith(
+        "수도입니다 🙂🙂. </s>" if name == "llama2" else ".</s>"
+    )
+    pieces = template._cut_pieces("\nfour plus", [0, 1, 5, 10])
+    assert [template.tokenizer.convert_ids_to_tokens(piece)[0][0] == "▁" for piece in pieces] == [False, False, True]
+
+
+def test_a_merge_across_the_cut_does_not_change_the_prompt() -> None:
+    """`[x]` as generation prompt and an answer that starts with `]`: tokenised whole, `]]` is one token."""
+    core = Tokenizer(models.BPE(vocab={"[": 0, "x": 1, "]": 2, "]]": 3, "</s>": 4}, merges=[("]", "]")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}[x]{{ m.content }}</s>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[x]{% endif %}"
+    )
+    template = Template(tokenizer, source)
+    turns = [Message(role="user", content="x"), Message(role="assistant", content="]x")]
+    assert tokenizer("x[x]]x</s>").input_ids == [1, 0, 1, 3, 1, 4]
+    tree = template.encode(example(turns))
+    assert (tree.prompt, tree.responses) == ([1, 0, 1, 2], [[2, 1, 4]])
+    assert tree.weights == [[1.0, 1.0, 1.0]]
+
+
+def test_a_merge_across_the_end_of_an_answer_does_not_train_what_follows() -> None:
+    """No terminator, and the next turn starts with `]`, which merges with the `]` that ends the answer."""
+    core = Tokenizer(models.BPE(vocab={"[": 0, "x": 1, "]": 2, "]]": 3, "</s>": 4}, merges=[("]", "]")]))
+    template = Template(
+        PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>"),
+        "{% for m in messages %}{{ ']x[' if m.role == 'user' else m.content }}{% endfor %}",
+    )
+    contents = ["?", "x]", "?", "x"]
+    turns = [Message(role=turn["role"], content=content) for turn, content in zip(TALK, contents, strict=True)]
+    tree = template.encode(example(turns))
+    assert (tree.prompt, tree.responses) == ([2, 1, 0], [[1, 2, 2, 1, 0, 1, 4]])
+    assert tree.weights == [[1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0]]
+
+
+def test_offsets_that_leave_out_blanks_do_not_hide_a_merge() -> None:
+    """With trimmed offsets the token ` four` seems to start after the blank that ends the generation prompt."""
+    tokenizer = copy.deepcopy(byte_level())
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert "Ġfour" in tokenizer.tokenize("[assistant] four")
+    for first_blank in (" ", ""):  # before every answer, or before the later ones only
+        source = (
+            "{% for m in messages %}[{{ m.role }}]{{ FIRST if loop.index == 2 else ' ' }}{{ m.content }}</s>{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]{{ FIRST if messages | length == 1 else ' ' }}{% endif %}"
+        ).replace("FIRST", repr(first_blank))
+        template = Template(tokenizer, source)
+        talk = [*TALK[:3], Message(role="assistant", content="four")]
+        tree = template.encode(example(talk))
+        assert tree.prompt == template.prompt(talk[:1])
+        assert trained(template, tree) == ["four</s>", "four</s>"]
+
+
+def test_pieces_are_used_without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template(byte_level(), CHATML)
+    expected = template.encode(example())
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    assert template.encode(example()) == expected  # ChatML cuts at special tokens and line ends, so both ways agree
+
+
+def test_several_responses_share_one_prompt() -> None:
+    template = Template(byte_level(), CHATML)
+    answers = [[Message(role="assistant", content=text)] for text in ("Hello", "안녕하세요")]
+    tree = template.encode(Example(TALK[:1], answers))
+    assert [trained(template, tree, index) for index in (0, 1)] == [["Hello<|im_end|>"], ["안녕하세요<|im_end|>"]]
+
+
+def test_pad_equal_to_eos_changes_nothing() -> None:
+    padded = Template(byte_level(pad="</s>"), PLAIN)
+    assert padded.encode(example()) == Template(byte_level(), PLAIN).encode(example())
+    assert (padded.encode(example()).weights or [])[0][-1] == 1.0
+
+
+def test_bos_is_never_doubled_and_eos_never_missing() -> None:
+    tokenizer = byte_level()
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for source in TEMPLATES.values():
+        template = Template(tokenizer, source)
+        for train_on in ("response", "all"):
+            tree = template.encode(example(TALK[:2]), train_on)
+            ids = tree.prompt + tree.responses[0]
+            assert ids.count(bos) <= 1 and bos not in ids[1:]
+            assert ids[-1] in template.stop and ids[-2] not in template.stop
+    for text in ("Hello", "<s>Hello", "Hello</s>", "<s>Hello</s>"):
+        tree = Template(tokenizer, None).encode(Example([], text=text))
+        assert tree.prompt == [bos]
+        assert tokenizer.decode(tree.responses[0]) == "Hello</s>" and tree.responses[0][-1] == eos
+    assert Template(byte_level(bos=None), None).encode(Example([], text="Hello")).prompt == []
+
+
+def test_train_on_all_trains_every_token() -> None:
+    template = Template(byte_level(bos=None), CHATML)
+    tree = template.encode(example(), "all")
+    assert tree.prompt == [] and tree.weights == [[1.0] * len(tree.responses[0])]
+    usual = template.encode(example())
+    assert tree.responses[0] == usual.prompt + usual.responses[0]
+
+
+def test_system_prompt_is_put_first_unless_there_is_one() -> None:
+    tokenizer = byte_level()
+    with_system = [Message(role="system", content="Be brief."), *TALK]
+    template = Template(tokenizer, CHATML, system_prompt="Be brief.")
+    plain = Template(tokenizer, CHATML)
+    assert template.encode(example()) == plain.encode(example(with_system, cut=2))
+    other = [Message(role="system", content="Be kind."), *TALK]
+    assert template.encode(example(other, cut=2)) == plain.encode(example(other, cut=2))
+
+
+def test_stop_holds_eos_terminator_and_given_ids() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.convert_tokens_to_ids
+    assert Template(tokenizer, GEMMA, stop=[7]).stop == {ids("</s>"), ids("<end_of_turn>"), 7}
+    assert Template(tokenizer, NO_END).stop == {ids("</s>")}
+
+
+def test_the_words_of_a_template_that_refuses_are_passed_on() -> None:
+    template = Template(byte_level(), GEMMA, system_prompt="Be brief.")
+    with pytest.raises(RowError, match="System role not supported"):
+        template.encode(example())
+
+
+def test_prompt_not_a_prefix_is_caught() -> None:
+    template = Template(byte_level(), CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    with pytest.raises(RowError, match=r"not a prefix.*'<think>"):
+        template.encode(example())
+
+
+def test_an_answer_that_the_template_drops_is_caught() -> None:
+    hidden = NO_END.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else '(hidden)' }}")
+    with pytest.raises(RowError, match="rewrites the answer"):
+        Template(byte_level(), hidden).encode(example())
+
+
+def test_no_template_says_what_to_type(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--data.chat_template plain"):
+        Template(byte_level()).encode(example())
+    with pytest.raises(UserError, match="did you mean 'plain'"):
+        Template(byte_level(), "plan")
+    path = tmp_path / "chat.jinja"
+    path.write_text(CHATML, encoding="utf-8")
+    assert Template(byte_level(), str(path)).encode(example()) == Template(byte_level(), CHATML).encode(example())
+    with pytest.raises(UserError, match="chat.jinja"):
+        Template(byte_level(), str(tmp_path / "chat.jinga"))
+    with pytest.raises(UserError, match="no EOS"):
+        Template(byte_level(eos=None), NO_END)
