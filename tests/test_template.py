@@ -189,7 +189,8 @@ def test_offsets_that_leave_out_blanks_do_not_hide_a_merge() -> None:
     assert "Ġfour" in tokenizer.tokenize("[assistant] four")
     for first_blank in (" ", ""):  # before every answer, or before the later ones only
         source = (
-            "{% for m in messages %}[{{ m.role }}]{{ FIRST if loop.index == 2 else ' ' }}{{ m.content }}</s>{% endfor %}"
+            "{% for m in messages %}[{{ m.role }}]{{ FIRST if loop.index == 2 else ' ' }}{{ m.content }}</s>"
+            "{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{{ FIRST if messages | length == 1 else ' ' }}{% endif %}"
         ).replace("FIRST", repr(first_blank))
         template = Template(tokenizer, source)
@@ -197,6 +198,7 @@ def test_offsets_that_leave_out_blanks_do_not_hide_a_merge() -> None:
         tree = template.encode(example(talk))
         assert tree.prompt == template.prompt(talk[:1])
         assert trained(template, tree) == ["four</s>", "four</s>"]
+        assert trained(template, template.encode(example(talk[:2]))) == ["four</s>"]
 
 
 def test_pieces_are_used_without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
