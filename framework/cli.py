@@ -1,0 +1,201 @@
+"""The composition root: LightningCLI with our names, our errors, and a folder for every run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from leyden import __version__
+from leyden.algorithm import Algorithm
+from leyden.callbacks import Export, PredictionWriter, Progress, RunRecord, Summary, Throughput
+from leyden.checkpoint import AtomicCheckpointIO, Checkpoint, Randomness
+from leyden.data import DataModule
+from leyden.errors import UserError
+from leyden.keys import Key, render
+from leyden.logger import MetricsCSV
+from leyden.run import Run, claim, find_checkpoint
+from leyden.vet import explain, vet
+
+_HARMLESS = (
+    r".*does not have many workers",  # batches are planned and tokenised ahead
+    r".*Checkpoint directory .* exists and is not empty",
+    r".*The dirpath has changed",
+    r".*smaller than the logging interval",
+    r".*`_get_pg_default_device` will be deprecated",
+    r".*GPU available but not used",
+    r".*Found \d+ module\(s\) in eval mode",  # the reference model and dropout-free parts are meant to be
+    r".*is used within a .*checkpoint.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+
+
+def command_of(module: str) -> Callable[[list[str]], Any]:
+    """The `main(args) -> exit code` of a command that is no Trainer verb."""
+    function: Callable[[list[str]], Any] = import_module(module).main
+    return function
+
+
+def run(verb: str, flags: list[list[Any]], configs: list[dict[str, Any]], keys: list[Key]) -> int:
+    """Run `fit`, `validate`, `test` or `predict` on what the launcher read.
+
+    Raises:
+        UserError: a key, value or setting that cannot work, in one line.
+    """
+    _quiet()
+    cli = CLI(verb, flags, configs, keys)
+    try:
+        cli.start()
+    except argparse.ArgumentError as error:
+        raise UserError(explain(str(error), keys)) from error
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    finally:
+        if cli.run is not None:
+            cli.run.release()
+    return 0
+
+
+def show_keys(verb: str) -> int:
+    """Print every key of a command."""
+    return run(verb, [["help", ""]], [], [])
+
+
+def _quiet() -> None:
+    """Leave the terminal to the run. Warnings that mean something still show."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+class CLI(LightningCLI):
+    """One command. Constructing it does nothing; `start` parses, checks, builds and runs."""
+
+    def __init__(self, verb: str, flags: list[list[Any]], configs: list[dict[str, Any]], keys: list[Key]) -> None:
+        self.verb, self.flags, self.configs, self.keys = verb, flags, configs, keys
+        self.run: Run | None = None
+
+    def start(self) -> None:
+        """Parse and run.
+
+        Raises:
+            ArgumentError: a value of the wrong type, or a missing key.
+            UserError: everything else that the user can mend.
+        """
+        parser_options = {"exit_on_error": False, "dump_header": [f"leyden {__version__}"]}
+        super().__init__(
+            Algorithm,
+            DataModule,
+            save_config_callback=None,
+            trainer_defaults={"log_every_n_steps": 1, "use_distributed_sampler": False, "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs=parser_options | {verb: dict(parser_options) for verb in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.link_arguments("model.init_args.policy.init_args.path", "data.init_args.tokenizer")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--output", type=str | None, default=None, help="where the answers go (JSONL)")
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        actions = self._subcommand_parsers[self.verb]._actions
+        groups = {"trainer": Trainer, "model": Algorithm, "data": DataModule, "checkpoint": Checkpoint}
+        vet(self.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
+        files = [f"--config={json.dumps(content, ensure_ascii=False)}" for content in self.configs]
+        self.config = parser.parse_args([self.verb, *files, *map(render, self.flags)])
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the configuration is the truth on resume, the checkpoint is only state."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.verb]
+        trainer = config.trainer
+        if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+            kind = {"bf16-true": "bfloat16", "16-true": "float16"}.get(trainer.precision, "float32")
+            raise UserError(
+                f"trainer.precision {trainer.precision} would round position tables and heads too; the weights' type "
+                f"is --model.policy.dtype {kind}, the arithmetic's --trainer.precision bf16-mixed"
+            )
+        if trainer.max_epochs is None:  # Lightning would take 1000 epochs
+            trainer.max_epochs = 1 if trainer.max_steps < 0 and trainer.max_time is None else -1
+        resume = config.get("ckpt_path")
+        if resume is not None:
+            config.ckpt_path = str(find_checkpoint(resume, trainer.default_root_dir))
+        if self.verb == "fit" and not trainer.fast_dev_run:
+            name = config.model.class_path.rpartition(".")[2].lower()
+            self.run = claim(trainer.default_root_dir, name, resume is not None)
+        elif self.verb == "predict" and config.output is None:
+            self.run = claim(trainer.default_root_dir, "predict", resume=True)
+        if self.run is not None:
+            trainer.default_root_dir = str(self.run.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = dict(self._get(self.config_init, "trainer"))
+        given = _as_list(config.pop("callbacks", None))
+        plugins = _as_list(config.pop("plugins", None))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        own = [] if config.get("barebones") else self._own_callbacks(config)
+        own = [callback for callback in own if not any(isinstance(other, _place(callback)) for other in given)]
+        return Trainer(
+            **config | {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins} | kwargs
+        )
+
+    def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
+        """What this verb shows and leaves behind."""
+        own: list[Any] = [] if config.get("enable_progress_bar") is False else [Progress()]
+        if self.verb == "predict":
+            output = self.config[self.verb].output
+            return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
+        if self.verb != "fit":
+            return own
+        own += [Summary(), Throughput(), Randomness()]
+        if self.run is not None:
+            checkpoint = self._get(self.config_init, "checkpoint")
+            checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")
+            own += [] if config.get("enable_checkpointing") is False else [checkpoint]
+            own += [RunRecord(self.run.folder, self.resolved()), Export(self.run.folder / "export")]
+        return own
+
+    def _loggers(self, config: dict[str, Any]) -> Any:
+        """metrics.csv beside whatever loggers are configured, unless logging is off."""
+        given = config.get("logger")
+        if self.run is None or self.verb != "fit" or given is False:
+            return given or False
+        return [MetricsCSV(self.run.folder), *(_as_list(given) if given is not True else [])]
+
+    def resolved(self) -> str:
+        """The whole configuration as YAML, ready for `--config`: without the checkpoint, which is state."""
+        config = self.config[self.verb].clone()
+        for name in ("config", "ckpt_path"):
+            config.pop(name, None)
+        return str(self._parser(self.verb).dump(config, skip_none=False, skip_check=True))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _place(callback: Any) -> type:
+    """The type whose presence makes a callback of ours unnecessary."""
+    return ProgressBar if isinstance(callback, Progress) else type(callback)

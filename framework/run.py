@@ -1,0 +1,140 @@
+"""One folder a run: config.yaml, metrics.csv, checkpoints/, export/. Claimed before anything expensive happens."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leyden.errors import UserError, nearest
+
+_SHARED = "LEYDEN_RUN"
+"""Tells the processes that the first one starts which folder it claimed."""
+
+
+def rank() -> int:
+    """Global rank of this process as its launcher set it, 0 when there is one process."""
+    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+
+
+@dataclass
+class Run:
+    """A claimed folder."""
+
+    folder: Path
+    created: list[Path] = field(default_factory=list)
+    """Folders that the claim made, deepest first"""
+
+    def release(self) -> None:
+        """Remove the folders that the claim made and that are still empty: a run that never started leaves nothing."""
+        for path in [self.folder / "checkpoints", *self.created]:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def claim(folder: str | None, name: str, resume: bool) -> Run:
+    """Take the folder of a run: the given one, or `runs/<name>-<next free number>`.
+
+    Raises:
+        UserError: the folder holds a run already and this one does not resume it, or it cannot be written to.
+    """
+    if rank() > 0:
+        return Run(Path(folder or os.environ.get(_SHARED, ".")))
+    if folder is not None and not resume and _holds_run(Path(folder)):
+        raise UserError(
+            f"{folder} already holds a run; go on with it by --ckpt_path last, or name another folder by "
+            "--trainer.default_root_dir"
+        )
+    number = 1
+    while folder is None:
+        path = Path("runs", f"{name}-{number}")
+        if not path.exists():
+            folder = str(path)
+        number += 1
+    run = _make(Path(folder))
+    os.environ[_SHARED] = str(run.folder)
+    return run
+
+
+def _holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
+
+
+def _make(folder: Path) -> Run:
+    """Create a folder with its parents and make sure that it can be written to."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "there is a file in its place" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(
+            f"{folder}: not a folder that can be written to ({reason}); name another by --trainer.default_root_dir"
+        ) from error
+    return Run(folder, missing)
+
+
+def find_checkpoint(value: str, folder: str | None) -> Path:
+    """The checkpoint file that `--ckpt_path` means: a path, or `last`, the newest whole one in the run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if value == "last":
+        if folder is None:
+            runs = sorted(str(path.parent.parent) for path in Path("runs").glob("*/checkpoints/*.ckpt"))
+            hint = f" (such as {runs[-1]})" if runs else ""
+            raise UserError(f"--ckpt_path last: of which run? Add --trainer.default_root_dir FOLDER{hint}")
+        whole = [file for file in Path(folder, "checkpoints").glob("*.ckpt") if file.is_dir() or is_whole(file)]
+        if not whole:
+            raise UserError(f"--ckpt_path last: no checkpoint in {folder}/checkpoints; leave --ckpt_path out to start")
+        return max(whole, key=lambda file: (file.stat().st_mtime_ns, file.name))
+    file = Path(value)
+    if not file.exists():
+        others = [str(path) for path in file.parent.glob("*.ckpt")]
+        raise UserError(f"--ckpt_path {value}: no such file{nearest(value, [*others, 'last'])}")
+    if file.is_file() and not is_whole(file):
+        raise UserError(f"--ckpt_path {value}: not a whole checkpoint; --ckpt_path last finds the newest whole one")
+    return file
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint was written to its end: the archive's directory is its last part."""
+    return zipfile.is_zipfile(file)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Where two configurations differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        found = [differences(old.get(k), new.get(k), path if k == "init_args" else f"{path}.{k}") for k in keys]
+        return [line for lines in found for line in lines]
+    return [] if old == new else [f"{path.lstrip('.')}: {old} -> {new}"]
+
+
+def changed_settings(folder: Path, config: str) -> list[str]:
+    """What a resumed run changes against the config.yaml in its folder."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return []
+    return differences(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(config))
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

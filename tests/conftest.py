@@ -1,0 +1,52 @@
+"""Fixtures for every test: one thread, no network, and the command line in process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one, with a user's module `toy` and 18 rows of data in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("LEYDEN_RUN", raising=False)
+    shutil.copy(Path(__file__).with_name("toy.py"), tmp_path)
+    rows = [{"prompt": [1 + i % 5, 2], "response": [3 + i % 7, 4, 0]} for i in range(18)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def leyden(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `leyden ARGS` in process: (exit code, standard output, standard error)."""
+    from leyden.launcher import main
+
+    def run(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
