@@ -1,0 +1,215 @@
+"""What every algorithm shares: a subclass writes `loss`, as exact means over its batch, and little else."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from leyden.batch import Batch
+from leyden.errors import UserError
+from leyden.example import Example
+from leyden.optim import WarmupCosine, parameter_groups
+from leyden.policy import Policy, Sampling
+
+
+class Algorithm(LightningModule):
+    """A policy, a loss, and everything around them.
+
+    Means are exact over the whole optimizer step: a micro-batch divides by the totals of its step, and here the loss
+    is multiplied by accumulation x world size once, which undoes what the Trainer and the strategy divide by. So one
+    batch of 8, eight of 1 and two processes of 4 take the same step, also where a loss mixes units.
+
+    Args:
+        policy: the model.
+        optimizer: any optimizer by class path.
+        lr_scheduler: any scheduler by class path, stepped once an optimizer step; None keeps the rate.
+        sampling: how `predict` samples; the default is greedy.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-5, weight_decay=0.01, fused=True),
+        lr_scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o),
+        sampling: Sampling | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if kwargs:
+            raise TypeError(f"{type(self).__name__} has no argument {', '.join(kwargs)}")
+        self.policy, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
+        self.sampling = sampling or Sampling(temperature=0.0)
+        self.strict_loading = False
+        self.progress = {"tokens": 0.0, "samples": 0.0}
+        """Tokens and examples trained on so far, by all ranks."""
+        self._window: list[tuple[Tensor, Batch]] = []
+        self._sums: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one micro-batch as means: `batch.token_mean(…) + c * batch.prompt_mean(…)`; a scalar."""
+
+    def experience(self, loader: Any) -> Any:
+        """A sized iterable of batches made from the DataModule's loader: the loader itself, unless sampled on-policy."""
+        return loader
+
+    def measures(self, batch: Batch) -> dict[str, Tensor]:
+        """What validation logs: each value is this batch's share of a mean, so that summing over batches is exact."""
+        return {"loss": self.loss(batch)}
+
+    def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Validation metrics from the sums of `measures`."""
+        return dict(sums)
+
+    # -- building ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        template = getattr(self.data, "chat_template", None)
+        if template is not None:  # so that generation and exports speak as the data did
+            self.policy.tokenizer.chat_template = template
+
+    @property
+    def data(self) -> Any:
+        """The Trainer's DataModule, or None where plain loaders are used."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def configure_model(self) -> None:
+        self.policy.build()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(cast(Any, parameter_groups(self)))
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine):
+            scheduler.plan(self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole training, or None if it has no known end.
+
+        Worked out here: Lightning's own estimate creates the loaders early, and then their state is not restored.
+        """
+        trainer, ends = self.trainer, []
+        if trainer.max_steps >= 0:
+            ends.append(trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and self.data is not None:
+            ends.append(trainer.max_epochs * self.data.steps_per_epoch)
+        return min(ends) if ends else None
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss = self.loss(batch)
+        self._window.append((loss.detach(), batch))
+        if not torch.isfinite(loss):
+            raise UserError(f"{self._when()}: the loss is {float(loss)} in {self._blame(batch)}; {_REMEDY}")
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if not torch.isfinite(norm):
+            rows = self._places([int(r) for _, batch in self._window for r in batch.row])
+            raise UserError(f"{self._when()}: the gradient is {float(norm)}, from {rows}; {_REMEDY}")
+        mine = torch.tensor(
+            [
+                float(sum(loss for loss, _ in self._window)),
+                sum(batch.size for _, batch in self._window if len(batch.row)),
+                sum(len(batch.row) for _, batch in self._window),
+            ],
+            dtype=torch.float64 if self.device.type != "mps" else torch.float32,
+            device=self.device,
+        )
+        self._window = []
+        loss, tokens, samples = self.trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        self.progress = {"tokens": self.progress["tokens"] + tokens, "samples": self.progress["samples"] + samples}
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/grad_norm", norm.float(), on_step=True, on_epoch=False)
+        self.log("train/lr", float(optimizer.param_groups[0]["lr"]), on_step=True, on_epoch=False)
+        for name, value in self.progress.items():
+            self.log(f"train/{name}", value, on_step=True, on_epoch=False)
+
+    def _when(self) -> str:
+        return f"step {self.trainer.global_step}"
+
+    def _places(self, rows: Sequence[int], most: int = 8) -> str:
+        names = [self.data.source(r) if self.data is not None else f"row {r}" for r in rows[:most]]
+        return ", ".join(names) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+
+    @torch.no_grad()
+    def _blame(self, batch: Batch) -> str:
+        """The rows whose loss alone is not finite, or all rows if none is to blame by itself."""
+        parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
+        guilty = [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))]
+        return self._places(guilty or batch.row.tolist())
+
+    # -- validation, test and prediction -----------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = {}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        for name, value in self.measures(batch).items():
+            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.summary(self._reduced()).items():
+            self.log(f"{self._stage()}/{name}", value, prog_bar=name == "loss", rank_zero_only=False)
+
+    def _stage(self) -> str:
+        return "test" if self.trainer.testing else "val"
+
+    def _reduced(self) -> dict[str, float]:
+        """Sums over all ranks. Every rank has the same names: ranks without rows run batches of weight 0."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        total = self.trainer.strategy.reduce(torch.stack([self._sums[n].float() for n in names]), reduce_op="sum")
+        return dict(zip(names, total.tolist(), strict=True))
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def predict_step(self, batch: Sequence[tuple[Example, list[int]]], index: int) -> list[dict[str, Any]]:
+        """One answer to each prompt: rows for a JSONL file."""
+        groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
+        return [
+            {"messages": example.messages, "response": group[0].text, "finished": group[0].finished}
+            for (example, _), group in zip(batch, groups, strict=True)
+        ]
+
+    # -- checkpoints: what is trained, and nothing that the configuration or the base model already says ------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: v for name, v in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = dict(self.progress)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = dict(checkpoint.get("progress", self.progress))
+        saved, here = set(checkpoint["state_dict"]), set(self.state_dict())
+        if saved != here:
+            odd = sorted(saved ^ here)[0]
+            raise UserError(
+                f"the checkpoint does not fit this model: {len(saved - here)} weights are only in the checkpoint and "
+                f"{len(here - saved)} only in the model ({odd}); use the configuration it was trained with"
+            )
+
+
+_REMEDY = "look at those rows, and try a lower --model.optimizer.lr or --trainer.gradient_clip_val 1"
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where it would overflow."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -1,0 +1,108 @@
+"""Files to batches: what every DataModule shares."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from leyden.errors import UserError
+from leyden.plan import Plan, PlannedLoader, Trees, limited, plan
+
+
+class DataModule(LightningDataModule):
+    """Plans batches over tokenised examples and hands them to the algorithm.
+
+    A subclass sets `train_trees` (and `val_trees`, `test_trees` where there are such rows) in `setup`.
+
+    Args:
+        batch_size: examples in one optimizer step, over all ranks and accumulated micro-batches.
+        max_tokens: most tokens in one micro-batch: what fits the device.
+        seed: of the order of rows.
+    """
+
+    train_trees: Trees | None = None
+    val_trees: Trees | None = None
+    test_trees: Trees | None = None
+    chat_template: str | None = None
+    """The Jinja chat template used instead of the tokenizer's own, if any."""
+
+    def __init__(self, batch_size: int = 32, max_tokens: int = 16384, seed: int = 0) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"--data.batch_size {batch_size}: a step needs at least one example; give 1 or more")
+        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
+        self._plan: Plan | None = None
+
+    @abstractmethod
+    def source(self, row: int) -> str:
+        """Where an example stands, as `file:line`, by the stable id that batches carry."""
+
+    def train_rows(self) -> Sequence[int]:
+        """Indices of the training rows of one epoch; a row may come more than once."""
+        return range(len(self.train_trees or ()))
+
+    def train_plan(self) -> Plan:
+        """The optimizer steps of one epoch."""
+        if self._plan is None:
+            trainer, trees = self._trainer(), self.train_trees
+            if trees is None or not len(self.train_rows()):
+                raise UserError("no training rows are left; look at the counts above and at --data.path")
+            if trainer.world_size > self.batch_size:
+                raise UserError(
+                    f"{trainer.world_size} processes share a step of {self.batch_size} rows, so some would never have "
+                    f"one; set --data.batch_size {trainer.world_size} or more"
+                )
+            whole = plan(
+                self.train_rows(),
+                trees.lengths,
+                self.batch_size,
+                self.max_tokens,
+                trainer.accumulate_grad_batches,
+                trainer.world_size,
+                self.seed,
+            )
+            self._plan = limited(whole, trainer.limit_train_batches)
+        return self._plan
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch."""
+        return len(self.train_plan().steps)
+
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("a DataModule needs a Trainer; pass it to trainer.fit(model, datamodule=...)")
+        return self.trainer
+
+    def train_dataloader(self) -> Any:
+        assert self.train_trees is not None
+        trainer = self._trainer()
+        loader = PlannedLoader(self.train_trees, self.train_plan(), trainer.global_rank, self.seed)
+        return trainer.lightning_module.experience(loader)
+
+    def _measure(self, trees: Trees | None, limit: int | float | None) -> Any:
+        """A loader over held-out rows in their order; totals are those of all of them, so that sums are exact means."""
+        if trees is None or not len(trees):
+            return []
+        trainer = self._trainer()
+        size = max(self.batch_size, trainer.world_size)
+        budget = max(self.max_tokens, max(trees.lengths))
+        by_length = sorted(range(len(trees)), key=lambda r: trees.lengths[r])
+        while True:  # without gradients there is nothing to keep: fewer rows a batch where they do not fit
+            try:
+                whole = plan(by_length, trees.lengths, size, budget, 1, trainer.world_size)
+                break
+            except UserError:
+                size = max(size // 2, 1)
+        return PlannedLoader(trees, limited(whole, limit), trainer.global_rank, whole=True)
+
+    def val_dataloader(self) -> Any:
+        return self._measure(self.val_trees, self._trainer().limit_val_batches)
+
+    def test_dataloader(self) -> Any:
+        if self.test_trees is None:
+            raise UserError("there is nothing to test on; give --data.test_path FILE")
+        return self._measure(self.test_trees, self._trainer().limit_test_batches)

@@ -1,0 +1,67 @@
+"""Defaults for optimizers and learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class WarmupCosine(LRScheduler):
+    """The learning rate rises linearly over the first steps and falls along half a cosine to the last.
+
+    lr(t) = base * t' / w                                                     for t' = t + 1 <= w = warmup * total
+    lr(t) = base * (floor + (1 - floor) * (1 + cos(pi (t - w) / (total - w))) / 2)      after it
+
+    Args:
+        optimizer: whose learning rates are scheduled.
+        warmup: share of all steps that warm up if below 1, else their number.
+        floor: last learning rate as a share of the base.
+        total: number of optimizer steps; None lets the algorithm fill it in, and then the rate stays at the base
+            after the warm-up if training has no known end.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: float = 0.03, floor: float = 0.0, total: int | None = None
+    ) -> None:
+        self.warmup, self.floor, self.total = warmup, floor, total
+        super().__init__(optimizer)
+
+    def plan(self, total: int | None) -> None:
+        """Say how many optimizer steps there will be, unless the user did."""
+        self.total = self.total if self.total is not None else total
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+
+    def factor(self, step: int) -> float:
+        """The learning rate at a step (from 0) as a share of the base."""
+        total = self.total
+        rise = self.warmup if self.warmup >= 1 else self.warmup * (total or 0)
+        if step + 1 < rise:
+            return (step + 1) / rise
+        if total is None or total <= rise:
+            return 1.0
+        done = min(max(step - rise, 0.0) / max(total - rise, 1), 1.0)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Only how far it got: the shape comes from the configuration, which is the truth on resume."""
+        return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": list(self._last_lr)}
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: matrices as the optimizer decays them, norms and biases without decay."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups: Iterable[dict[str, Any]] = (
+        {"params": [p for p in trained if p.ndim >= 2]},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    )
+    return [group for group in groups if group["params"]]
