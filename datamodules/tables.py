@@ -41,8 +41,8 @@ def read_table(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a table as (`file:line`, row), the line being the one a record starts on; all values are strings."""
     dialect = detect_dialect(path, open_, encoding, delimiter)
-    if dialect.encoding == "cp949" and encoding is None:
-        note(f"{path}: not UTF-8, read as CP949; leyden data convert writes UTF-8")
+    old = dialect.encoding == "cp949" and encoding is None
+    note(f"{path}: {dialect}" + (" (not UTF-8; leyden data convert writes UTF-8)" if old else ""))
     csv.field_size_limit(_LONGEST_FIELD)
     with open_() as file, io.TextIOWrapper(file, encoding=_codec(dialect.encoding), newline="") as text:
         reader = csv.reader(text, delimiter=dialect.delimiter, strict=True)

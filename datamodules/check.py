@@ -1,0 +1,133 @@
+"""`leyden data check`: what a data file holds, how long its rows are, and every row that training could not use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leyden.datamodules.convert import counted, is_decomposed
+from leyden.datamodules.source import Source
+from leyden.datamodules.turns import RowError
+from leyden.example import Example
+
+if TYPE_CHECKING:
+    from leyden.datamodules.template import Template
+
+SHOWN = 3
+"""How many places a warning names."""
+
+
+@dataclass
+class Findings:
+    """What the rows of a file gave."""
+
+    rows: int = 0
+    bad: int = 0
+    prompt: list[int] = field(default_factory=list)
+    """Length of each prompt, in tokens or characters"""
+    response: list[int] = field(default_factory=list)
+    """Length of each response"""
+    longest: list[int] = field(default_factory=list)
+    """Length of prompt and longest response, each row"""
+    longer_chosen: int = 0
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+    """What is odd but usable -> the places"""
+    seen: dict[int, str] = field(default_factory=dict)
+    """Hash of an example -> where it stood first"""
+
+    def warn(self, what: str, place: str) -> None:
+        """Note a place for a warning."""
+        self.warnings.setdefault(what, []).append(place)
+
+
+def check(source: Source, max_length: int | None = None, say: Callable[[str], None] = print) -> int:
+    """Report on a file and return 0 where every row is usable, 1 where some are not; `UserError` where none is."""
+    template = source.template(say)
+    source, examples = source.examples(say)
+    specials = _specials(template)
+    found = Findings()
+    for place, example in counted(examples, Path(source.path).name):
+        found.rows += 1
+        try:
+            if isinstance(example, str):
+                raise RowError(example)
+            _measure(example, place, template, found)
+            _inspect(example, place, specials, found)
+        except RowError as error:
+            found.bad += 1
+            say(f"{place}: {error}")
+    _report(source, template, max_length, found, say)
+    return 1 if found.bad else 0
+
+
+def _measure(example: Example, place: str, template: Template | None, found: Findings) -> None:
+    """Add the lengths of an example; raises `RowError` where the template cannot take it."""
+    if template is None:
+        prompt = sum(len(turn["content"]) for turn in example.messages)
+        responses = [sum(len(turn["content"]) for turn in response) for response in example.responses]
+        responses = responses if example.text is None else [len(example.text)]
+    elif example.responses or example.text is not None:
+        tree = template.encode(example)
+        prompt, responses = len(tree.prompt), [len(response) for response in tree.responses]
+    else:
+        prompt, responses = len(template.prompt(example.messages)), []
+    found.prompt.append(prompt)
+    found.response.extend(responses)
+    found.longest.append(prompt + max(responses, default=0))
+    found.longer_chosen += len(responses) > 1 and responses[0] > responses[-1]
+
+
+def _inspect(example: Example, place: str, specials: Sequence[str], found: Findings) -> None:
+    """Warn of what can be trained on but should be known."""
+    turns = [*example.messages, *(turn for response in example.responses for turn in response)]
+    texts = [turn["content"] for turn in turns] if example.text is None else [example.text]
+    key = hash((tuple(turn["role"] for turn in turns), tuple(texts)))
+    if key in found.seen:
+        found.warn("the same row as an earlier one; drop duplicates if they are not meant", place)
+    found.seen.setdefault(key, place)
+    if any(is_decomposed(text) for text in texts):
+        found.warn("decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert", place)
+    for special in specials:
+        if any(special in text for text in texts):
+            found.warn(f"the text holds the special token {special}, which the model takes as such; remove it", place)
+
+
+def _report(
+    source: Source, template: Template | None, max_length: int | None, found: Findings, say: Callable[[str], None]
+) -> None:
+    for what, places in found.warnings.items():
+        more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
+        say(f"warning: {len(places):,} rows: {what} ({', '.join(places[:SHOWN])}{more})")
+    usable = found.rows - found.bad
+    say(f"rows {found.rows:,} · usable {usable:,} · bad {found.bad:,}")
+    if usable == 0:
+        return
+    unit = "characters" if template is None else "tokens"
+    say(f"{unit:<12}{'median':>9}{'95%':>9}{'max':>9}{'sum':>13}")
+    for name, lengths in (("prompt", found.prompt), ("response", found.response), ("both", found.longest)):
+        if any(lengths):
+            ordered = sorted(lengths)
+            numbers = (_quantile(ordered, 0.5), _quantile(ordered, 0.95), ordered[-1])
+            say(f"{name:<12}" + "".join(f"{number:>9,}" for number in numbers) + f"{sum(lengths):>13,}")
+    if max_length is not None:
+        over = sum(length > max_length for length in found.longest)
+        what = "they follow --data.overlength (drop, truncate_prompt, truncate_response or error)"
+        say(f"longer than {max_length:,} {unit}: {over:,} rows" + (f"; {what}" if over else ""))
+    if source.kind == "preference":
+        say(f"chosen is longer than rejected in {found.longer_chosen / usable:.0%} of the rows")
+    if template is not None and template.tokenizer.pad_token_id == template.tokenizer.eos_token_id:
+        say("note: pad and EOS are one token here; nothing is masked by its id, so EOS is trained")
+
+
+def _quantile(ordered: Sequence[int], share: float) -> int:
+    """The smallest value that at least this share of the values does not exceed."""
+    return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
+
+
+def _specials(template: Template | None) -> list[str]:
+    if template is None:
+        return []
+    added = template.tokenizer.added_tokens_decoder.values()
+    return sorted({str(token) for token in added if token.special})

@@ -1,0 +1,171 @@
+"""`leyden data convert | check | show | sample`: what can be done to data files without training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from leyden.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from leyden.datamodules.source import Source
+
+KINDS = ("instruction", "preference", "prompts")
+
+
+def main(argv: list[str]) -> int:
+    """Run one data verb and return the exit code. Raises `UserError` for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(f"data: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
+    try:
+        return VERBS[verb](rest)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line with the nearest flag."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"leyden data {verb}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = unknown[0].partition("=")[0]
+            hint = nearest(word, flags) if word.startswith("-") else ""
+            raise UserError(f"{self.prog}: '{word}' is not known{hint or f'; see {self.prog} --help'}")
+        return found
+
+    def choice(self, flag: str, options: Sequence[str], default: str | None = None, help: str = "") -> None:
+        def one_of(value: str) -> str:
+            if value not in options:
+                raise UserError(f"{flag} {value}: use {', '.join(options)}{nearest(value, options)}")
+            return value
+
+        self.add_argument(flag, type=one_of, default=default, metavar="|".join(options), help=help)
+
+    def reading(self) -> None:
+        """The flags of verbs that read data as a model would."""
+        self.add_argument("file", metavar="FILE", help="a file, a folder, a glob or hf:NAME")
+        self.choice("--kind", KINDS, help="what the rows are for (default: found from the columns)")
+        self.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
+        self.add_argument("--tokenizer", metavar="PATH", help="model folder or hub name (default: tiny)")
+        names = ("--chat-template", "--chat_template", "--data.chat_template")
+        self.add_argument(*names, dest="chat_template", metavar="plain|FILE", help="instead of the tokenizer's own")
+        self.choice("--rank-order", ("lower_is_better", "higher_is_better"), help="how to read a ranking column")
+        self.columns("prompt", "response", "chosen", "rejected", "text")
+
+    def columns(self, *names: str) -> None:
+        for name in names:
+            self.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that holds the {name}")
+
+
+def _columns(found: argparse.Namespace) -> dict[str, str]:
+    names = ("prompt", "response", "chosen", "rejected", "text", "system")
+    return {name: value for name in names if (value := getattr(found, name, None)) is not None}
+
+
+def _convert(argv: list[str]) -> int:
+    parser = _Parser("convert", "Convert CSV, TSV, JSON or Parquet to JSONL: a file, or every one of a folder.")
+    parser.add_argument("source", metavar="IN", help="a file, a folder or a glob")
+    parser.add_argument("target", metavar="OUT", nargs="?", help="default: beside the original, as .jsonl")
+    parser.columns("prompt", "response", "chosen", "rejected", "text", "system")
+    parser.add_argument("--encoding", metavar="NAME", help="default: UTF-8, else CP949 where the file is that")
+    parser.add_argument("--delimiter", metavar="CHARACTER", help="default: found from the first rows; tab for a tab")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    found = parser.read(argv)
+    from leyden.datamodules.convert import Conversion, convert
+
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(found.delimiter, found.delimiter)
+    how = Conversion(_columns(found), found.encoding, delimiter, found.overwrite)
+    return convert(found.source, found.target, how)
+
+
+def _check(argv: list[str]) -> int:
+    parser = _Parser("check", "Check every row of a data file. Exit code: 0 all usable, 1 some bad, 2 unusable.")
+    parser.reading()
+    parser.add_argument("--max-length", type=int, metavar="N", help="count rows with more tokens than this")
+    found = parser.read(argv)
+    from leyden.datamodules.check import check
+
+    return check(_source(found), found.max_length)
+
+
+def _show(argv: list[str]) -> int:
+    parser = _Parser("show", "Show rows as the model sees them, with what is trained.")
+    parser.reading()
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="how many (default: 3)")
+    found = parser.read(argv)
+    from leyden.datamodules.show import show
+
+    return show(_source(found), found.rows)
+
+
+def _sample(argv: list[str]) -> int:
+    parser = _Parser("sample", "Make sample rows with checkable answers.")
+    parser.choice("--kind", ("instruction", "prompts", "text"), "instruction", "what the rows are for")
+    parser.choice("--language", ("ko", "en", "both"), "ko", "(default: ko)")
+    parser.choice("--split", ("train", "heldout"), "train", "what is asked in one is not asked in the other")
+    parser.add_argument("--rows", type=int, default=1000, metavar="N", help="how many (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other rows")
+    parser.add_argument("--output", metavar="FILE", help="a JSONL file (default: the terminal)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    found = parser.read(argv)
+    from leyden.datamodules.convert import whole_file
+    from leyden.datamodules.sample import sample_rows
+
+    rows = sample_rows(found.kind, found.language, found.rows, found.seed, found.split)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if found.output is None:
+        sys.stdout.writelines(lines)
+        return 0
+    path = Path(found.output).expanduser()
+    if path.exists() and not found.overwrite:
+        raise UserError(f"{path}: exists already; add --overwrite, or name another output")
+    with whole_file(path) as file:
+        file.writelines(lines)
+    print(f"{path}: {found.rows:,} rows")
+    return 0
+
+
+def _source(found: argparse.Namespace) -> Source:
+    from leyden.datamodules.source import Source
+
+    columns = _columns(found)
+    return Source(found.file, found.kind, found.format, columns, found.rank_order, found.tokenizer, found.chat_template)
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {usage:<34} {what}" for usage, what in USAGE.items())
+    return f"usage: leyden data VERB …\n\n{lines}\n\nleyden data VERB --help names the flags of a verb."
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "convert": _convert,
+    "check": _check,
+    "show": _show,
+    "sample": _sample,
+}
+USAGE = {
+    "convert IN [OUT] --prompt COLUMN …": "CSV, TSV, JSON or Parquet to JSONL: a file, or all of a folder",
+    "check FILE": "counts, lengths, duplicates, and every bad row as file:line",
+    "show FILE": "rows as the model sees them, with what is trained",
+    "sample --output FILE": "sample rows with checkable answers",
+}

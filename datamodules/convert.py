@@ -1,0 +1,234 @@
+"""Tables and JSON files to clean JSONL: named columns, UTF-8, composed Hangul, and no row lost without a word.
+
+Each output is written beside its place and renamed into it when it is whole, so an error leaves nothing half-written.
+Rows that cannot be used go to `NAME.rejected.jsonl`, with the place and the problem.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from leyden.datamodules.columns import names_of
+from leyden.datamodules.files import extension, find_files, read_rows
+from leyden.datamodules.formats import FORMATS, RowError, describe, detect, parse
+from leyden.errors import UserError, nearest
+
+HEAD = 100
+"""How many rows the format is detected from."""
+
+_JAMO = re.compile("[\u1100-\u11ff]+")
+_T = TypeVar("_T")
+
+
+@dataclass
+class Conversion:
+    """How to convert: `columns` (canonical name -> column), `encoding` and `delimiter` override what is detected."""
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    delimiter: str | None = None
+    overwrite: bool = False
+
+
+def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = print) -> int:
+    """Convert a file, or every table and JSON file of a folder. Returns 0, or 1 where rows were rejected.
+
+    Without `target` each output stands beside its original, only the extension changed. Raises `UserError` before
+    anything is written where a target exists and `how.overwrite` is not set.
+    """
+    pairs = _targets(source, target)
+    for _, out in pairs:
+        if out.exists() and not how.overwrite:
+            raise UserError(f"{out}: exists already; add --overwrite, or name another output")
+    rejected = sum(_convert_file(file, out, how, say) for file, out in pairs)
+    return 1 if rejected else 0
+
+
+def is_decomposed(text: str) -> bool:
+    """Whether a text has Hangul in separate letters (as file systems of Macs write it), which looks the same."""
+    return _JAMO.search(text) is not None
+
+
+def composed(value: Any) -> Any:
+    """A JSON value with all Hangul composed to syllables; everything else stays as it is."""
+    if isinstance(value, str):
+        return _JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), value)
+    if isinstance(value, list):
+        return [composed(item) for item in value]
+    if isinstance(value, dict):
+        return {composed(key): composed(item) for key, item in value.items()}
+    return value
+
+
+def counted(items: Iterable[_T], what: str) -> Iterator[_T]:
+    """The same items, with a count on the terminal while it takes long."""
+    show = sys.stderr.isatty()
+    for number, item in enumerate(items, start=1):
+        if show and number % 5000 == 0:
+            print(f"\r{what}: {number:,} rows", end="", file=sys.stderr, flush=True)
+        yield item
+    if show:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A UTF-8 text file that appears under its name only when it is complete, replacing what was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another output") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def rejected_path(path: Path) -> Path:
+    """`NAME.rejected.jsonl` beside a file."""
+    return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".rejected.jsonl")
+
+
+def _targets(source: str, target: str | None) -> list[tuple[Path, Path]]:
+    folder = Path(source).expanduser().is_dir()
+    files = [file for file in find_files(source) if extension(file) != ".jsonl" or not folder]
+    if not files:
+        raise UserError(f"{source}: nothing to convert, only JSONL in it; name a file to convert it")
+    many = folder or len(files) > 1
+    out = None if target is None else Path(target).expanduser()
+    if out is not None and not many and not out.is_dir():
+        if out.suffix != ".jsonl":
+            raise UserError(f"{out}: the output is JSONL; name it {out.with_suffix('.jsonl')}")
+        return [(files[0], out)]
+    if out is not None and out.is_file():
+        raise UserError(f"{out}: a file, but {source} holds several; name a folder")
+    pairs = [(file, (out or file.parent) / (file.name[: -len(_ending(file))] + ".jsonl")) for file in files]
+    for index, (file, path) in enumerate(pairs):
+        if path == file:
+            raise UserError(f"{file}: JSONL already; name the output to write it again")
+        if path in [other for _, other in pairs[:index]]:
+            raise UserError(f"{file}: {path} would be written twice; rename one of the originals")
+    return pairs
+
+
+def _ending(file: Path) -> str:
+    return extension(file) + (".gz" if file.name.lower().endswith(".gz") else "")
+
+
+def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], None]) -> int:
+    """Convert one file and return how many rows were rejected."""
+    rejects: list[dict[str, Any]] = []
+    written = 0
+    rows = read_rows(
+        file,
+        lambda place, problem: rejects.append({"place": place, "problem": problem}),
+        on_note=say,
+        encoding=how.encoding,
+        delimiter=how.delimiter,
+    )
+    rows = ((place, composed(row)) for place, row in rows)
+    head = list(islice(rows, HEAD))
+    if not head:
+        first = f" (first: {rejects[0]['place']}: {rejects[0]['problem']})" if rejects else ""
+        raise UserError(f"{file}: no usable row in it{first}; give a file with data")
+    plan = _plan(file, [row for _, row in head], composed(dict(how.columns)))
+    with whole_file(out) as output:
+        for place, row in counted(chain(head, rows), file.name):
+            try:
+                output.write(plan(row) + "\n")
+                written += 1
+            except (RowError, ValueError) as error:
+                rejects.append({"place": place, "problem": str(error), "row": row})
+        if written == 0:
+            raise UserError(f"{file}: none of its {len(rejects)} rows can be used; {rejects[0]['problem']}")
+        _write_rejects(rejected_path(out), rejects, how.overwrite)
+    kept = [str(column) for column in head[0][1] if column not in plan.renames.values()]
+    extra = f"; kept {', '.join(kept)}" if kept else ""
+    say(f"{file} -> {out}: {written:,} rows, {plan.kind} data as {plan.description}{extra}")
+    if rejects:
+        first = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
+        say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} (first: {first['place']}: {first['problem']})")
+    return len(rejects)
+
+
+@dataclass
+class _Plan:
+    """How the rows of one file are rewritten; calling it with a row gives its line, or raises."""
+
+    kind: str
+    format: str
+    renames: dict[str, str]
+    """Canonical name -> column"""
+    description: str
+
+    def __call__(self, row: Mapping[str, Any]) -> str:
+        columns = {name: column for name, column in self.renames.items() if column in row}
+        parse(row, self.format, self.kind, columns, rank_order="lower_is_better")  # any order: only validity counts
+        renamed = {name: row[column] for name, column in columns.items()}
+        renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
+        line = json.dumps(renamed, ensure_ascii=False, allow_nan=False, default=_plain)
+        line.encode()
+        return line
+
+
+def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str]) -> _Plan:
+    for name, column in columns.items():
+        if column not in rows[0]:
+            known = ", ".join(map(str, rows[0]))
+            raise UserError(f"{file}: no column '{column}' (--{name}){nearest(column, rows[0]) or f'; it has {known}'}")
+        if name != column and name in rows[0] and name not in columns.values():
+            raise UserError(f"{file}: '{column}' cannot become '{name}', there is such a column; rename one of them")
+    try:
+        kind, format = _kind_and_format(rows, columns)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    found = names_of(rows[0], columns)
+    wanted = [*FORMATS[kind][format].needs, *(["input"] if format == "alpaca" else []), *columns]
+    renames = {name: found[name] for name in wanted if name in found}
+    return _Plan(kind, format, renames, describe(rows, format, kind, columns))
+
+
+def _kind_and_format(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> tuple[str, str]:
+    if {"prompt", "response"} <= set(columns):
+        return "instruction", "prompt-response"
+    if "text" in columns:
+        return "instruction", "text"
+    if {"chosen", "rejected"} & set(columns):
+        return "preference", detect(rows, "preference", columns)
+    for kind in ("preference", "instruction"):
+        try:
+            return kind, detect(rows, kind, columns)
+        except UserError as error:
+            problem = error
+    if "prompt" in columns:
+        return "prompts", "prompt"
+    raise problem
+
+
+def _write_rejects(path: Path, rejects: list[dict[str, Any]], overwrite: bool) -> None:
+    if rejects:
+        with whole_file(path) as file:
+            for reject in rejects:
+                file.write(json.dumps(reject, default=repr) + "\n")
+    elif overwrite:
+        path.unlink(missing_ok=True)  # of an earlier conversion
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        raise ValueError("a column holds bytes, which JSON cannot; write text or drop the column")
+    return str(value)

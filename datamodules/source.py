@@ -1,0 +1,95 @@
+"""A data file with what is known about it: its rows as examples, each with its place or its problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from leyden.datamodules.files import read_rows
+from leyden.datamodules.formats import RowError, describe, detect, parse
+from leyden.errors import UserError
+from leyden.example import Example
+
+if TYPE_CHECKING:
+    from leyden.datamodules.template import Template
+
+HEAD = 100
+"""How many rows the format is detected from."""
+
+
+@dataclass
+class Source:
+    """Where rows come from and how to read them; what is left open is found from the first rows.
+
+    Args:
+        path: a file, folder, glob or `hf:NAME`.
+        kind: instruction, preference or prompts.
+        format: a format's name, or `auto`.
+        columns: canonical name -> the file's own column.
+        rank_order: how to read a ranking column.
+        tokenizer: model folder or hub name; None is the embedded one, where it is there.
+        chat_template: None is the tokenizer's own, or `plain`, or a Jinja file.
+    """
+
+    path: str
+    kind: str | None = None
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    rank_order: str | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+
+    def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | str]]]:
+        """The source with kind and format settled, and an iterator of (`file:line`, example or problem)."""
+        bad: list[tuple[str, str]] = []
+        rows = read_rows(self.path, lambda place, problem: bad.append((place, problem)), on_note=say)
+        head = list(islice(rows, HEAD))
+        settled = self._settle([row for _, row in head], bad)
+        if head:
+            found = describe([row for _, row in head], settled.format, str(settled.kind), self.columns)
+            say(f"{self.path}: {settled.kind} data as {found}")
+        return settled, settled._examples(chain(head, rows), bad)
+
+    def template(self, say: Callable[[str], None]) -> Template | None:
+        """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
+        from leyden.datamodules.template import Template, load_tokenizer
+
+        try:
+            tokenizer = load_tokenizer(self.tokenizer or "tiny")
+        except UserError:
+            if self.tokenizer is not None:
+                raise
+            say("no embedded tokenizer here: lengths are in characters; add --tokenizer PATH for tokens")
+            return None
+        return Template(tokenizer, self.chat_template)
+
+    def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, str]]) -> Source:
+        if not rows:
+            first = f" (first: {bad[0][0]}: {bad[0][1]})" if bad else ""
+            raise UserError(f"{self.path}: no usable row in it{first}; give a file with data")
+        problem: UserError | None = None
+        for kind in [self.kind] if self.kind else ["preference", "instruction", "prompts"]:
+            try:
+                format = detect(rows, kind, self.columns) if self.format == "auto" else self.format
+                describe(rows, format, kind, self.columns)  # raises for a format that this kind does not have
+                return replace(self, kind=kind, format=format)
+            except UserError as error:
+                problem = problem or error
+        raise UserError(f"{self.path}: {problem}")
+
+    def _examples(
+        self, rows: Iterator[tuple[str, dict[str, Any]]], bad: list[tuple[str, str]]
+    ) -> Iterator[tuple[str, Example | str]]:
+        for place, row in rows:
+            yield from bad  # unreadable lines before this row
+            bad.clear()
+            try:
+                example = parse(row, self.format, str(self.kind), self.columns, self.rank_order)
+            except RowError as error:
+                yield place, str(error)
+            else:
+                example.source = place
+                yield place, example
+        yield from bad
