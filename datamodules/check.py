@@ -44,7 +44,12 @@ class Findings:
 
 def check(source: Source, max_length: int | None = None, say: Callable[[str], None] = print) -> int:
     """Report on a file and return 0 where every row is usable, 1 where some are not; `UserError` where none is."""
+    files = source.files()
     template = source.template(say)
+    return max([_check_file(file, template, max_length, say) for file in files])
+
+
+def _check_file(source: Source, template: Template | None, max_length: int | None, say: Callable[[str], None]) -> int:
     source, examples = source.examples(say)
     specials = _specials(template)
     found = Findings()

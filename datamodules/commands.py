@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
     def columns(self, *names: str) -> None:
         for name in names:
-            self.add_argument(f"--{name}", metavar="COLUMN", help=f"the column that holds the {name}")
+            self.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of the {name}")
 
 
 def _columns(found: argparse.Namespace) -> dict[str, str]:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import glob
 import gzip
-import io
-import json
 import logging
 import unicodedata
 import zlib
@@ -19,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from leyden.datamodules.tables import read_table
+from leyden.datamodules.json_rows import BOM, read_json
+from leyden.datamodules.tables import known_encoding, read_table
 from leyden.errors import UserError, nearest
 
 log = logging.getLogger("leyden")
@@ -31,8 +30,6 @@ OnNote = Callable[[str], None]
 """Called with what a reader decided and the user may want to know, such as an encoding."""
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_BOM = b"\xef\xbb\xbf"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_rows(
@@ -50,15 +47,16 @@ def read_rows(
     override what is detected.
     """
     report = on_bad or _stop
+    encoding = known_encoding(encoding) if encoding else None
     if str(path).startswith("hf:"):
         yield from _hub(str(path))
         return
     for file in find_files(path):
-        rows = 0
+        empty = True
         for place, row in _read_file(file, report, on_note, encoding, delimiter):
-            rows += 1
+            empty = False
             yield place, row
-        if rows == 0 and on_bad is None:
+        if empty and on_bad is None:
             raise UserError(f"{file}: no rows in it; give a file with data")
 
 
@@ -103,85 +101,17 @@ def _read_file(
             return
         with open_binary(path) as file:
             start = file.read(4096)
-        if not start.strip(_BOM + b" \t\r\n"):
+        if not start.strip(BOM + b" \t\r\n"):
             raise UserError(f"{path}: the file is empty; give a file with data")
         if kind in (".csv", ".tsv"):
             yield from read_table(path, lambda: open_binary(path), report, note, encoding, delimiter)
         else:
-            yield from _json(path, kind, report, note, encoding)
+            yield from read_json(path, open_binary(path), report, note, encoding)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}: the compressed file is broken or cut off ({error}); copy it again") from None
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
-
-
-def _json(path: Path, kind: str, report: OnBad, note: OnNote, encoding: str | None) -> Iterator[tuple[str, Row]]:
-    file = open_binary(path)
-    with file:
-        start = file.peek(4096)[:4096] if isinstance(file, io.BufferedReader | gzip.GzipFile) else b""
-        if start.startswith(_UTF16):
-            note(f"{path}: UTF-16 text, read as such; UTF-8 is the rule for JSON")
-            file, encoding = io.BytesIO(file.read().decode("utf-16").encode()), None
-            start = file.getvalue()[:4096]
-        start = start.removeprefix(_BOM).lstrip()
-        if start[:1] == b"[":
-            if kind == ".jsonl":
-                note(f"{path}: a JSON array in a file named .jsonl, read as an array")
-            yield from _array(path, file.read(), encoding)
-        elif kind == ".json" and start.split(b"\n")[0].strip() in (b"{", b"}"):
-            raise UserError(f"{path}: one JSON object over many lines, not rows; write an array [{{...}}, {{...}}]")
-        else:
-            yield from _lines(path, file, report, encoding or "utf-8")
-
-
-def _lines(path: Path, file: IO[bytes], report: OnBad, encoding: str) -> Iterator[tuple[str, Row]]:
-    for number, raw in enumerate(file, start=1):
-        line = raw.removeprefix(_BOM).strip()
-        if not line:
-            continue
-        place = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode(encoding))
-        except UnicodeDecodeError as error:
-            report(place, _not_text(path, line, error))
-        except (ValueError, RecursionError) as error:
-            report(place, _broken_line(error, whole=raw.endswith(b"\n")))
-        else:
-            if isinstance(row, dict):
-                yield place, row
-            else:
-                report(place, f"{_kind(row)}, not an object; write one {{...}} a line")
-
-
-def _array(path: Path, data: bytes, encoding: str | None) -> Iterator[tuple[str, Row]]:
-    """The objects of a JSON array, each with the line it starts on."""
-    try:
-        text = data.decode(encoding or "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: {_not_text(path, data, error)}") from None
-    decoder, at, counted, line = json.JSONDecoder(), text.find("[") + 1, 0, 1
-    while True:
-        at = _skip(text, at, " \t\r\n,")
-        line += text.count("\n", counted, at)
-        counted = at
-        if at >= len(text):
-            raise UserError(f"{path}:{line}: the array never ends with ']', the file seems cut off; copy it again")
-        if text[at] == "]":
-            break
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            problem = f"broken JSON ({_reason(error)})"
-            raise UserError(f"{path}:{error.lineno}: {problem}; mend this line of the array") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{line}: {_kind(row)}, not an object; the array must hold objects {{...}}")
-        yield f"{path}:{line}", row
-    rest = _skip(text, at + 1, " \t\r\n")
-    if rest < len(text):
-        line += text.count("\n", counted, rest)
-        raise UserError(f"{path}:{line}: text after the end of the array; one file holds one array")
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
@@ -235,36 +165,3 @@ def _neighbour(path: Path) -> str:
         return f" (there is no folder {folder}); check the path"
     names = [file.name for file in folder.iterdir() if file.is_dir() or _is_data(file)]
     return nearest(path.name, names) or f" in {folder}; check the path"
-
-
-def _not_text(path: Path, data: bytes, error: UnicodeDecodeError) -> str:
-    problem = f"not valid UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1})"
-    try:
-        data.decode("cp949")
-    except UnicodeDecodeError:
-        return f"{problem}; save the file as UTF-8"
-    return f"{problem}, it looks like CP949; run: leyden data convert {path} --encoding cp949"
-
-
-def _broken_line(error: Exception, whole: bool) -> str:
-    if whole:
-        return f"broken JSON ({_reason(error)}); write one complete JSON object a line"
-    return f"broken JSON ({_reason(error)}) in a last line without a line end: the file seems cut off; copy it again"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    return {list: "an array", str: "a string", bool: "true or false"}.get(type(value), "a number")
-
-
-def _skip(text: str, at: int, characters: str) -> int:
-    while at < len(text) and text[at] in characters:
-        at += 1
-    return at

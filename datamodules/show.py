@@ -26,11 +26,16 @@ BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", 
 def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
     """Print the first `rows` rows and return 0, or 1 where one of them is bad."""
     console = console or Console(highlight=False, soft_wrap=True)
-    source, examples = source.examples(lambda note: console.print(note, markup=False))
+    files = source.files()
     template = source.template(lambda note: None)
     if template is None:
         raise UserError("data show: rows can only be shown as tokens; add --tokenizer PATH")
     console.print(_legend(console))
+    return max([_show_file(file, rows, template, console) for file in files])
+
+
+def _show_file(source: Source, rows: int, template: Template, console: Console) -> int:
+    _, examples = source.examples(lambda note: console.print(note, markup=False))
     bad = False
     for place, example in islice(examples, rows):
         try:
@@ -83,7 +88,7 @@ def _in_marks(words: str, mark: str, console: Console) -> Text:
 
 def _legend(console: Console) -> Text:
     names = {"prompt": "prompt", "trained": "trained", "untrained": "in the response but not trained"}
-    return Text("\nmarks: ") + Text(" · ").join(_in_marks(name, mark, console) for mark, name in names.items())
+    return Text("marks: ") + Text(" · ").join(_in_marks(name, mark, console) for mark, name in names.items())
 
 
 def _coloured(console: Console) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from leyden.datamodules.files import read_rows
+from leyden.datamodules.files import find_files, read_rows
 from leyden.datamodules.formats import RowError, describe, detect, parse
 from leyden.errors import UserError
 from leyden.example import Example
@@ -40,6 +40,12 @@ class Source:
     rank_order: str | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
+
+    def files(self) -> list[Source]:
+        """One source a file: files beside each other may be written differently."""
+        if self.path.startswith("hf:"):
+            return [self]
+        return [replace(self, path=str(file)) for file in find_files(self.path)]
 
     def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | str]]]:
         """The source with kind and format settled, and an iterator of (`file:line`, example or problem)."""

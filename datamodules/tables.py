@@ -54,6 +54,8 @@ def read_table(
                 fields = next(reader)
             except StopIteration:
                 break
+            except UnicodeDecodeError as error:
+                raise UserError(f"{place}: not {error.encoding.upper()} text; name another --encoding") from None
             except csv.Error as error:
                 problem = _quote_problem(error, reader.line_num)
                 if header is None:
@@ -72,7 +74,7 @@ def read_table(
 
 def detect_dialect(path: Path, open_: Open, encoding: str | None = None, delimiter: str | None = None) -> Dialect:
     """Encoding (UTF-8 with or without BOM, UTF-16 with BOM, CP949) and delimiter (comma, semicolon, tab, pipe)."""
-    encoding = _known(encoding) if encoding else _detect_encoding(path, open_)
+    encoding = known_encoding(encoding) if encoding else _detect_encoding(path, open_)
     if delimiter is not None and len(delimiter) != 1:
         raise UserError(f"--delimiter {delimiter}: a delimiter is one character; type a comma, ';', '|' or tab")
     if delimiter is None:
@@ -153,7 +155,8 @@ def _quote_problem(error: csv.Error, last_line: int) -> str:
     return f'broken quotes ({error}); write a quote inside a quoted field as ""'
 
 
-def _known(encoding: str) -> str:
+def known_encoding(encoding: str) -> str:
+    """The one name of an encoding; raises `UserError` for a name that Python does not know."""
     try:
         return {"utf-8-sig": "utf-8"}.get(name := codecs.lookup(encoding).name, name)
     except LookupError:
