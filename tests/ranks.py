@@ -1,0 +1,78 @@
+"""Two processes that stay alive for the whole test session and run functions as the ranks of one gloo group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+def _serve(connection: Connection, environment: dict[str, str], folder: str) -> None:
+    import sys
+
+    os.environ.update(environment)
+    sys.path.insert(0, folder)
+    import torch
+
+    torch.set_num_threads(1)
+    while (task := connection.recv()) is not None:
+        module, name, arguments = task
+        try:
+            connection.send((True, getattr(import_module(module), name)(*arguments)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+
+
+class Ranks:
+    """`ranks(function, *arguments)` runs a top-level function on every rank and returns what each returned."""
+
+    def __init__(self, world: int = 2) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        self.connections, self.processes = [], []
+        for rank in range(world):
+            mine, theirs = context.Pipe()
+            environment = {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+                "NODE_RANK": "0",
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+            }
+            process = context.Process(
+                target=_serve, args=(theirs, environment, str(Path(__file__).parent)), daemon=True
+            )
+            process.start()
+            self.connections.append(mine)
+            self.processes.append(process)
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:
+        for connection in self.connections:
+            connection.send((function.__module__, function.__name__, arguments))
+        answers = []
+        for rank, connection in enumerate(self.connections):
+            if not connection.poll(timeout):
+                raise TimeoutError(f"rank {rank} did not answer within {timeout} s")
+            ok, value = connection.recv()
+            if not ok:
+                raise AssertionError(f"rank {rank} failed:\n{value}")
+            answers.append(value)
+        return answers
+
+    def close(self) -> None:
+        for connection, process in zip(self.connections, self.processes, strict=True):
+            connection.send(None)
+            process.join(10)
+            process.kill()

@@ -1,0 +1,111 @@
+"""Small models with random weights, and examples in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from leyden.batch import Totals, Tree
+from leyden.data import DataModule
+from leyden.models import CausalLM
+
+NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
+LLAMA = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+
+
+class Numbers:
+    """A stand-in for a tokenizer: token 0 ends a response, and every token is spelled as its number."""
+
+    eos_token_id, chat_template, name_or_path = 0, None, "numbers"
+
+    def __len__(self) -> int:
+        return 97
+
+    def decode(self, tokens: Sequence[int], **_: Any) -> str:
+        return " ".join(map(str, tokens))
+
+
+def small(name: str = "llama", configuration: str = "LlamaConfig", options: Any = None, **kwargs: Any) -> CausalLM:
+    """A CausalLM around random weights, without a folder on disk."""
+    torch.manual_seed(0)
+    config = getattr(transformers, configuration)(**(options or LLAMA))
+    for key in NO_DROPOUT:
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
+    policy = CausalLM(path=name, **kwargs)
+    policy._tokenizer = Numbers()  # type: ignore[assignment]
+    policy.model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in policy.model.parameters():  # defaults are so small that attention would hardly matter
+            parameter.add_(torch.randn_like(parameter) * 0.15)
+    policy._choose_attention()
+    if policy.gradient_checkpointing:
+        policy._enable_checkpointing()
+    policy.train()
+    return policy
+
+
+def some_trees(count: int = 8, seed: int = 0, responses: int = 1) -> list[Tree]:
+    """Trees of very different lengths, with weights of 0 among them."""
+    r = random.Random(seed)
+    out = []
+    for row in range(count):
+        answers = [[r.randrange(97) for _ in range(r.randint(1, 12))] for _ in range(responses)]
+        weights = [[*(r.choice([0.0, 1.0]) for _ in a[1:]), 1.0] for a in answers]
+        out.append(Tree([r.randrange(97) for _ in range(r.randint(1, 9))], answers, None, weights, row))
+    return out
+
+
+class InMemory:
+    """Trees in a list, as a DataModule's trees."""
+
+    def __init__(self, trees: list[Tree]) -> None:
+        self.trees = trees
+        self.lengths = [len(tree) for tree in trees]
+        self.totals: list[Totals] = [tree.totals() for tree in trees]
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def __getitem__(self, index: int) -> Tree:
+        return self.trees[index]
+
+
+class TreeData(DataModule):
+    """A DataModule over trees in memory."""
+
+    def __init__(self, trees: list[Tree], held: list[Tree] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.train_trees, self.val_trees = InMemory(trees), InMemory(held or [])
+
+    def source(self, row: int) -> str:
+        return f"memory:{row + 1}"
+
+
+def fit(
+    algorithm: Any, data: DataModule, wrap: Callable[[Any], Any] | None = None, **options: Any
+) -> Any:
+    """Train on the CPU without a trace on disk; returns the Trainer."""
+    from lightning.pytorch import Trainer
+
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = Trainer(accelerator="cpu", **(quiet | dict(devices=1, max_epochs=1, log_every_n_steps=1) | options))
+    trainer.fit(algorithm, data)
+    return trainer
+
+
+def weights_of(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])

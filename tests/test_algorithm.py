@@ -1,0 +1,242 @@
+"""Exact means, the guard, schedules and resuming: what every algorithm inherits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from ranks import Ranks
+from small import TreeData, fit, small, some_trees, weights_of
+from torch import Tensor
+
+from leyden.algorithm import Algorithm
+from leyden.algos import SFT
+from leyden.batch import Batch, Tree, pack
+from leyden.errors import UserError
+from leyden.losses import negative_log_likelihood
+from leyden.optim import WarmupCosine, parameter_groups
+from leyden.plan import PlannedLoader, plan
+
+RATE = 0.5
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=RATE, weight_decay=0.0)
+
+
+class Mixed(Algorithm):
+    """A loss that mixes units: a mean over tokens, one over responses and one over prompts."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        logp = self.policy(batch).logp
+        responses = batch.per_branch(logp)
+        prompts = batch.per_prompt(responses).square()
+        return -batch.token_mean(logp) + 0.1 * batch.response_mean(responses.tanh()) + 0.01 * batch.prompt_mean(prompts)
+
+
+def gradient(kind: type[Algorithm], accumulate: int, devices: int = 1, steps: int = 1) -> Tensor:
+    """What optimizer steps over 8 ragged trees add to the weights, as plain SGD tells it."""
+    algorithm = kind(small(), optimizer=sgd, lr_scheduler=None)
+    before = weights_of(algorithm)
+    data = TreeData(some_trees(8, responses=2), batch_size=8 // steps)
+    strategy = "ddp" if devices > 1 else "auto"
+    fit(algorithm, data, accumulate_grad_batches=accumulate, devices=devices, strategy=strategy, max_epochs=1)
+    return (before - weights_of(algorithm)) / RATE
+
+
+def on_one_rank(kind_name: str, accumulate: int, steps: int) -> Tensor:
+    return gradient({"SFT": SFT, "Mixed": Mixed}[kind_name], accumulate, 2, steps)
+
+
+def off(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Any:
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("kind", [SFT, Mixed])
+def test_any_split_of_a_step_takes_the_same_step(kind: type[Algorithm], ranks: Ranks) -> None:
+    whole = gradient(kind, 1)
+    assert off(gradient(kind, 8), whole) < 1e-6  # 8 micro-batches of 1
+    assert off(gradient(kind, 3), whole) < 1e-6  # ragged: 3 micro-batches of unequal rows
+    for accumulate in (1, 4, 5):  # 5 x 2 ranks is more micro-batches than rows: two of them are fillers of weight 0
+        first, second = ranks(on_one_rank, kind.__name__, accumulate, 1)
+        assert torch.equal(first, second)
+        assert off(first, whole) < 1e-6
+
+
+def test_several_steps_on_two_processes(ranks: Ranks) -> None:
+    assert off(ranks(on_one_rank, "SFT", 1, 2)[0], gradient(SFT, 1, steps=2)) < 1e-6
+
+
+def test_the_mean_is_over_tokens_of_the_step_and_not_of_micro_batches() -> None:
+    """Token losses 4 | 1 1 1: the mean of means is 2.5, the mean is 1.75."""
+    one, three = pack([Tree([1], [[2]])]), pack([Tree([1], [[2, 3, 4]])])
+    one.totals = three.totals = one.totals + three.totals
+    shares = [b.token_mean(x) for b, x in ((one, torch.tensor([0.0, 4.0])), (three, torch.tensor([0.0, 1, 1, 1])))]
+    assert float(sum(shares)) == 1.75
+
+
+def test_gradient_of_a_step_is_that_of_the_formula() -> None:
+    """Against a loop over rows through the plain Hugging Face model."""
+    policy = small()
+    trees = some_trees(8, responses=2)
+    total = sum(sum(map(sum, t.weights or [])) for t in trees)
+    policy.model.set_attn_implementation("sdpa")
+    loss = torch.zeros(())
+    for tree in trees:
+        for response, weights in zip(tree.responses, tree.weights or [], strict=True):
+            ids = torch.tensor([tree.prompt + response])
+            logp = policy.model(ids).logits[0].log_softmax(-1)
+            for i, (token, weight) in enumerate(zip(response, weights, strict=True)):
+                loss = loss - weight * logp[len(tree.prompt) + i - 1, token] / total
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
+    assert off(gradient(SFT, 2), expected) < 1e-5
+
+
+def test_logged_loss_is_the_mean_over_the_step() -> None:
+    algorithm = SFT(small(), optimizer=sgd)
+    batch = pack(some_trees(8, responses=2))
+    expected = float(algorithm.loss(batch))
+    trainer = fit(algorithm, TreeData(some_trees(8, responses=2), batch_size=8), accumulate_grad_batches=3)
+    logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    assert logged["train/loss"] == pytest.approx(expected, rel=1e-6)
+    assert logged["train/samples"] == 8 and logged["train/tokens"] == batch.size
+    assert logged["train/grad_norm"] == pytest.approx(float(gradient(SFT, 1).norm()), rel=1e-5)
+
+
+def test_validation_is_the_exact_mean_however_it_is_batched() -> None:
+    held = some_trees(7, seed=5)
+    policy = small()
+    expected = float(pack(held).token_mean(-policy(pack(held)).logp))
+    for size in (1, 3, 100):
+        trainer = fit(SFT(policy, optimizer=sgd), TreeData(some_trees(), held, batch_size=size), limit_train_batches=0)
+        trainer.validate(SFT(policy), TreeData(some_trees(), held, batch_size=size), verbose=False)
+        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-6)
+    trainer.validate(SFT(policy, label_smoothing=0.3), TreeData(some_trees(), held), verbose=False)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_bits_per_character() -> None:
+    held = some_trees(3, seed=5)
+    algorithm, batch = SFT(small()), pack(held)
+    sums = {name: float(value) for name, value in algorithm.measures(batch).items()}
+    text = " ".join(str(t) for t in batch.tokens[batch.weight > 0].tolist())
+    bits = sums["loss"] * float(batch.weight.sum()) / torch.tensor(2.0).log().item() / len(text)
+    assert algorithm.summary(sums)["bits_per_character"] == pytest.approx(bits)
+
+
+class Poisoned(SFT):
+    def loss(self, batch: Batch) -> Tensor:
+        bad = torch.isin(batch.row, torch.tensor([3, 5]))
+        return super().loss(batch) + batch.prompt_mean(torch.where(bad, torch.nan, 0.0))
+
+
+def test_a_non_finite_loss_names_its_rows() -> None:
+    with pytest.raises(UserError, match=r"step 0: the loss is nan in memory:(4, memory:6|6, memory:4);") as caught:
+        fit(Poisoned(small(), optimizer=sgd), TreeData(some_trees(8), batch_size=8))
+    assert "memory:1," not in str(caught.value)
+
+
+def test_a_non_finite_gradient_names_the_step() -> None:
+    class Steep(SFT):
+        def loss(self, batch: Batch) -> Tensor:
+            return super().loss(batch) + 0 * (self.policy(batch).logp.sum() * 0).sqrt()
+
+    with pytest.raises(UserError, match=r"step 0: the gradient is nan, from memory:"):
+        fit(Steep(small(), optimizer=sgd), TreeData(some_trees(2), batch_size=2))
+
+
+def test_label_smoothing() -> None:
+    logp, mean = torch.tensor([-1.0, -2.0]), torch.tensor([-3.0, -5.0])
+    assert negative_log_likelihood(logp, mean, 0.1).tolist() == pytest.approx([1.2, 2.3])
+    with pytest.raises(ValueError):
+        negative_log_likelihood(logp, None, 0.1)
+
+
+def test_warmup_and_cosine() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = WarmupCosine(optimizer, warmup=4, floor=0.1)
+    schedule.plan(14)
+    rates = []
+    for _ in range(16):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert rates[9] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))  # half way between step 4 and step 14
+    assert rates[14:] == pytest.approx([0.2, 0.2])
+    assert all(a >= b for a, b in zip(rates[3:], rates[4:], strict=False))
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    decayed, free = parameter_groups(small())
+    assert all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim == 1 for p in free["params"])
+    assert "weight_decay" not in decayed and free["weight_decay"] == 0.0
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 7])
+def test_resuming_is_as_if_it_had_never_stopped(stop: int, tmp_path: Path) -> None:
+    data = dict(batch_size=4)
+    whole = SFT(small(), optimizer=adamw)
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    fit(whole, TreeData(some_trees(16), **data), max_epochs=2, callbacks=[saver], enable_checkpointing=True,
+        accumulate_grad_batches=2)
+    again = SFT(small(), optimizer=adamw)
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2)
+    trainer.fit(again, TreeData(some_trees(16), **data), ckpt_path=tmp_path / f"step={stop}.ckpt")
+    assert torch.equal(weights_of(whole), weights_of(again)) and again.progress == whole.progress
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    algorithm = SFT(small(), optimizer=sgd)
+    trainer = fit(algorithm, TreeData(some_trees(4)))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    other = SFT(small(options=None), optimizer=sgd)
+    other.policy.model.model.layers[0].requires_grad_(False)
+    with pytest.raises(UserError, match="does not fit this model: 9 weights are only in the checkpoint"):
+        trainer.fit(other, TreeData(some_trees(4)), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_plans_keep_every_row_once() -> None:
+    lengths = [len(t) for t in some_trees(23)]
+    made = plan(range(23), lengths, 4, 1000, accumulate=2, world=2, seed=1)
+    assert sorted(r for step in made.steps for micro in step for r in micro) == list(range(23))
+    assert len(made.steps) == 6 and {len(step) for step in made.steps} == {4} and made.accumulate == 2
+    assert plan(range(23), lengths, 4, 1000, seed=2) != plan(range(23), lengths, 4, 1000, seed=1)
+
+
+def test_plan_errors_say_what_fits() -> None:
+    with pytest.raises(UserError, match=r"longest row has 30 tokens but a micro-batch holds 20; set --data.max_tokens 30"):
+        plan(range(2), [30, 5], 2, 20)
+    with pytest.raises(UserError, match=r"--trainer.accumulate_grad_batches 4"):
+        plan(range(8), [10] * 8, 8, 20)
+    assert plan(range(8), [10] * 8, 8, 20, accumulate=4).accumulate == 4
+
+
+def test_the_order_is_of_seed_and_epoch_and_shared_by_ranks() -> None:
+    trees = TreeData(some_trees(12)).train_trees
+    assert trees is not None
+    made = plan(range(12), trees.lengths, 2, 1000, world=2, seed=0)
+    first, second = (PlannedLoader(trees, made, rank, seed=3) for rank in (0, 1))
+    for _ in range(2):
+        rows = [sorted([*a.row.tolist(), *b.row.tolist()]) for a, b in zip(first, second, strict=True)]
+        assert sorted(r for step in rows for r in step) == list(range(12))
+    assert first.order(0) != first.order(1) and first.order(1) == second.order(1)
+    assert copy.deepcopy(first).order(5) == first.order(5)
