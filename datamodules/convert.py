@@ -160,8 +160,8 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
     extra = f"; kept {', '.join(kept)}" if kept else ""
     say(f"{file} -> {out}: {written:,} rows, {plan.kind} data as {plan.description}{extra}")
     if rejects:
-        first = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
-        say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} (first: {first['place']}: {first['problem']})")
+        one = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
+        say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} (first: {one['place']}: {one['problem']})")
     return len(rejects)
 
 

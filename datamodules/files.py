@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from leyden.datamodules.json_rows import BOM, read_json
 from leyden.datamodules.tables import known_encoding, read_table
@@ -86,7 +86,8 @@ def extension(path: Path) -> str:
 
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file for reading bytes, decompressing `.gz`."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+    opened = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
+    return cast(IO[bytes], opened)
 
 
 def _read_file(

@@ -106,10 +106,5 @@ class ToyData(DataModule):
 
     def predict_dataloader(self) -> Any:
         assert self.train_trees is not None
-        return [
-            [
-                (Example([{"role": "user", "content": str(tree.prompt)}]), tree.prompt)
-                for tree in self.train_trees[i : i + 2]
-            ]
-            for i in range(0, 4, 2)
-        ]
+        rows = [(Example([{"role": "user", "content": str(tree.prompt)}]), tree.prompt) for tree in self.train_trees]
+        return torch.utils.data.DataLoader(rows, batch_size=8, collate_fn=list)

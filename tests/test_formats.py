@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import copy
+import unicodedata
+from typing import Any
+
+import pytest
+
+from leyden.datamodules.formats import FORMATS, KINDS, RowError, describe, detect, parse
+from leyden.errors import UserError
+from leyden.example import Example
+
+Q, A, B = "2+2?", "4", "5"
+HH = "\n\nHuman: 2+2?\n\nAssistant: "
+
+
+def turns(*pairs: str) -> list[dict[str, str]]:
+    """Turns from `role: content` texts."""
+    return [dict(zip(("role", "content"), pair.split(": ", 1), strict=True)) for pair in pairs]
+
+
+def shared(*pairs: str) -> list[dict[str, str]]:
+    words = {"user": "human", "assistant": "gpt", "system": "system"}
+    return [{"from": words[turn["role"]], "value": turn["content"]} for turn in turns(*pairs)]
+
+
+def example(row: dict[str, Any], kind: str, **options: Any) -> Example:
+    """The example of a row, its format found from the row alone; reading must leave the row as it was."""
+    before = copy.deepcopy(row)
+    found = parse(row, detect([row], kind, options.get("columns")), kind, **options)
+    assert row == before and found.row is row
+    return found
+
+
+USER, ANSWER, OTHER = turns("user: 2+2?"), turns("assistant: 4"), turns("assistant: 5")
+
+INSTRUCTION = {
+    "alpaca": {"instruction": Q, "input": "", "output": A, "text": "Below is an instruction"},
+    "prompt-response": {"prompt": Q, "response": A},
+    "completion": {"prompt": Q, "completion": A},
+    "question": {"question": Q, "answer": A},
+    "Q and A": {"Q": Q, "A": A, "label": "0"},
+    "Korean": {"질문": Q, "답변": A},
+    "Korean decomposed": {unicodedata.normalize("NFD", "질문"): Q, unicodedata.normalize("NFD", "답변"): A},
+    "Korean in and out": {"입력": Q, "출력": A},
+    "Korean alpaca": {"지시": Q, "입력": "", "출력": A},
+    "messages": {"messages": [*USER, *ANSWER]},
+    "turns in prompt-completion": {"prompt": USER, "completion": ANSWER},
+    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": Q}]}, *ANSWER]},
+    "sharegpt": {"conversations": shared("user: 2+2?", "assistant: 4")},
+    "capital roles": {"messages": turns("Human: 2+2?", "GPT: 4")},
+}
+PREFERENCE = {
+    "texts": {"prompt": Q, "chosen": A, "rejected": B},
+    "turns": {"prompt": USER, "chosen": ANSWER, "rejected": OTHER},
+    "one turn each": {"prompt": Q, "chosen": ANSWER[0], "rejected": OTHER[0]},
+    "prompt and whole conversations": {"prompt": Q, "chosen": USER + ANSWER, "rejected": USER + OTHER},
+    "transcripts of turns": {"chosen": USER + ANSWER, "rejected": USER + OTHER},
+    "HH": {"chosen": HH + A, "rejected": HH + B},
+    "HH with prompt": {"prompt": HH, "chosen": A, "rejected": B},
+    "sharegpt": {"conversations": shared("user: 2+2?"), "chosen": shared("assistant: 4")[0], "rejected": OTHER[0]},
+    "ranked": {"prompt": Q, "completion_0": B, "completion_1": A, "ranking": [2, 1]},
+    "scored": {"prompt": Q, "responses": [B, A], "scores": [1, 2.5]},
+}
+
+
+@pytest.mark.parametrize("name", INSTRUCTION)
+def test_instruction_rows_mean_the_same(name: str) -> None:
+    found = example(INSTRUCTION[name], "instruction")
+    assert (found.messages, found.responses, found.text) == (USER, [ANSWER], None)
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_preference_rows_mean_the_same(name: str) -> None:
+    found = example(PREFERENCE[name], "preference", rank_order="lower_is_better")
+    assert (found.messages, found.responses) == (USER, [ANSWER, OTHER])
+    assert found.scores == ([2.5, 1.0] if name == "scored" else None)
+
+
+@pytest.mark.parametrize("name", PREFERENCE)
+def test_preference_rows_are_instructions_by_their_best_answer(name: str) -> None:
+    found = example(PREFERENCE[name], "instruction", rank_order="lower_is_better")
+    assert (found.messages, found.responses) == (USER, [ANSWER])
+
+
+@pytest.mark.parametrize("row", [*INSTRUCTION.values(), *PREFERENCE.values(), {"prompt": Q}, {"instruction": Q}])
+def test_every_row_is_a_prompt_without_its_answers(row: dict[str, Any]) -> None:
+    found = example(row, "prompts")
+    assert (found.messages, found.responses) == (USER, [])
+
+
+def test_conversations_keep_their_turns() -> None:
+    talk = turns("system: Be brief.", "user: a", "assistant: b", "user: c", "assistant: d")
+    found = example({"messages": talk}, "instruction")
+    assert (found.messages, found.responses) == (talk[:2], [talk[2:]])
+    assert example({"messages": talk}, "prompts").messages == talk[:4]
+    pair = {"chosen": talk, "rejected": [*talk[:4], *turns("assistant: e")]}
+    found = example(pair, "preference")
+    assert (found.messages, found.responses) == (talk[:4], [talk[4:], turns("assistant: e")])
+    early = {"chosen": talk, "rejected": [*talk[:2], *turns("assistant: e")]}
+    assert example(early, "preference").responses == [talk[2:], turns("assistant: e")]
+
+
+def test_alpaca_columns_beside_the_question() -> None:
+    row = {"instruction": Q, "input": "in base 3", "output": A, "system": "Be brief.", "history": [["a", "b"]]}
+    found = example(row, "instruction")
+    expected = turns("system: Be brief.", "user: a", "assistant: b") + turns("user: 2+2?\n\nin base 3")
+    assert (found.messages, found.responses) == (expected, [ANSWER])
+
+
+def test_plain_text() -> None:
+    found = example({"text": "서울", "label": 1}, "instruction")
+    assert (found.messages, found.responses, found.text) == ([], [], "서울")
+
+
+def test_scores_of_a_pair() -> None:
+    row = PREFERENCE["texts"]
+    assert example({**row, "margin": 1.5}, "preference").scores == [1.5, 0.0]
+    assert example({**row, "score_chosen": 8, "score_rejected": "7"}, "preference").scores == [8.0, 7.0]
+
+
+def test_ranking_is_never_guessed() -> None:
+    row = {"prompt": Q, "completion_0": "x", "completion_1": "y", "completion_2": "z", "ranking": [2, 3, 1]}
+    best = {
+        order: [r[0]["content"] for r in example(row, "preference", rank_order=order).responses]
+        for order in ("lower_is_better", "higher_is_better")
+    }
+    assert best == {"lower_is_better": ["z", "x", "y"], "higher_is_better": ["y", "x", "z"]}
+    with pytest.raises(RowError, match="rank_order: lower_is_better"):
+        example(row, "preference")
+
+
+def test_columns_by_mapping_come_before_names() -> None:
+    row = {"질문": "no", "사용자 발화": Q, "prompt": "no", "결과": A}
+    columns = {"prompt": "사용자 발화", "response": "결과"}
+    assert example(row, "instruction", columns=columns).messages == USER
+    rows = [row]
+    assert describe(rows, "prompt-response", "instruction", columns) == (
+        "prompt-response (prompt: 사용자 발화, response: 결과)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "message"),
+    [
+        ({"prompt": Q, "response": ""}, "instruction", "'response' is empty"),
+        ({"prompt": Q, "response": None}, "instruction", "'response' is empty"),
+        ({"prompt": Q, "response": " \n"}, "instruction", "'response' holds only blanks"),
+        ({"prompt": Q, "response": 4}, "instruction", "'response' is 4, not a text"),
+        ({"prompt": "", "response": A}, "instruction", "'prompt' is empty"),
+        ({"prompt": "\ud800", "response": A}, "instruction", "half a character"),
+        ({"messages": []}, "instruction", "'messages' is an empty list"),
+        ({"messages": Q}, "instruction", "'messages' is not a list of turns"),
+        ({"messages": [{"text": Q}]}, "instruction", "each turn needs role and content"),
+        ({"messages": turns("usr: a", "assistant: b")}, "instruction", "'usr'; did you mean 'user'?"),
+        ({"messages": USER}, "instruction", "no assistant turn"),
+        ({"messages": ANSWER}, "instruction", "turn 1 is assistant and comes first; put a user turn before it"),
+        ({"messages": USER + USER + ANSWER}, "instruction", "turn 2 is user after user; merge"),
+        ({"messages": USER + ANSWER + OTHER}, "instruction", "turn 3 is assistant after assistant; merge"),
+        ({"messages": USER + turns("system: x") + ANSWER}, "instruction", "a system turn can only come first"),
+        ({"messages": USER + ANSWER + USER}, "instruction", "the last turn is user, not assistant"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, *ANSWER]}, "instruction", "only text"),
+        ({"messages": [*USER, {"role": "assistant", "content": "", "tool_calls": [1]}]}, "instruction", "calls tools"),
+        ({"instruction": Q, "output": A, "history": ["a"]}, "instruction", "'history' must be a list"),
+        ({"prompt": Q, "chosen": A, "rejected": A}, "preference", "chosen equals rejected"),
+        ({"chosen": HH + A, "rejected": HH + A}, "preference", "chosen equals rejected"),
+        ({"chosen": HH + A, "rejected": HH + " "}, "preference", "'rejected, turn 2' is empty"),
+        ({"chosen": A, "rejected": B}, "preference", "there is no prompt"),
+        (
+            {"chosen": HH + A, "rejected": "\n\nHuman: 3+3?\n\nAssistant: 5"},
+            "preference",
+            "differ in turn 1, a user turn",
+        ),
+        ({"chosen": USER + ANSWER, "rejected": USER}, "preference", "'rejected' ends where the other goes on"),
+        ({"prompt": Q, "responses": [A], "scores": [1, 2]}, "preference", "lists of the same length"),
+        ({"prompt": Q, "responses": [A, B], "scores": [1, 1]}, "preference", "worth the same"),
+        ({"prompt": Q, "responses": [A, B], "scores": [1, "nan"]}, "preference", "'scores[1]' is 'nan', not a finite"),
+        ({"prompt": Q, "responses": [A], "scores": [1]}, "preference", "two or more"),
+        ({"messages": turns("system: x")}, "prompts", "no user turn"),
+    ],
+)
+def test_bad_rows_say_what_is_wrong_and_what_to_do(row: dict[str, Any], kind: str, message: str) -> None:
+    with pytest.raises(RowError) as caught:
+        example(row, kind)
+    assert message in str(caught.value) and ("; " in str(caught.value))
+
+
+def test_an_equal_pair_is_still_an_instruction() -> None:
+    assert example({"prompt": Q, "chosen": A, "rejected": A}, "instruction").responses == [ANSWER]
+
+
+def test_missing_columns_name_the_nearest() -> None:
+    with pytest.raises(RowError, match="no column 'response'.*did you mean 'respons'"):
+        parse({"prompt": Q, "respons": A}, "prompt-response", "instruction")
+    with pytest.raises(UserError, match=r"columns 발화, 대꾸; name them with --prompt COLUMN --response COLUMN"):
+        detect([{"발화": Q, "대꾸": A}], "instruction")
+    with pytest.raises(UserError, match="did you mean 'alpaca'"):
+        parse({}, "alpacca", "instruction")
+
+
+def test_the_format_of_most_rows_wins() -> None:
+    rows = [{"text": "x"}, {"prompt": Q, "response": A}, {"prompt": Q, "response": A}]
+    assert detect(rows, "instruction") == "prompt-response"
+    assert detect([{"prompt": Q, "messages": USER + ANSWER, "text": "x"}], "instruction") == "messages"
+
+
+def test_every_format_has_a_name_to_force_it() -> None:
+    assert set(FORMATS) == set(KINDS)
+    row = {"prompt": Q, "response": A, "text": "only this"}
+    assert parse(row, "text", "instruction").text == "only this"
+    assert parse(row, "prompt", "prompts").messages == USER

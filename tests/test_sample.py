@@ -1,0 +1,149 @@
+"""The generator: grammar, determinism, the split by content, and that what it says is right by the gold reward."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from leyden.datamodules import items, phrases, rewriting
+from leyden.datamodules.korean import fill, particle
+from leyden.datamodules.sample import sample_rows
+from leyden.errors import UserError
+from leyden.example import Sample
+from leyden.rewards import Gold, _word
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "expected"),
+    [
+        ("서울", "은", "서울은"),
+        ("파리", "은", "파리는"),
+        ("톱", "이", "톱이"),
+        ("개", "을", "개를"),
+        ("서울", "으로", "서울로"),
+        ("산", "으로", "산으로"),
+        ("바다", "으로", "바다로"),
+        ("7", "이에요", "7이에요"),  # 칠
+        ("12", "은", "12는"),  # 십이
+        ("10", "이야", "10이야"),  # 십
+        ("'강'", "이에요", "'강'이에요"),
+        ("'book'", "이에요", "'book'이에요"),  # 북
+        ("'river'", "이에요", "'river'예요"),  # 리버
+    ],
+)
+def test_particles_follow_the_last_sound(word: str, kind: str, expected: str) -> None:
+    assert particle(word, kind) == expected
+
+
+def test_fill_puts_words_and_particles() -> None:
+    assert fill("{n:은} {a:입니다}. {n}!", n="프랑스의 수도", a="파리") == "프랑스의 수도는 파리입니다. 프랑스의 수도!"
+
+
+def everything(language: str) -> list[items.Item]:
+    """All facts and sums, and some of the endless rewriting jobs."""
+    draw = Random(5)
+    jobs = [make(draw, language) for make in rewriting.REWRITING for _ in range(100)]
+    return [*items.facts(language), *items.sums(language), *jobs]
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_every_answer_is_right_and_in_the_style_it_should_have(language: str) -> None:
+    gold, draw = Gold(), Random(1)
+    counted = brief_by_gold = 0
+    for item in everything(language):
+        row = {"language": language, "answer": item.answer, "rivals": "|".join(item.rivals)}
+        for polite in (False, True):
+            for brief in (False, True):
+                messages = [{"role": "user", "content": phrases.question(draw, item)}]
+                response = phrases.answer(draw, item, polite, brief)
+                parts = gold.parts(Sample(messages, response, row))  # type: ignore[arg-type]
+                assert parts.correct == 1, (messages, response)
+                assert parts.polite == polite, (messages, response)
+                assert parts.brief == 1 or not brief, (messages, response)
+                counted += not brief
+                brief_by_gold += parts.brief == 1 and not brief
+    # A long question leaves room for a few short wrappings.
+    assert brief_by_gold < counted / 500
+
+
+@pytest.mark.parametrize("language", ["ko", "en"])
+def test_no_question_holds_its_answer(language: str) -> None:
+    for item in everything(language):
+        for question in phrases.asks(item):
+            assert not _word(item.answer).search(question), (question, item.answer)
+
+
+def test_rows_are_the_same_in_every_process() -> None:
+    code = "import json; from leyden.datamodules.sample import sample_rows as s\n"
+    code += "print(json.dumps([list(s(k, 'both', 20, 3)) for k in ('instruction', 'prompts', 'text')]))"
+    made = [
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert made[0] == made[1]
+    assert json.loads(made[0])[0] == list(sample_rows("instruction", "both", 20, 3))
+
+
+def test_fewer_rows_are_a_prefix_and_other_seeds_differ() -> None:
+    rows = list(sample_rows("instruction", "ko", 30, 0))
+    assert list(sample_rows("instruction", "ko", 10, 0)) == rows[:10]
+    assert list(sample_rows("instruction", "ko", 30, 1)) != rows
+
+
+def test_held_out_contents_are_never_trained_on() -> None:
+    train = {row["prompt"] for row in sample_rows("instruction", "both", 3000, 0, "train")}
+    held_out = {row["prompt"] for row in sample_rows("prompts", "both", 1000, 0, "heldout")}
+    assert len(held_out) > 800
+    assert not train & held_out
+    # The split is by content: both languages put a fact on the same side, whatever the wording.
+    sides = {(item.topic, item.key): item.split for item in items.facts("ko")}
+    shared = [item for item in items.facts("en") if (item.topic, item.key) in sides]
+    assert len(shared) > 250
+    assert all(item.split == sides[item.topic, item.key] for item in shared)
+    share = sum(side == "heldout" for side in sides.values()) / len(sides)
+    assert 0.15 < share < 0.25
+    # 3 + 4 and 4 + 3 are one content.
+    by_key = {(item.key, item.names[1]): item.split for item in items.sums("en")}
+    assert by_key["3 + 4", "3 + 4"] == by_key["3 + 4", "4 + 3"]
+
+
+def test_text_states_held_out_facts_but_asks_no_question_of_the_rows() -> None:
+    text = "\n".join(row["text"] for row in sample_rows("text", "both", 3000, 0))
+    held_out = [item for language in ("ko", "en") for item in items.facts(language) if item.split == "heldout"]
+    told = [item for item in held_out if any(name in text for name in item.names)]
+    assert len(told) == len(held_out) > 100
+    for item in [*held_out, *items.sums("ko"), *items.sums("en")]:
+        for question in phrases.asks(item):
+            assert question not in text, question
+
+
+def test_styles_are_mixed_evenly() -> None:
+    rows = list(sample_rows("instruction", "both", 600, 2))
+    gold = Gold()
+    parts = [gold.parts(Sample([{"role": "user", "content": row["prompt"]}], row["response"], row)) for row in rows]
+    # Standard error 0.02; polite and brief are drawn apart, so a quarter of the rows are both.
+    assert abs(sum(part.polite for part in parts) / 600 - 0.5) < 0.08
+    assert abs(sum(part.brief == 1 for part in parts) / 600 - 0.5) < 0.08
+    assert abs(sum(part.polite and part.brief == 1 for part in parts) / 600 - 0.25) < 0.08
+    assert abs(sum(row["language"] == "ko" for row in rows) / 600 - 0.5) < 0.08
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("instructions", "ko", 5, 0), "did you mean 'instruction'"),
+        (("instruction", "kr", 5, 0), "no language 'kr'; use ko, en, both"),
+        (("instruction", "ko", 0, 0), "--rows 1 or more"),
+        (("instruction", "ko", 5, 0, "test"), "no split 'test'"),
+    ],
+)
+def test_wrong_arguments_are_explained(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        sample_rows(*arguments)  # type: ignore[arg-type]
