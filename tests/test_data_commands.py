@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat import CHATML, THINKING, byte_level
+from rich.console import Console
+
+from leyden.datamodules import commands
+from leyden.datamodules.commands import main
+from leyden.datamodules.show import show
+from leyden.datamodules.source import Source
+from leyden.errors import UserError
+
+TABLE = "질문,답변,번호\n안녕?,네.,1\n뭐 해?,쉬어요.,2\n"
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def listing(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "대화.csv"
+    path.write_bytes(TABLE.encode("cp949"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    byte_level().save_pretrained(folder)
+    return str(folder)
+
+
+# convert
+
+
+def test_a_korean_table_becomes_jsonl(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(table)]) == 0
+    assert rows(table.with_suffix(".jsonl")) == [
+        {"prompt": "안녕?", "response": "네.", "번호": "1"},
+        {"prompt": "뭐 해?", "response": "쉬어요.", "번호": "2"},
+    ]
+    said = capsys.readouterr().out
+    assert (
+        "CP949, comma" in said and "2 rows, instruction data as prompt-response (prompt: 질문, response: 답변)" in said
+    )
+    assert "kept 번호" in said
+
+
+def test_columns_are_named_by_flags(tmp_path: Path) -> None:
+    source = tmp_path / "a.tsv"
+    source.write_text("발화\t좋음\t나쁨\n안녕?\t네.\t왜?\n", encoding="utf-8")
+    flags = ["--prompt", "발화", "--chosen", "좋음", "--rejected", "나쁨"]
+    assert main(["convert", str(source), str(tmp_path / "out" / "b.jsonl"), *flags]) == 0
+    assert rows(tmp_path / "out" / "b.jsonl") == [{"prompt": "안녕?", "chosen": "네.", "rejected": "왜?"}]
+    assert main(["convert", str(source), str(tmp_path / "c.jsonl"), "--prompt=발화", "--response=좋음"]) == 0
+    assert rows(tmp_path / "c.jsonl") == [{"prompt": "안녕?", "response": "네.", "나쁨": "왜?"}]
+    assert main(["convert", str(source), str(tmp_path / "d.jsonl"), "--prompt=발화"]) == 0
+    assert rows(tmp_path / "d.jsonl")[0]["prompt"] == "안녕?"
+    with pytest.raises(UserError, match="no column '바화' .*did you mean '발화'"):
+        main(["convert", str(source), "--prompt", "바화", "--response", "좋음"])
+
+
+def test_a_folder_is_converted_beside_its_originals(tmp_path: Path, table: Path) -> None:
+    (tmp_path / "b.json").write_text('[{"instruction": "a", "input": "", "output": "b", "id": 1}]', encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text("{}", encoding="utf-8")
+    assert main(["convert", str(tmp_path)]) == 0
+    assert listing(tmp_path) == {"대화.csv", "대화.jsonl", "b.json", "b.jsonl", "c.jsonl"}
+    assert rows(tmp_path / "b.jsonl") == [{"instruction": "a", "output": "b", "input": "", "id": 1}]
+    (tmp_path / "b.csv").write_text("prompt,response\na,b\n", encoding="utf-8")
+    with pytest.raises(UserError, match="would be written twice"):
+        main(["convert", str(tmp_path), "--overwrite"])
+
+
+def test_nothing_is_overwritten_unasked(table: Path) -> None:
+    out = table.with_suffix(".jsonl")
+    out.write_text("precious", encoding="utf-8")
+    with pytest.raises(UserError, match="exists already; add --overwrite"):
+        main(["convert", str(table)])
+    assert out.read_text(encoding="utf-8") == "precious"
+    assert main(["convert", str(table), "--overwrite"]) == 0 and len(rows(out)) == 2
+
+
+def test_bad_rows_are_kept_apart_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text("prompt,response\na,b\nc,\nd,e,f\ng,h\n", encoding="utf-8")
+    assert main(["convert", str(source)]) == 1
+    assert [row["prompt"] for row in rows(tmp_path / "a.jsonl")] == ["a", "g"]
+    rejected = rows(tmp_path / "a.rejected.jsonl")
+    assert sorted(row["place"].rpartition(":")[2] for row in rejected) == ["3", "4"]
+    assert {"prompt": "c", "response": ""} in [row.get("row") for row in rejected]
+    assert "2 rows rejected" in capsys.readouterr().out
+    source.write_text("prompt,response\na,b\n", encoding="utf-8")
+    assert main(["convert", str(source), "--overwrite"]) == 0
+    assert listing(tmp_path) == {"a.csv", "a.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("prompt,response\n,\na,\n", "none of its"),
+        ("prompt,response\n", "no usable row"),
+        ("x,y\n1,2\n", "no preference format|no instruction format"),
+        ("말,prompt,response\na,b,c\n", "cannot become 'prompt'"),
+    ],
+)
+def test_errors_leave_nothing_behind(tmp_path: Path, data: str, message: str) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text(data, encoding="utf-8")
+    flags = ["--prompt", "말", "--response", "response"] if data.startswith("말") else []
+    with pytest.raises(UserError, match=message):
+        main(["convert", str(source), *flags])
+    assert listing(tmp_path) == {"a.csv"}
+
+
+def test_a_late_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_text('[{"prompt": "a", "response": "b"},\n' * 1 + '{"prompt": "a"', encoding="utf-8")
+    with pytest.raises(UserError, match=r"a.json:2: broken JSON"):
+        main(["convert", str(source)])
+    long = "[" + '{"prompt": "a", "response": "b"},\n' * 500 + "oops]"
+    source.write_text(long, encoding="utf-8")
+    with pytest.raises(UserError, match=r"a.json:501: broken JSON"):
+        main(["convert", str(source)])
+    assert listing(tmp_path) == {"a.json"}
+
+
+def test_hangul_is_composed_and_nothing_else_changes(tmp_path: Path) -> None:
+    compatibility = "Å ① ﬁ ㅋㅋ 豈"
+    text = unicodedata.normalize("NFD", "질문입니다") + compatibility
+    source = tmp_path / "a.jsonl"
+    source.write_text(json.dumps({unicodedata.normalize("NFD", "질문"): text, "답변": "네"}), encoding="utf-8")
+    assert main(["convert", str(source), str(tmp_path / "b.jsonl")]) == 0
+    assert rows(tmp_path / "b.jsonl") == [{"prompt": "질문입니다" + compatibility, "response": "네"}]
+
+
+# check
+
+
+def test_check_counts_and_names_every_bad_row(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decomposed = unicodedata.normalize("NFD", "가")
+    lines = ['{"prompt": "Hello", "response": "네"}'] * 2
+    lines += ['{"prompt": "a", "response": ""}', "{oops", f'{{"prompt": "{decomposed}", "response": "<s>"}}']
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    argv = ["check", str(path), "--tokenizer", tokenizer, "--chat-template", "plain", "--max-length", "12"]
+    assert main(argv) == 1
+    said = capsys.readouterr().out
+    assert f"{path}:3: 'response' is empty; write" in said and f"{path}:4: broken JSON" in said
+    assert "rows 5 · usable 3 · bad 2" in said
+    assert f"1 rows: the same row as an earlier one; drop duplicates if they are not meant ({path}:2)" in said
+    assert f"decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert ({path}:5)" in said
+    assert f"special token <s>, which the model takes as such; remove it ({path}:5)" in said
+
+
+def test_check_measures_in_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a tokenizer of bytes a prompt of n letters has the template's letters and n more; the answer adds EOS."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(["</s>", *pre_tokenizers.ByteLevel.alphabet()])}, merges=[])
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path / "bytes")
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"prompt": "a" * n, "response": "b" * n}) for n in range(1, 21)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    argv = [
+        "check",
+        str(path),
+        "--tokenizer",
+        str(tmp_path / "bytes"),
+        "--chat-template",
+        "plain",
+        "--max-length",
+        "40",
+    ]
+    assert main(argv) == 0
+    table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    frame = len("User:\n\n\nAssistant:\n")
+    assert table["prompt"] == [str(frame + 10), str(frame + 19), str(frame + 20), str(20 * frame + 210)]
+    assert table["response"] == ["11", "20", "21", "230"]
+    assert table["longer"][:3] == ["than", "40", "tokens:"]
+    over = sum(frame + 2 * n + 1 > 40 for n in range(1, 21))
+    assert table["longer"][3] == str(over)
+
+
+def test_check_finds_the_kind_and_judges_by_it(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"prompt": "a", "chosen": "b", "rejected": "b"}\n{"prompt": "a", "chosen": "bb", "rejected": "b"}\n'
+    )
+    argv = ["check", str(path), "--tokenizer", tokenizer, "--chat-template", "plain"]
+    assert main(argv) == 1
+    said = capsys.readouterr().out
+    assert "preference data as prompt-chosen-rejected" in said and "chosen equals rejected" in said
+    assert main([*argv, "--kind", "instruction"]) == 0
+    assert main([*argv, "--kind", "prompts"]) == 0
+
+
+def test_check_reports_a_template_that_refuses(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "no", "response": "b"}\n')
+    refuse = "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}" + CHATML
+    assert main(["check", str(path), "--tokenizer", tokenizer, "--chat-template", refuse]) == 1
+    assert f"{path}:2: the chat template refuses the conversation (not this)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--data.chat_template plain"):
+        main(["check", str(path), "--tokenizer", tokenizer])
+
+
+# show
+
+
+def shown(path: Path, tokenizer: str, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=200, soft_wrap=True, **options)
+    source = Source(str(path), tokenizer=tokenizer, chat_template=THINKING)
+    assert show(source, 1, console) == 0
+    stream = console.file
+    assert isinstance(stream, io.StringIO)
+    return stream.getvalue()
+
+
+def test_show_marks_what_is_trained(tmp_path: Path, tokenizer: str) -> None:
+    turns = [{"role": role, "content": role[0] * 2} for role in ("user", "assistant", "user", "assistant")]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    said = shown(path, tokenizer)
+    assert "⟦aa<|im_end|>⟧⟨↵\n<|im_start|>user↵\nuu<|im_end|>↵\n<|im_start|>assistant↵\n⟩⟦<think>" in said
+    coloured = shown(path, tokenizer, force_terminal=True, color_system="truecolor", no_color=False)
+    assert "⟦" not in coloured and "\x1b[1;32maa<|im_end|>" in coloured
+    assert main(["show", str(path), "--tokenizer", tokenizer, "--chat-template", "plain", "--kind", "prompts"]) == 0
+
+
+# the verbs
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["chekc"], "did you mean 'check'"),
+        (["check"], "required: FILE"),
+        (["check", "a.csv", "--tokeniser", "x"], "did you mean '--tokenizer'"),
+        (["check", "a.csv", "--kind", "preferences"], "did you mean 'preference'"),
+        (["convert", "nowhere.csv"], "no such file"),
+        (["convert", "a.csv", "b.jsonl", "c"], "'c' is not known"),
+        (["show", "a.csv", "--rows", "x"], "argument --rows: invalid int value"),
+    ],
+)
+def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        main(argv)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in commands.VERBS)
+    assert set(commands.VERBS) == {usage.split()[0] for usage in commands.USAGE}
+
+
+def test_sample_writes_a_whole_file_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.jsonl"
+    argv = ["sample", "--kind", "instruction", "--language", "ko", "--rows", "5", "--output", str(path)]
+    assert main(argv) == 0 and len(rows(path)) == 5
+    with pytest.raises(UserError, match="exists already"):
+        main(argv)
+
+
+def test_convert_needs_nothing_heavy(table: Path) -> None:
+    code = (
+        "import sys; from leyden.datamodules.commands import main; code = main(sys.argv[1:]);"
+        "heavy = {'torch', 'transformers', 'lightning', 'datasets', 'pandas'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "convert", str(table)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
