@@ -112,7 +112,9 @@ class CausalLM(Policy):
         base = base_of(self.model)
         if not base.supports_gradient_checkpointing:
             raise UserError(f"{self.path}: {type(base).__name__} has no gradient checkpointing; leave the option out")
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # the name changed during transformers 5
+        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def hidden(self, batch: Batch) -> Tensor:
         """The body's last hidden states of each token: [T, H]."""

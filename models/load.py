@@ -51,7 +51,9 @@ def load_model(
     Without an adapter every weight is trainable; with one, only the adapter is, in fp32.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # the run has its own
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(path) / "adapter_config.json").is_file():
         return _continue_adapter(path, adapter, options)
@@ -82,8 +84,8 @@ def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
             "use an adapter of weights such as LoraConfig"
         )
     adapter = dataclasses.replace(adapter, task_type=adapter.task_type or "CAUSAL_LM")
-    if base.get_decoder() is not base.base_model and isinstance(adapter.target_modules, str | None):
-        adapter.target_modules = _linear_names(base.get_decoder())  # a text model inside a larger one
+    if base.get_decoder() is not base.base_model:  # a text model inside a larger one
+        adapter.target_modules = _text_targets(base, adapter.target_modules)
     try:
         model: nn.Module = get_peft_model(base, adapter)
     except ValueError as problem:
@@ -97,8 +99,13 @@ def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
     return model
 
 
-def _linear_names(decoder: nn.Module) -> list[str]:
-    return sorted({name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)})
+def _text_targets(base: PreTrainedModel, wanted: Any) -> Any:
+    """Full names of the text model's linear layers that an adapter wants, so that no vision tower gets one too."""
+    inside = set(base.get_decoder().modules())
+    names = [name for name, module in base.named_modules() if module in inside and isinstance(module, nn.Linear)]
+    if wanted is None or isinstance(wanted, str):
+        return names
+    return [name for name in names if name.rpartition(".")[2] in wanted] or wanted
 
 
 def _freeze_unreachable(base: PreTrainedModel) -> None:
