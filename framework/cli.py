@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import sys
 import warnings
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,18 @@ from leyden import __version__
 from leyden.algorithm import Algorithm
 from leyden.callbacks import Export, PredictionWriter, Progress, RunRecord, Summary, Throughput
 from leyden.checkpoint import AtomicCheckpointIO, Checkpoint, Randomness
+from leyden.command import Command
 from leyden.data import DataModule
 from leyden.errors import UserError
-from leyden.keys import Key, render
 from leyden.logger import MetricsCSV
-from leyden.run import Run, claim, find_checkpoint
+from leyden.run import Run, claim, find_checkpoint, rank
 from leyden.vet import explain, vet
 
 _HARMLESS = (
     r".*does not have many workers",  # batches are planned and tokenised ahead
+    r".*Be aware that when using `ckpt_path`",
+    r".*`loftq_config` specified but will be ignored",  # its default, written out
+    r".*`is_gradient_checkpointing` is deprecated",
     r".*Checkpoint directory .* exists and is not empty",
     r".*The dirpath has changed",
     r".*smaller than the logging interval",
@@ -41,24 +42,18 @@ _HARMLESS = (
 )
 
 
-def command_of(module: str) -> Callable[[list[str]], Any]:
-    """The `main(args) -> exit code` of a command that is no Trainer verb."""
-    function: Callable[[list[str]], Any] = import_module(module).main
-    return function
-
-
-def run(verb: str, flags: list[list[Any]], configs: list[dict[str, Any]], keys: list[Key]) -> int:
+def run(command: Command) -> int:
     """Run `fit`, `validate`, `test` or `predict` on what the launcher read.
 
     Raises:
         UserError: a key, value or setting that cannot work, in one line.
     """
     _quiet()
-    cli = CLI(verb, flags, configs, keys)
+    cli = CLI(command)
     try:
         cli.start()
     except argparse.ArgumentError as error:
-        raise UserError(explain(str(error), keys)) from error
+        raise UserError(explain(str(error), command.keys)) from error
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     finally:
@@ -69,22 +64,38 @@ def run(verb: str, flags: list[list[Any]], configs: list[dict[str, Any]], keys: 
 
 def show_keys(verb: str) -> int:
     """Print every key of a command."""
-    return run(verb, [["help", ""]], [], [])
+    return run(Command(verb, flags=[["help", ""]]))
 
 
 def _quiet() -> None:
-    """Leave the terminal to the run. Warnings that mean something still show."""
+    """Leave the terminal to the run: our own log lines and warnings that mean something."""
+    log = logging.getLogger("leyden")
+    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
+    log.propagate = False
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)
+
+
+def _no_loading_bars() -> None:
+    """No bar for weights read from disk; those for downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    downloads = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
 
 
 class CLI(LightningCLI):
     """One command. Constructing it does nothing; `start` parses, checks, builds and runs."""
 
-    def __init__(self, verb: str, flags: list[list[Any]], configs: list[dict[str, Any]], keys: list[Key]) -> None:
-        self.verb, self.flags, self.configs, self.keys = verb, flags, configs, keys
+    def __init__(self, command: Command) -> None:
+        self.command, self.verb = command, command.verb
         self.run: Run | None = None
 
     def start(self) -> None:
@@ -120,9 +131,8 @@ class CLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         actions = self._subcommand_parsers[self.verb]._actions
         groups = {"trainer": Trainer, "model": Algorithm, "data": DataModule, "checkpoint": Checkpoint}
-        vet(self.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
-        files = [f"--config={json.dumps(content, ensure_ascii=False)}" for content in self.configs]
-        self.config = parser.parse_args([self.verb, *files, *map(render, self.flags)])
+        vet(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
+        self.config = parser.parse_args(self.command.arguments())
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the configuration is the truth on resume, the checkpoint is only state."""
@@ -148,6 +158,7 @@ class CLI(LightningCLI):
             self.run = claim(trainer.default_root_dir, "predict", resume=True)
         if self.run is not None:
             trainer.default_root_dir = str(self.run.folder)
+        _no_loading_bars()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self._get(self.config_init, "trainer"))
@@ -157,9 +168,11 @@ class CLI(LightningCLI):
             plugins.append(AtomicCheckpointIO())
         own = [] if config.get("barebones") else self._own_callbacks(config)
         own = [callback for callback in own if not any(isinstance(other, _place(callback)) for other in given)]
-        return Trainer(
-            **config | {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins} | kwargs
-        )
+        config |= {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins}
+        try:
+            return Trainer(**config, **kwargs)
+        except ValueError as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
         """What this verb shows and leaves behind."""

@@ -67,6 +67,8 @@ def flag_keys(pairs: list[list[str]]) -> list[Key]:
     for pair in pairs:
         path = tuple(part for part in pair[0].rstrip("+").split(".") if part != "init_args")
         where = f"--{pair[0]}"
+        if path[-1] in ("help", "print_config"):
+            continue
         if path[-1] == "class_path":
             keys.append(Key(path[:-1], pair, 1, where, is_class=True))
         elif pair[1][:1] in ("{", "["):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
 
 from leyden import __version__, names
+from leyden.command import read_command
 from leyden.errors import UserError, nearest
-from leyden.keys import Key, flag_keys, flags, read
 
 TRAINER_VERBS = {
     "fit": "train a model",
@@ -72,67 +72,23 @@ def _dispatch(args: list[str]) -> int:
         return _train(verb, rest)
     others = _others()
     if verb in others:
-        from leyden.cli import command_of
-
-        function: Callable[[list[str]], Any] = command_of(others[verb][0])
-        return int(function(rest) or 0)
+        return int(import_module(others[verb][0]).main(rest) or 0)
     raise UserError(f"no command is called '{verb}'{nearest(verb, [*TRAINER_VERBS, *others])} (see leyden --help)")
 
 
 def _train(verb: str, args: list[str]) -> int:
+    """`fit` and its kind, or help on them."""
     if {"-h", "--help"}.isdisjoint(args):
-        command = prepare(verb, args)
+        command = read_command(verb, args)
         from leyden.cli import run
 
-        return run(verb, *command)
+        return run(command)
     if "all" in args:
         from leyden.cli import show_keys
 
         return show_keys(verb)
     print(_verb_help(verb))
     return 0
-
-
-def prepare(verb: str, args: list[str]) -> tuple[list[list[Any]], list[dict[str, Any]], list[Key]]:
-    """Read flags and config files and check all that needs no import.
-
-    Returns:
-        The flags as [name, value] pairs, the content of the config files left to right, and the keys of both in the
-        order in which they apply: files, then flags.
-
-    Raises:
-        UserError: a config, class or value that is not there.
-    """
-    pairs = flags(args)
-    if not pairs:
-        raise UserError(f"say what to {verb}: leyden {verb} --config sft --data.path FILE (see leyden {verb} --help)")
-    contents, keys = [], []
-    for name, value in pairs:
-        if name == "config":
-            content, found = read(names.config_file(value))
-            contents.append(content)
-            keys += found
-    # A class is chosen before its arguments are given, in whatever order they were typed.
-    order = {"model": 0, "data": 0, "model.policy": 1}
-    typed = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
-    keys += flag_keys(typed)
-    if any(name.startswith("model.policy.") for name, _ in typed) and not _gives(keys, ("model", "policy")):
-        policy = ["model.policy", "CausalLM"]
-        at = next(i for i, (name, _) in enumerate(typed) if name.startswith("model.policy."))
-        typed.insert(at, policy)
-        first = next(i for i, key in enumerate(keys) if key.path[:2] == ("model", "policy"))
-        keys.insert(first, Key(("model", "policy"), policy, 1, "--model.policy", is_class=True))
-    for key in keys:
-        kind = ".".join(key.path)
-        if kind in names.KINDS and isinstance(key.value, str) and not key.value.endswith((".yaml", ".yml")):
-            key.box[key.slot] = names.class_path(kind, key.value, key.where)
-            key.is_class = True
-    return typed, contents, keys
-
-
-def _gives(keys: list[Key], path: tuple[str, ...]) -> bool:
-    """Whether some key names the class of the object at `path`."""
-    return any(key.path == path and isinstance(key.value, str) for key in keys)
 
 
 def _others() -> dict[str, tuple[str, str]]:

@@ -85,8 +85,7 @@ def takes_class(annotation: Any) -> bool:
     if typing.get_origin(annotation) is typing.get_origin(Callable[..., Any]):
         return True
     if isinstance(annotation, type) and not typing.get_args(annotation):
-        plain = annotation.__module__ == "builtins" or is_dataclass(annotation) or issubclass(annotation, Enum | Path)
-        return not plain
+        return annotation.__module__ != "builtins" and not issubclass(annotation, Enum | Path)
     return any(takes_class(part) for part in typing.get_args(annotation))
 
 
@@ -154,7 +153,15 @@ def explain(message: str, keys: list[Key]) -> str:
         kinds = re.findall(r"class_path='([\w.]+)'", message[refused.end() :])
         options = parameters(_load(kinds[0])) if kinds else {}
         return f"{where}: {kinds[0] if kinds else 'this'} has no such key{nearest(refused[1], options)}"
-    expected = re.findall(r"(Expected an? [^\n]+|Unable to [^\n]+|not a valid [^\n]+)", message)
-    said = next((line for line in expected if "NoneType" not in line), " ".join(message.split())[:300])
-    said = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", said).replace("typing.Literal", "one of ")
-    return f"{where}: {said[0].lower()}{said[1:]}".lstrip(": ")
+    return f"{where}: {_complaint(message)}".lstrip(": ")
+
+
+def _complaint(message: str) -> str:
+    """What the parser expected of a value and what it got instead."""
+    kinds = [kind for kind in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message) if "NoneType" not in kind]
+    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (?!NestedArg|Namespace)(.*)", message)
+    if not kinds:
+        return " ".join(message.split())[:300]
+    plain = [re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
+    plain = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in plain]
+    return f"expected {' or '.join(plain)}" + (f", not {value[1]}" if value else "")

@@ -1,0 +1,36 @@
+# Every target sets up what it needs: Python 3.11 or later and a package index are enough.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/ready
+	$(BIN)/leyden demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+# Types are checked on an installed copy: checkers do not see through an editable install's import hook.
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
+	MYPYPATH=build/types $(BIN)/mypy -p leyden
+
+bench: .venv/bench
+	$(BIN)/python benchmarks/sft.py
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

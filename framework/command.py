@@ -1,0 +1,83 @@
+"""A Trainer command as typed, read and checked as far as possible without importing anything heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from leyden import names
+from leyden.errors import UserError
+from leyden.keys import Key, flag_keys, flags, read, render
+
+
+@dataclass
+class Command:
+    """`leyden VERB …`."""
+
+    verb: str
+    classes: list[list[str]] = field(default_factory=list)
+    """Which class `model`, `data` and `model.policy` end up with, as flags. They come first, so that a file that only
+    sets arguments may stand anywhere."""
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """Content of the config files, merged left to right"""
+    flags: list[list[Any]] = field(default_factory=list)
+    """The other flags as [name, value]; they win over files"""
+    keys: list[Key] = field(default_factory=list)
+    """The keys of all of these in the order in which they apply"""
+
+    def arguments(self) -> list[str]:
+        """What the parser is given."""
+        files = [f"--config={json.dumps(content, ensure_ascii=False)}" for content in self.files]
+        return [self.verb, *map(render, self.classes), *files, *map(render, self.flags)]
+
+
+def read_command(verb: str, args: list[str]) -> Command:
+    """Read config files and flags.
+
+    Raises:
+        UserError: a config file, a class or a flag's value that is not there; a file that is not a config.
+    """
+    pairs = flags(args)
+    if not pairs:
+        raise UserError(f"say what to {verb}: leyden {verb} --config sft --data.path FILE (see leyden {verb} --help)")
+    asked = next((pair for pair in pairs if pair[0].endswith(".help")), None)
+    if asked is not None:
+        return Command(verb, flags=[_help_on(asked)])
+    command = Command(verb)
+    for name, value in pairs:
+        if name == "config":
+            content, found = read(names.config_file(value))
+            command.files.append(content)
+            command.keys += found
+    # A class is chosen before its arguments are given, in whatever order they were typed.
+    order = {"model": 0, "data": 0, "model.policy": 1}
+    command.flags = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
+    command.keys += flag_keys(command.flags)
+    _choose_classes(command)
+    return command
+
+
+def _help_on(flag: list[str]) -> list[str]:
+    """`--model.help SFT` with the class's full path, which the parser wants."""
+    kind = flag[0].removesuffix(".help")
+    return [flag[0], names.class_path(kind, flag[1], f"--{flag[0]}") if kind in names.KINDS and flag[1] else flag[1]]
+
+
+def _choose_classes(command: Command) -> None:
+    """Resolve the names of the three classes and put the final ones first."""
+    chosen: dict[str, str] = {}
+    for key in command.keys:
+        kind = ".".join(key.path)
+        if kind in names.KINDS and isinstance(key.value, str):
+            chosen[kind] = key.box[key.slot] = names.class_path(kind, key.value, key.where)
+            key.is_class = True
+    for kind in ("model", "data"):
+        if kind not in chosen:
+            known = " or ".join(sorted(names.of_kind(kind)))
+            raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
+    if any(key.path[:2] == ("model", "policy") for key in command.keys):
+        chosen.setdefault("model.policy", names.class_path("model.policy", "CausalLM", "--model.policy"))
+    command.classes = [[kind, chosen[kind]] for kind in names.KINDS if kind in chosen]
+    first = [Key(tuple(pair[0].split(".")), pair, 1, f"--{pair[0]}", is_class=True) for pair in command.classes]
+    command.keys = [*first, *command.keys]

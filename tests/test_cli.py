@@ -1,0 +1,215 @@
+"""The command line before and around a run: help, names, keys, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leyden import names
+from leyden.command import read_command
+from leyden.errors import UserError
+from leyden.keys import flag_keys, flags, read
+
+TOY = """\
+model:
+  class_path: toy.Toy
+  init_args:
+    policy: {class_path: toy.Bigrams}
+    optimizer: {class_path: AdamW, init_args: {lr: 1e-2}}
+data:
+  class_path: toy.ToyData
+  init_args: {path: rows.jsonl}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _toy_config(workplace: Path) -> None:
+    (workplace / "toy.yaml").write_text(TOY)
+
+
+@pytest.mark.parametrize("args", [["--help"], ["fti"], ["fit", "--help"], ["fit", "--model", "STF"]])
+def test_the_launcher_imports_nothing_heavy(args: list[str], workplace: Path) -> None:
+    code = (
+        "import sys; from leyden.launcher import main; main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'lightning', 'transformers', 'jsonargparse', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_installed_command_answers(workplace: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "leyden", "fti"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no command is called 'fti'; did you mean 'fit'? (see leyden --help)\n"
+
+
+def test_help_lists_only_commands_that_exist(leyden) -> None:
+    code, out, err = leyden("--help")
+    assert (code, err) == (0, "")
+    assert all(verb in out for verb in ("fit", "validate", "test", "predict", "data"))
+    assert "chat" not in out and "compare" not in out
+
+
+def test_help_on_fit_names_classes_and_configs_that_exist(leyden) -> None:
+    code, out, _ = leyden("fit", "--help")
+    assert code == 0
+    assert all(word in out for word in ("SFT", "InstructionData", "sft", "lora", "pretrain", "--ckpt_path last"))
+
+
+WRONG = {
+    # what is typed after `leyden`: what the one line must say
+    "fit": ["say what to fit", "--config sft"],
+    "fit --model STF": ["--model", "'STF'", "did you mean 'SFT'"],
+    "fit --config stf": ["--config stf", "did you mean 'sft'"],
+    "fit --config sft --data InstructoinData": ["--data", "did you mean 'InstructionData'"],
+    "fit --config sft --model.policy CausalML": ["--model.policy", "did you mean 'CausalLM'"],
+    "fit --config toy.yaml --model toy.Toyy": ["toy.py defines no class 'Toyy'", "did you mean 'Toy'"],
+    "fit --config toy.yaml --model tiy.Toy": ["no module 'tiy'", "did you mean 'toy'"],
+    "fit --data.path rows.jsonl": ["--model: missing", "--config", "SFT"],
+    "fit --config toy.yaml --data.path": ["--data.path needs a value"],
+    "fit --config toy.yaml rows.jsonl": ["'rows.jsonl' is neither a flag nor a flag's value"],
+    "fit --config toy.yaml --model.sclae 2": ["--model.sclae", "Toy has no key 'sclae'", "did you mean 'scale'"],
+    "fit --config toy.yaml --model.optimizer.lrr 2": ["--model.optimizer.lrr", "AdamW has no key 'lrr'", "'lr'"],
+    "fit --config toy.yaml --model.optimizer AdmaW": ["--model.optimizer", "did you mean 'AdamW'"],
+    "fit --config toy.yaml --model.policy.pth x": ["--model.policy.pth", "Bigrams has no key 'pth'", "'path'"],
+    "fit --config toy.yaml --model.sampling.top_pp 1": ["Sampling has no key 'top_pp'", "did you mean 'top_p'"],
+    "fit --config toy.yaml --trainer.max_step 3": ["Trainer has no key 'max_step'", "did you mean 'max_steps'"],
+    "fit --config toy.yaml --checkpoint.save_topk 3": ["no key 'save_topk'", "did you mean 'save_top_k'"],
+    "fit --config toy.yaml --dta.path x": ["there is no key 'dta'", "did you mean 'data'"],
+    "fit --config toy.yaml --data.tokenizer x": ["--data.tokenizer", "follows model.policy.path"],
+    "fit --config toy.yaml --data.batch_size many": ["--data.batch_size: expected int, not many"],
+    "fit --config toy.yaml --trainer.max_steps many": ["--trainer.max_steps: expected int, not many"],
+    "fit --config toy.yaml --model.policy.dtype f8": ["--model.policy.dtype: expected one of 'float32'", "not f8"],
+    "fit --config toy.yaml --trainer.limit_val_batches x": ["expected int or float, not x"],
+    "fit --config toy.yaml --trainer.accelerator foo": ["trainer:", "'foo'"],
+    "fit --config toy.yaml --trainer.precision bf16-true": ["bf16-true", "--model.policy.dtype bfloat16"],
+    "fit --model toy.Toy --data toy.ToyData --data.path x": ["model.policy: missing; add --model.policy.path NAME"],
+    "fit --config toy.yaml --config key.yaml": ["key.yaml:4: model.sclae", "Toy has no key", "did you mean 'scale'"],
+    "fit --config toy.yaml --config group.yaml": ["group.yaml:2: trainer.max_step", "did you mean 'max_steps'"],
+    "fit --config toy.yaml --config type.yaml": ["type.yaml:3: data.batch_size: expected int, not many"],
+    "fit --config toy.yaml --config class.yaml": [
+        "class.yaml:2",
+        "toy.py defines no class 'Toi'",
+        "did you mean 'Toy'",
+    ],
+    "fit --config toy.yaml --config twice.yaml": ["twice.yaml:2: the key 'max_steps' stands twice"],
+    "fit --config broken.yaml": ["broken.yaml:2: not valid YAML"],
+    "fit --config list.yaml": ["list.yaml: a config is a mapping"],
+    "fit --config bytes.yaml": ["bytes.yaml: cannot be read", "UTF-8"],
+    "fit --config toy.yaml --config callback.yaml": ["callback.yaml:3", "did you mean 'RichProgressBar'"],
+    "test --config toy.yaml": ["nothing to test on"],
+}
+FILES = {
+    "key.yaml": b"model:\n  init_args:\n    # a comment\n    sclae: 3\n",
+    "group.yaml": b"trainer:\n  max_step: 3\n",
+    "type.yaml": b"data:\n  init_args:\n    batch_size: many\n",
+    "class.yaml": b"model:\n  class_path: toy.Toi\n",
+    "twice.yaml": b"trainer:\n  max_steps: 1\n  max_steps: 2\n",
+    "broken.yaml": b"model: [\n",
+    "list.yaml": b"- a\n",
+    "bytes.yaml": "model: 질문".encode("cp949"),
+    "callback.yaml": b"trainer:\n  callbacks:\n  - class_path: RichProgresBar\n",
+}
+
+
+@pytest.mark.parametrize("typed", WRONG)
+def test_a_mistake_is_one_line_that_says_what_to_type(typed: str, leyden, workplace: Path) -> None:
+    for name, content in FILES.items():
+        (workplace / name).write_bytes(content)
+    before = sorted(workplace.rglob("*"))
+    code, out, err = leyden(*typed.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1, err
+    assert [part for part in WRONG[typed] if part not in err] == [], err
+    assert [path for path in workplace.rglob("*") if path not in before and "__pycache__" not in str(path)] == []
+
+
+def resolved(leyden, *args: str) -> dict:
+    """The configuration that `leyden fit ARGS --print_config` shows."""
+    import yaml
+
+    code, out, err = leyden("fit", *args, "--print_config")
+    assert code == 0, err
+    return yaml.safe_load(out)
+
+
+def test_configs_merge_left_to_right_and_flags_win_in_any_order(leyden, workplace: Path) -> None:
+    (workplace / "a.yaml").write_text("model: {init_args: {scale: 2}}\ndata: {init_args: {batch_size: 8, seed: 5}}\n")
+    (workplace / "b.yaml").write_text("data: {init_args: {batch_size: 6}}\n")
+    flags_first = ["--data.batch_size", "7", "--model.optimizer.lr", "1e-4"]
+    config = resolved(leyden, *flags_first, "--config", "toy.yaml", "--config", "a.yaml", "--config", "b.yaml")
+    assert config["data"]["init_args"] == {"path": "rows.jsonl", "batch_size": 7, "seed": 5}
+    assert config["model"]["init_args"]["scale"] == 2
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-4
+    assert config["model"]["init_args"]["policy"]["class_path"] == "toy.Bigrams"
+    assert resolved(leyden, "--config", "toy.yaml", "--config", "b.yaml")["data"]["init_args"]["batch_size"] == 6
+
+
+def test_a_fragment_may_stand_before_the_config_it_belongs_to(leyden, workplace: Path) -> None:
+    (workplace / "part.yaml").write_text("model: {init_args: {policy: {init_args: {dropout: 0.1}}}}\n")
+    config = resolved(leyden, "--config", "part.yaml", "--config", "toy.yaml")
+    assert config["model"]["init_args"]["policy"]["init_args"]["dropout"] == 0.1
+
+
+def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
+    config = resolved(leyden, *"--model SFT --data toy.ToyData --data.path x --model.policy.path y".split())
+    policy = config["model"]["init_args"]["policy"]
+    assert policy["class_path"] == "leyden.models.causal_lm.CausalLM" and policy["init_args"]["path"] == "y"
+
+
+@pytest.mark.parametrize("name", sorted(names.configs()))
+def test_every_shipped_config_parses(name: str, leyden) -> None:
+    base = [] if name != "lora" else ["--config", "sft"]
+    config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
+    assert config["model"]["class_path"] == "leyden.algos.sft.SFT"
+    assert config["data"]["class_path"] == "leyden.datamodules.instruction.InstructionData"
+    adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
+    assert (adapter is not None) is (name == "lora")
+    assert name != "lora" or adapter["init_args"]["r"] == 16
+    assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
+
+
+def test_lora_by_flags(leyden) -> None:
+    adapter = "--model.policy.adapter LoraConfig --model.policy.adapter.r 8".split()
+    config = resolved(leyden, "--config", "sft", "--data.path", "rows.jsonl", *adapter)
+    assert config["model"]["init_args"]["policy"]["init_args"]["adapter"]["init_args"]["r"] == 8
+
+
+def test_flags_are_pairs_in_every_spelling() -> None:
+    typed = ["--a.b=1", "--c", "2", "-c", "x.yaml", "--d+=X", "--e", "-1", "--print_config"]
+    pairs = [["a.b", "1"], ["c", "2"], ["config", "x.yaml"], ["d+", "X"], ["e", "-1"], ["print_config", ""]]
+    assert flags(typed) == pairs
+    (key,) = flag_keys([["model.init_args.policy.init_args.path", "x"]])
+    assert key.path == ("model", "policy", "path")
+
+
+def test_keys_of_a_file_know_their_lines(workplace: Path) -> None:
+    content, keys = read(workplace / "toy.yaml")
+    places = {".".join(key.path): key.where.rpartition(":")[2] for key in keys}
+    assert places["model"] == "2" and places["model.optimizer.lr"] == "5" and places["data.path"] == "8"
+    assert content["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01  # a number, not the text "1e-2"
+    assert [key.value for key in keys if key.path == ("data",)] == ["toy.ToyData"]
+
+
+def test_a_class_in_a_value_with_braces_is_checked(workplace: Path) -> None:
+    value = json.dumps({"class_path": "toy.Nothing"})
+    with pytest.raises(UserError, match="defines no class 'Nothing'"):
+        read_command("fit", ["--config", "toy.yaml", "--model.policy", value])
+
+
+def test_names_come_from_the_source_of_the_rooms() -> None:
+    assert names.of_kind("model")["SFT"] == "leyden.algos.sft.SFT"
+    assert names.of_kind("data")["InstructionData"] == "leyden.datamodules.instruction.InstructionData"
+    assert names.of_kind("model.policy")["CausalLM"] == "leyden.models.causal_lm.CausalLM"
+    assert "Algorithm" not in names.of_kind("model") and "CausalLM" not in names.of_kind("model")
+
+
+def test_unexpected_errors_keep_their_traceback(leyden, workplace: Path) -> None:
+    text = (workplace / "toy.py").read_text().replace("        rows = [json", "        1 / 0\n        rows = [json")
+    (workplace / "broken_toy.py").write_text(text)
+    with pytest.raises(ZeroDivisionError):
+        leyden("fit", "--config", "toy.yaml", "--data", "broken_toy.ToyData")
