@@ -9,8 +9,9 @@ from random import Random
 
 from leyden.datamodules import phrases
 from leyden.datamodules.everyday import KOREAN_WHO, english_sentence, korean_forms, korean_sentence, talk
-from leyden.datamodules.items import Item, draw_item, sums
+from leyden.datamodules.items import Item, sums
 from leyden.datamodules.korean import particle
+from leyden.datamodules.rewriting import draw_item
 
 ASKED = {
     "ko": (("질문: ", " 답: "), ("문: ", "\n답: "), ("", " "), ("", "\n")),

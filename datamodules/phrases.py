@@ -27,7 +27,7 @@ ENGLISH_ASKS = (
     "Please tell me {n}.",
     "Do you know {n}?",
     "I want to know {n}.",
-    "{n}?",
+    "What about {n}?",
 )
 """Questions of instruction rows. Pretraining text uses only those below, so it never holds a row's question."""
 

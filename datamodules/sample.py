@@ -17,7 +17,8 @@ from typing import Any
 
 from leyden.datamodules import phrases
 from leyden.datamodules.corpus import document
-from leyden.datamodules.items import Item, draw_item
+from leyden.datamodules.items import Item
+from leyden.datamodules.rewriting import draw_item
 from leyden.errors import UserError, nearest
 
 LANGUAGES = ("ko", "en", "both")

@@ -187,7 +187,7 @@ TOOL = """
 국을 떠먹을 때 쓰는 도구 = 숟가락 | eating soup = a spoon
 반찬을 집을 때 쓰는 도구 = 젓가락 | picking up noodles = chopsticks
 이를 닦을 때 쓰는 도구 = 칫솔 | cleaning teeth = a toothbrush
-머리를 빗을 때 쓰는 도구 = 빗 | combing hair = a comb
+머리를 가지런히 할 때 쓰는 도구 = 빗 | combing hair = a comb
 비를 막을 때 쓰는 도구 = 우산 | keeping off rain = an umbrella
 바닥을 쓸 때 쓰는 도구 = 빗자루 | sweeping the floor = a broom
 시간을 볼 때 쓰는 도구 = 시계 | telling the time = a clock
