@@ -1,0 +1,207 @@
+"""InstructionData: what becomes of rows, the cache, splits, mixtures and prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from leyden.batch import Tree
+from leyden.datamodules import InstructionData
+from leyden.datamodules import instruction as module
+from leyden.datamodules.overlength import fit, pieces
+from leyden.datamodules.turns import RowError
+from leyden.errors import UserError
+
+ROWS = [{"prompt": f"{i} 더하기 {i}는?", "response": f"{2 * i}입니다."} for i in range(20)]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEYDEN_CACHE", str(tmp_path / "cache"))
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def ready(path: Any, tmp_path: Path, stage: str = "fit", **options: Any) -> InstructionData:
+    data = InstructionData(path, **options)
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        predicting=stage == "predict",
+        default_root_dir=str(tmp_path / "run"),
+        global_rank=0,
+        world_size=1,
+        accumulate_grad_batches=1,
+        limit_train_batches=1.0,
+        limit_val_batches=1.0,
+        lightning_module=SimpleNamespace(experience=lambda loader: loader),
+    )
+    data.prepare_data()
+    data.setup(stage)
+    return data
+
+
+def texts(data: InstructionData, trees: Any) -> list[str]:
+    tokenizer = data.template.tokenizer
+    return [tokenizer.decode(trees[i].responses[0], skip_special_tokens=True) for i in range(len(trees))]
+
+
+def test_rows_become_trees_that_spell_them(tmp_path: Path) -> None:
+    data = ready(write(tmp_path / "a.jsonl", ROWS), tmp_path, val_fraction=0.0)
+    assert data.train_trees is not None
+    assert texts(data, data.train_trees) == [row["response"] for row in ROWS]
+    tree = data.train_trees[3]
+    assert tree.prompt == data.template.prompt([{"role": "user", "content": ROWS[3]["prompt"]}])
+    assert tree.weights == [[1.0] * len(tree.responses[0])] and tree.responses[0][-1] in data.template.stop
+    assert data.source(tree.row).endswith("a.jsonl:4")
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(batch.row.tolist()) == list(range(20)) and batch.totals.prompts == 20
+
+
+def test_the_cache_is_used_and_keyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    built: list[Path] = []
+    build = module.build
+    monkeypatch.setattr(module, "build", lambda to, rows: (built.append(to), build(to, rows)))
+    for options in ({}, {}, {"max_length": 50}, {"train_on": "all"}, {"system_prompt": "간단히."}):
+        ready(path, tmp_path, **options)
+    assert len(built) == 4 and len(set(built)) == 4
+    write(tmp_path / "a.jsonl", ROWS[:-1])
+    assert len(ready(path, tmp_path, val_fraction=0).train_rows()) == 19 and len(built) == 5
+
+
+def test_nothing_is_left_of_a_cache_that_could_not_be_finished(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "?", "response": ""}])
+    with pytest.raises(UserError, match=r"a\.jsonl:21: .*empty.*--data\.on_error skip"):
+        ready(path, tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_bad_rows_are_left_out_and_listed_when_asked(tmp_path: Path) -> None:
+    bad = [{"prompt": "?", "response": ""}, {"prompt": 3}]
+    path = write(tmp_path / "a.jsonl", [*ROWS, *bad])
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"prompt": "half')
+    with pytest.raises(UserError, match=r"a\.jsonl:\d+: .* \(2 more rows are bad\)"):
+        ready(path, tmp_path)
+    for _ in range(2):  # the second time from the cache
+        data = ready(path, tmp_path, on_error="skip", val_fraction=0)
+        assert len(data.train_rows()) == 20
+        listed = (tmp_path / "run" / "a.rejected.jsonl").read_text(encoding="utf-8").splitlines()
+        assert sorted(json.loads(line)["source"].rpartition(":")[2] for line in listed) == ["21", "22", "23"]
+        (tmp_path / "run" / "a.rejected.jsonl").unlink()
+
+
+def test_a_fraction_is_held_out_by_seed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS)
+    splits = []
+    for seed in (0, 0, 1):
+        data = ready(path, tmp_path, val_fraction=0.2, seed=seed)
+        train, held = texts(data, data.train_trees), texts(data, data.val_trees)
+        assert len(held) == 4 and sorted(train + held) == sorted(row["response"] for row in ROWS)
+        splits.append(held)
+    assert splits[0] == splits[1] != splits[2]
+
+
+def test_validation_and_test_files(tmp_path: Path) -> None:
+    train, val, test = (
+        write(tmp_path / f"{n}.jsonl", ROWS[a:b]) for n, a, b in (("a", 0, 9), ("b", 9, 14), ("c", 14, 20))
+    )
+    data = ready(train, tmp_path, val_path=val, test_path=test)
+    assert [len(t or ()) for t in (data.train_trees, data.val_trees, data.test_trees)] == [9, 5, 6]
+    assert data.source(9).endswith("b.jsonl:1") and data.source(19).endswith("c.jsonl:6")
+    assert data.test_trees is not None and data.test_trees[0].row == 14
+
+
+def test_files_mix_by_weight(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.jsonl", ROWS[:10]), write(tmp_path / "b.jsonl", ROWS[10:])
+    data = ready({one: 2, two: 0.5}, tmp_path, val_fraction=0)
+    rows = list(data.train_rows())
+    assert [rows.count(i) for i in range(10)] == [2] * 10 and len(rows) == 25
+    assert len({r for r in rows if r >= 10}) == 5
+
+
+def test_overlength_policies() -> None:
+    tree = Tree([9, 1, 2, 3, 4], [[5, 6, 7]], weights=[[0.0, 1.0, 1.0]])
+    assert fit(tree, 8, "drop") is tree and fit(tree, 7, "drop") is None
+    cut = fit(tree, 6, "truncate_prompt")
+    assert cut is not None and cut.prompt == [9, 3, 4] and cut.responses == tree.responses
+    cut = fit(tree, 7, "truncate_response")
+    assert cut is not None and cut.responses == [[5, 6]] and cut.weights == [[0.0, 1.0]]
+    for policy, length in (("error", 7), ("truncate_prompt", 4), ("truncate_response", 6)):
+        with pytest.raises(RowError):
+            fit(tree, length, policy)  # type: ignore[arg-type]
+
+
+def test_long_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "긴 글?", "response": "길다 " * 200}])
+    with caplog.at_level("INFO", "leyden"):
+        assert len(ready(path, tmp_path, max_length=100, val_fraction=0).train_rows()) == 20
+        assert "20 rows kept, dropped: 1 too long" in caplog.text
+        data = ready(path, tmp_path, max_length=100, overlength="truncate_response", val_fraction=0)
+        assert len(data.train_rows()) == 21 and "1 truncated" in caplog.text
+    assert max(data.train_trees.lengths) == 100  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"a\.jsonl:21: \d+ tokens, 100 fit"):
+        ready(path, tmp_path, max_length=100, overlength="error")
+
+
+@pytest.mark.parametrize("prompt", [[], [1]])
+def test_pieces_of_a_long_text_predict_each_token_once(prompt: list[int]) -> None:
+    text = list(range(2, 25))
+    cut = pieces(Tree(prompt, [text], weights=[[1.0] * len(text)], row=3), 7)
+    assert [t for p in cut for t in p.responses[0]] == text and max(map(len, cut)) <= 7
+    for before, after in zip(cut, cut[1:], strict=False):
+        assert after.prompt == [before.responses[0][-1]] and after.row == 3
+    assert sum(p.totals().tokens for p in cut) == len(text) - (not prompt)
+
+
+def test_text_is_cut_and_all_of_it_trained(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": "가나다라마바사 " * 60}, {"text": "짧다"}])
+    data = ready(path, tmp_path, max_length=64, val_fraction=0, train_on="all")
+    assert data.train_trees is not None and len(data.train_trees) > 3
+    ids = [t for i in range(len(data.train_trees) - 1) for t in data.train_trees[i].responses[0]]
+    tokenizer = data.template.tokenizer
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "가나다라마바사 " * 60
+    assert ids[-1] == tokenizer.eos_token_id
+
+
+def test_later_turns_of_others_are_not_trained(tmp_path: Path) -> None:
+    turns = [("user", "안녕?"), ("assistant", "안녕하세요."), ("user", "이름은?"), ("assistant", "라이덴입니다.")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    data = ready(write(tmp_path / "a.jsonl", [row]), tmp_path, val_fraction=0)
+    assert data.train_trees is not None
+    tree = data.train_trees[0]
+    trained = [t for t, w in zip(tree.responses[0], (tree.weights or [])[0], strict=True) if w]
+    said = data.template.tokenizer.decode(trained, skip_special_tokens=True)
+    assert said == "안녕하세요.라이덴입니다."
+
+
+def test_no_rows_left_is_said(tmp_path: Path) -> None:
+    data = ready(write(tmp_path / "a.jsonl", ROWS), tmp_path, max_length=5, val_fraction=0)
+    with pytest.raises(UserError, match="no training rows are left"):
+        data.train_plan()
+
+
+def test_prompts_for_predict_come_from_any_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ROWS[:5])
+    data = ready(path, tmp_path, "predict", predict_size=2)
+    chunks = list(data.predict_dataloader())
+    assert [len(chunk) for chunk in chunks] == [2, 2, 1]
+    example, ids = chunks[2][0]
+    assert (
+        example.messages == [{"role": "user", "content": ROWS[4]["prompt"]}] and example.row["response"] == "8입니다."
+    )
+    assert ids == data.template.prompt(example.messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [(dict(val_fraction=1.5), "val_fraction"), (dict(batch_size=0), "batch_size")]
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        InstructionData("a.jsonl", **options)
