@@ -151,7 +151,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
             try:
                 output.write(plan(row) + "\n")
                 written += 1
-            except (RowError, ValueError) as error:
+            except RowError as error:
                 rejects.append({"place": place, "problem": str(error), "row": row})
         if written == 0:
             raise UserError(f"{file}: none of its {len(rejects)} rows can be used; {rejects[0]['problem']}")
@@ -180,8 +180,11 @@ class _Plan:
         parse(row, self.format, self.kind, columns, rank_order="lower_is_better")  # any order: only validity counts
         renamed = {name: row[column] for name, column in columns.items()}
         renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
-        line = json.dumps(renamed, ensure_ascii=False, allow_nan=False, default=_plain)
-        line.encode()
+        try:
+            line = json.dumps(renamed, ensure_ascii=False, allow_nan=False, default=_plain)
+            line.encode()
+        except ValueError as error:  # NaN, bytes, half a character
+            raise RowError(f"a value cannot be written as JSON ({error}); mend or drop its column") from None
         return line
 
 
@@ -230,5 +233,5 @@ def _write_rejects(path: Path, rejects: list[dict[str, Any]], overwrite: bool) -
 
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
-        raise ValueError("a column holds bytes, which JSON cannot; write text or drop the column")
+        raise ValueError("bytes")
     return str(value)

@@ -138,12 +138,22 @@ def test_a_late_error_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_hangul_is_composed_and_nothing_else_changes(tmp_path: Path) -> None:
-    compatibility = "Å ① ﬁ ㅋㅋ 豈"
+    compatibility = "\u212b \u2460 \ufb01 \u3147 \uf900"  # letters that normalising the whole text would replace
     text = unicodedata.normalize("NFD", "질문입니다") + compatibility
     source = tmp_path / "a.jsonl"
     source.write_text(json.dumps({unicodedata.normalize("NFD", "질문"): text, "답변": "네"}), encoding="utf-8")
     assert main(["convert", str(source), str(tmp_path / "b.jsonl")]) == 0
     assert rows(tmp_path / "b.jsonl") == [{"prompt": "질문입니다" + compatibility, "response": "네"}]
+
+
+def test_what_json_cannot_hold_is_rejected(tmp_path: Path) -> None:
+    source = tmp_path / "a.json"
+    source.write_text(
+        '[{"prompt": "a", "response": "b", "score": NaN}, {"prompt": "a", "response": "b"}]', encoding="utf-8"
+    )
+    assert main(["convert", str(source)]) == 1
+    assert len(rows(tmp_path / "a.jsonl")) == 1
+    assert "cannot be written as JSON" in rows(tmp_path / "a.rejected.jsonl")[0]["problem"]
 
 
 # check

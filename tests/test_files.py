@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leyden.datamodules import tables
 from leyden.datamodules.files import read_rows
 from leyden.errors import UserError
 
@@ -120,6 +121,7 @@ def test_bad_table_rows(tmp_path: Path) -> None:
         ("a.csv", ",a\n1,2\n", "a.csv:1: column 1 of the header has no name"),
         ("a.csv", '"a,b\n1,2\n', "a.csv:1: a quote that opens here is never closed"),
         ("a.csv", b"a,b\n1,2\n\xff\xff,3\n", "a.csv:3: byte 0xff is neither UTF-8 nor CP949"),
+        ("a.csv", b"a,b\n1,\xea", "a.csv:2: byte 0xea is neither UTF-8 nor CP949"),
         ("a.json", '[{"a": 1},\n{"a": 2}', "a.json:2: the array never ends"),
         ("a.json", '[{"a": 1},\n{"a" 2}]', "a.json:2: broken JSON"),
         ("a.json", "[1]", "a number, not an object"),
@@ -136,6 +138,14 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, name: str, data: str 
     with pytest.raises(UserError) as caught:
         list(read_rows(tmp_path / name))
     assert message in str(caught.value) and "; " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_bytes_are_placed_in_files_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.csv", "가,나\n다,라\n".encode() + b"\xff,\xff\n")
+    for size in (1, 2, 5, 1000):
+        monkeypatch.setattr(tables, "_CHUNK", size)
+        with pytest.raises(UserError, match="a.csv:3: byte 0xff"):
+            list(read_rows(path))
 
 
 def test_missing_files_name_the_nearest(tmp_path: Path) -> None:

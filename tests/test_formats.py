@@ -140,6 +140,11 @@ def test_columns_by_mapping_come_before_names() -> None:
     )
 
 
+def test_exact_names_come_before_obvious_ones() -> None:
+    for row in ({"Prompt": "no", "prompt": Q}, {"prompt": Q, "PROMPT": "no"}, {"question": "no", "prompt": Q}):
+        assert example({**row, "answer": "no", "response": A}, "instruction").messages == USER
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "message"),
     [
