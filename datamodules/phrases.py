@@ -121,7 +121,7 @@ def _contract(question: str) -> str:
 def asks(item: Item, text: bool = False) -> list[str]:
     """Every question for `item`: those of instruction rows, or those that pretraining text may use."""
     if item.language == "ko":
-        frames = KOREAN_TEXT_ASKS if text else KOREAN_ASKS
+        frames: tuple[str, ...] = KOREAN_TEXT_ASKS if text else KOREAN_ASKS
         made = [fill(frame, n=name, q=item.wh) for name in item.names for frame in frames]
         made = [_contract(question) for question in made]
     else:

@@ -18,7 +18,12 @@ def _repeat(draw: Random, language: str) -> Item:
     key = f"{index} {times}"
     if language == "ko":
         front = fill("{w:을} " + ["두", "세", "네"][times - 2] + " 번", w=f"'{word}'")
-        asks = (f"{front} 써 줘.", f"{front} 되풀이해 줘.", f"{front} 써 주세요.", f"{front} 반복해 줄래?")
+        asks: tuple[str, ...] = (
+            f"{front} 써 줘.",
+            f"{front} 되풀이해 줘.",
+            f"{front} 써 주세요.",
+            f"{front} 반복해 줄래?",
+        )
         return Item("repeat", key, "ko", (f"{front} 쓴 것",), "뭐", answer, f"'{answer}'", (rival,), asks)
     count = ["two", "three", "four"][times - 2]
     asks = (f"Repeat '{word}' {count} times.", f"Write '{word}' {count} times.", f"Please say '{word}' {count} times.")
@@ -72,7 +77,12 @@ def _manners(draw: Random, language: str) -> Item:
     key = f"{plain} {make_polite}"
     if language == "ko":
         front = fill("{w:을} ", w=f"'{text}'") + ("존댓말" if make_polite else "반말")
-        asks = (f"{front}로 바꿔 줘.", f"{front}로 바꿔 주세요.", f"{front}로 고쳐 줘.", f"{front}로 말해 줘.")
+        asks: tuple[str, ...] = (
+            f"{front}로 바꿔 줘.",
+            f"{front}로 바꿔 주세요.",
+            f"{front}로 고쳐 줘.",
+            f"{front}로 말해 줘.",
+        )
         return Item("manners", key, "ko", (f"{front}로 한 것",), "뭐", answer, f"'{answer}'", (), asks)
     asks = (f"Make '{text}' polite.", f"Say '{text}' in a polite way.", f"Turn '{text}' into a polite request.")
     return Item("manners", key, "en", (f"the polite form of '{text}'",), "What", answer, f"'{answer}'", (), asks)
