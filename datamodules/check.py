@@ -90,7 +90,8 @@ def _inspect(example: Example, place: str, specials: Sequence[str], found: Findi
     texts = [turn["content"] for turn in turns] if example.text is None else [example.text]
     key = hash((tuple(turn["role"] for turn in turns), tuple(texts)))
     if key in found.seen:
-        found.warn("the same row as an earlier one; drop duplicates if they are not meant", place)
+        earlier = found.seen[key].rpartition(":")[2]
+        found.warn("the same as an earlier row; drop them if they are not meant to repeat", f"{place} = {earlier}")
     found.seen.setdefault(key, place)
     if any(is_decomposed(text) for text in texts):
         found.warn("decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert", place)

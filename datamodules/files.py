@@ -52,11 +52,17 @@ def read_rows(
         yield from _hub(str(path))
         return
     for file in find_files(path):
-        empty = True
-        for place, row in _read_file(file, report, on_note, encoding, delimiter):
-            empty = False
+        found = False
+
+        def reported(place: str, problem: str) -> None:
+            nonlocal found
+            found = True
+            report(place, problem)
+
+        for place, row in _read_file(file, reported, on_note, encoding, delimiter):
+            found = True
             yield place, row
-        if empty and on_bad is None:
+        if not found:
             raise UserError(f"{file}: no rows in it; give a file with data")
 
 

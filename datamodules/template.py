@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from leyden.batch import Tree
 from leyden.chat import stop_ids, turn_end
+from leyden.datamodules.chat_source import chat_source
 from leyden.datamodules.turns import RowError
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.paths import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PLAIN = (
-    "{{ bos_token }}"
-    "{% for message in messages %}"
-    "{{ message.role | capitalize }}:\n{{ message.content }}"
-    "{{ eos_token + '\n' if message.role == 'assistant' else '\n\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
-)
-"""The plain template for base models. A turn is its speaker on one line and its words below; answers end with EOS::
-
-    User:
-    How are you?
-
-    Assistant:
-    Fine.</s>
-
-The line end after `Assistant:` keeps the cut between prompt and answer on a token boundary in every tokenizer.
-"""
 
 Span = tuple[int, int]
 
@@ -63,7 +44,7 @@ class Template:
 
     Args:
         tokenizer: any transformers tokenizer.
-        chat_template: None is the tokenizer's own, "plain" the template `PLAIN`, otherwise a Jinja file or text.
+        chat_template: None is the tokenizer's own, "plain" the template `chat_source.PLAIN`, else a Jinja file or text.
         system_prompt: put first in conversations that have no system turn.
         stop: further token ids that end a turn, such as those of a generation config.
 
@@ -79,7 +60,7 @@ class Template:
         stop: Iterable[int] = (),
     ) -> None:
         self.tokenizer = tokenizer
-        self.source = _source(tokenizer, chat_template)
+        self.source = chat_source(tokenizer, chat_template)
         self.system_prompt = system_prompt
         self.eos: int | None = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id
@@ -230,23 +211,3 @@ class Template:
                 f"the chat template refuses the conversation ({error}); mend the row or the template"
             ) from None
         return str(text)
-
-
-def _source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
-    """The Jinja text of the chat template, or None where a tokenizer has none."""
-    if chat_template == "plain":
-        return PLAIN
-    if chat_template is None:
-        own = tokenizer.chat_template
-        return own.get("default") if isinstance(own, dict) else own
-    if "{{" in chat_template or "{%" in chat_template:
-        return chat_template
-    path = Path(chat_template).expanduser()
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        names = [*(file.name for file in path.parent.glob("*")), "plain"]
-        hint = nearest(path.name, names) or "; type plain, or the path of a Jinja file"
-        raise UserError(f"chat_template {chat_template}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"chat_template {chat_template}: cannot be read ({error}); give a UTF-8 Jinja file") from None

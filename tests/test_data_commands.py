@@ -111,7 +111,7 @@ def test_bad_rows_are_kept_apart_and_counted(tmp_path: Path, capsys: pytest.Capt
     ("data", "message"),
     [
         ("prompt,response\n,\na,\n", "none of its"),
-        ("prompt,response\n", "no usable row"),
+        ("prompt,response\n", "no rows in it"),
         ("x,y\n1,2\n", "no preference format|no instruction format"),
         ("말,prompt,response\na,b,c\n", "cannot become 'prompt'"),
     ],
@@ -172,7 +172,7 @@ def test_check_counts_and_names_every_bad_row(
     said = capsys.readouterr().out
     assert f"{path}:3: 'response' is empty; write" in said and f"{path}:4: broken JSON" in said
     assert "rows 5 · usable 3 · bad 2" in said
-    assert f"1 rows: the same row as an earlier one; drop duplicates if they are not meant ({path}:2)" in said
+    assert f"1 rows: the same as an earlier row; drop them if they are not meant to repeat ({path}:2 = 1)" in said
     assert f"decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert ({path}:5)" in said
     assert f"special token <s>, which the model takes as such; remove it ({path}:5)" in said
 

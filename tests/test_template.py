@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from leyden.batch import Tree
-from leyden.datamodules.template import PLAIN, Template
+from leyden.datamodules.chat_source import PLAIN
+from leyden.datamodules.template import Template
 from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example, Message
