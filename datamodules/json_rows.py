@@ -104,7 +104,7 @@ def _not_text(path: Path, data: bytes, error: UnicodeDecodeError) -> str:
         data.decode("cp949")
     except UnicodeDecodeError:
         return f"{problem}; save the file as UTF-8"
-    return f"{problem}, it looks like CP949; run: leyden data convert {path} --encoding cp949"
+    return f"{problem}, it looks like CP949; run: leyden data convert {path} NEW.jsonl --encoding cp949"
 
 
 def _broken_line(error: Exception, whole: bool) -> str:

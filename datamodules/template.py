@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
+_MARK = "leyden-answer"
 
 
 def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -145,7 +146,7 @@ class Template:
         starts = [self._start(text, turns[:i]) for i in answers]
         spans = []
         for index, first, bound in zip(answers, starts, [*starts[1:], len(text)], strict=True):
-            spans.append((first, self._stop(text, first, bound, turns[index]["content"])))
+            spans.append((first, self._stop(text, turns, index, first, bound)))
         return text[: spans[-1][1]], spans
 
     def _start(self, text: str, turns: list[Message]) -> int:
@@ -158,18 +159,21 @@ class Template:
             )
         return len(prefix)
 
-    def _stop(self, text: str, first: int, bound: int, content: str) -> int:
-        """Where the answer that starts at `first` ends: after its terminator, or after its words if there is none."""
-        words = content.strip()
-        find = text.find if self.terminator is not None else text.rfind
-        at = find(words, first, bound)
-        after = first if at < 0 else at + len(words)
-        end = -1 if self.terminator is None else text.find(self.terminator, after, bound)
-        if end >= 0 and self.terminator is not None:
-            return end + len(self.terminator)
-        if at < 0:
+    def _stop(self, text: str, turns: list[Message], index: int, first: int, bound: int) -> int:
+        """Where the answer `turns[index]` ends, which starts at `first`: after its terminator, else after its words."""
+        content = turns[index]["content"]
+        if self.terminator is not None:
+            at = text.find(content.strip(), first, bound)
+            after = first if at < 0 else at + len(content.strip())  # the words may hold the terminator too
+            end = text.find(self.terminator, after, bound)
+            if end >= 0:
+                return end + len(self.terminator)
+        marked = self._render([*turns[:index], Message(role="assistant", content=_MARK), *turns[index + 1 :]])
+        at = marked.find(_MARK, first)
+        words = next((words for words in (content, content.strip()) if at >= 0 and text.startswith(words, at)), None)
+        if words is None:
             raise RowError("the chat template rewrites the answer, so its tokens cannot be found; give it another one")
-        return after
+        return at + len(words)
 
     def _whole(self, ids: list[int], ends: bool) -> Tree:
         """A tree that trains on all of `ids`; its prompt is BOS where there is one, which is never doubled."""

@@ -4,7 +4,9 @@ import copy
 from pathlib import Path
 
 import pytest
-from chat import CHATML, GEMMA, NO_END, TEMPLATES, byte_level, word_marked
+from chat import CHATML, GEMMA, NO_END, SPECIAL, TEMPLATES, byte_level, word_marked
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -69,6 +71,50 @@ def test_exactly_the_answers_and_their_ends_are_trained(name: str, first: str, l
     template = Template(byte_level(), TEMPLATES[name])
     assert trained(template, template.encode(example())) == [first, last]
     assert trained(template, template.encode(example(cut=3))) == [last]
+
+
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and not any(special in text for special in SPECIAL)
+)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@given(
+    contents=st.lists(words, min_size=2, max_size=6), name=st.sampled_from(sorted(TEMPLATES)), first=st.integers(0, 2)
+)
+@settings(deadline=None)
+def test_any_words_are_cut_exactly(fast: bool, contents: list[str], name: str, first: int) -> None:
+    """Whatever is said (blanks at the ends, emoji, the same words twice), and with or without offsets."""
+    contents = contents[: len(contents) // 2 * 2]
+    turns = [Message(role="user assistant".split()[i % 2], content=text) for i, text in enumerate(contents)]
+    cut = 1 + 2 * min(first, len(turns) // 2 - 1)
+    tokenizer = byte_level()
+    template = Template(tokenizer, TEMPLATES[name])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerFast, "is_fast", fast)
+        tree = template.encode(example(turns, cut))
+    assert tree.prompt == template.prompt(turns[:cut])
+    text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=TEMPLATES[name])
+    said = tokenizer.decode(tree.prompt + tree.responses[0])
+    assert text.startswith(said.removesuffix("</s>") if template.terminator is None else said)
+    said_by_assistant = [
+        run.removesuffix("</s>").removesuffix(template.terminator or "").removeprefix("<think>\n\n</think>\n\n").strip()
+        for run in trained(template, tree)
+    ]
+    assert said_by_assistant == [turn["content"].strip() for turn in turns[cut::2]]
+
+
+def test_words_that_hold_the_terminator_do_not_end_the_answer() -> None:
+    turns = [*TALK[:1], Message(role="assistant", content=" say <end_of_turn> to end ")]
+    template = Template(byte_level(), GEMMA)
+    assert trained(template, template.encode(example(turns))) == ["say <end_of_turn> to end<end_of_turn>"]
+
+
+def test_a_template_that_ends_the_last_answer_only() -> None:
+    source = NO_END.replace("{{ m.content }}", "{{ m.content }}{{ eos_token if loop.last and m.role == 'assistant' }}")
+    template = Template(byte_level(), source)
+    assert template.terminator == "</s>"
+    assert trained(template, template.encode(example())) == [" four", " 대한민국의 수도입니다 🙂🙂.</s>"]
 
 
 def test_later_answers_start_where_generation_would_start_them() -> None:
