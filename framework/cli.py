@@ -17,12 +17,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import __version__
 from leyden.algorithm import Algorithm
-from leyden.callbacks import Export, PredictionWriter, Progress, RunRecord, Summary, Throughput
+from leyden.callbacks import Export, PredictionWriter, RunRecord, Throughput
 from leyden.checkpoint import AtomicCheckpointIO, Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
+from leyden.progress import Progress, Summary
 from leyden.run import Run, claim, find_checkpoint, rank
 from leyden.vet import explain, vet
 
@@ -126,6 +127,8 @@ class CLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "predict":
             parser.add_argument("--output", type=str | None, default=None, help="where the answers go (JSONL)")
+        elif subcommand != "fit":
+            parser.set_defaults({"verbose": False})  # Lightning's table of the numbers that `Progress` prints
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -63,8 +63,8 @@ class MetricsCSV(Logger):
             kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
             self._columns = list(reader.fieldnames or [])
         if kept and int(kept[-1]["step"]) == step:
-            last = kept.pop()
-            self._row = {"step": step} | {name: value for name, value in last.items() if value and name != "step"}
+            last = {name: value for name, value in kept.pop().items() if value}
+            self._row = last | {"step": step} | self._row
         self._rewrite(kept)
 
     @rank_zero_only  # type: ignore[untyped-decorator]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import yaml
 from leyden.checkpoint import AtomicCheckpointIO, generator_states, set_generator_states
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
+from leyden.progress import summarise, total_steps
 from leyden.run import claim, differences, find_checkpoint, write_whole
 
 FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
@@ -268,6 +270,26 @@ def test_only_the_first_process_claims_a_folder(tmp_path: Path, monkeypatch: pyt
         claim("runs/sft-1", "sft", resume=False)
     assert claim("runs/sft-1", "sft", resume=True).folder == first.folder
     assert claim(None, "sft", resume=False).folder == Path("runs/sft-2")
+
+
+def test_the_summary_counts_quantised_weights_unpacked() -> None:
+    module = torch.nn.Linear(10, 10, bias=False).requires_grad_(False)
+    module.packed = torch.nn.Parameter(torch.zeros(50, 1, dtype=torch.uint8), requires_grad=False)
+    module.packed.quant_state = SimpleNamespace(shape=torch.Size([10, 10]))
+    module.adapter = torch.nn.Parameter(torch.zeros(50))
+    assert summarise(module) == "250 parameters (0.0 MB), 50 trained (20 %)"
+
+
+@pytest.mark.parametrize(
+    ("limits", "total"),
+    [((-1, 3, 10, 4), 9), ((5, 3, 10, 4), 5), ((50, 3, 10, 4), 9), ((7, -1, 10, 1), 7), ((-1, -1, 10, 1), None)],
+)
+def test_the_bar_knows_when_training_ends(limits: tuple[int, int, int, int], total: int | None) -> None:
+    steps, epochs, batches, accumulate = limits  # three epochs of ten batches, by fours: 3 x ceil(10 / 4) steps
+    trainer = SimpleNamespace(
+        max_steps=steps, max_epochs=epochs, num_training_batches=batches, accumulate_grad_batches=accumulate
+    )
+    assert total_steps(trainer) == total
 
 
 def test_differences_name_the_key() -> None:

@@ -1,0 +1,113 @@
+"""What a run shows: the size of the model, then one line of progress on a terminal, or a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from torch import nn
+
+_HELD_OUT = ("val/", "test/", "eval/")
+
+
+class Progress(ProgressBar):
+    """One line that tells step, loss, speed and time left: redrawn on a terminal, repeated every while in a log file.
+
+    Args:
+        every: seconds between two lines in a log file.
+    """
+
+    def __init__(self, every: float = 30.0) -> None:
+        super().__init__()
+        self.every = every
+        self._enabled, self._shown, self._width = True, 0.0, 0
+        self._start: tuple[float, int] = (0.0, 0)
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line of its own, above the redrawn one."""
+        if self._enabled:
+            self._write(" ".join(map(str, args)), last=True)
+
+    def _write(self, text: str, last: bool) -> None:
+        if not sys.stderr.isatty():
+            print(text, file=sys.stderr, flush=True)
+            return
+        print(f"\r{text:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
+        self._width = 0 if last else len(text)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start, self._shown = (time.monotonic(), trainer.global_step), 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        now, total = time.monotonic(), total_steps(trainer)
+        if self._enabled and (now - self._shown >= (0.2 if sys.stderr.isatty() else self.every)):
+            self._shown = now
+            self._write(self._line(trainer, now, total), last=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._enabled:
+            self._write(self._line(trainer, time.monotonic(), total_steps(trainer)), last=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shown = {k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
+        if not self._enabled or trainer.sanity_checking:
+            return
+        if trainer.state.fn == "fit":
+            self.print(f"step {trainer.global_step} · " + " · ".join(f"{k} {v}" for k, v in shown.items()))
+        else:  # what `validate` and `test` are asked for
+            print("\n".join(f"{k} {v}" for k, v in shown.items()))
+
+    on_test_end = on_validation_end
+
+    def _line(self, trainer: Trainer, now: float, total: int | None) -> str:
+        step = trainer.global_step
+        parts = [f"step {step}" + (f"/{total}" if total else "")]
+        metrics = trainer.callback_metrics
+        if "train/loss" in metrics:
+            parts.append(f"loss {float(metrics['train/loss']):.4f}")
+        if "perf/tokens_per_second" in metrics:
+            parts.append(f"{float(metrics['perf/tokens_per_second']):,.0f} tokens/s")
+        began, first = self._start
+        if total and step > first:
+            left = int((now - began) / (step - first) * (total - step))
+            parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+        return " · ".join(parts)
+
+
+def total_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps at which training ends, None where neither steps nor epochs bound it."""
+    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is not None and epochs >= 0 and batches != float("inf"):
+        ends.append(epochs * -(-int(batches) // trainer.accumulate_grad_batches))
+    return min(ends) if ends else None
+
+
+class Summary(Callback):
+    """Says once how many parameters the model has, how many are trained, and the bytes of both."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            print(summarise(pl_module), file=sys.stderr)
+
+
+def summarise(module: nn.Module) -> str:
+    """`3,400,000 parameters (13.6 MB), 12,288 trained (0.36 %)`. Quantised weights count unpacked, in packed bytes."""
+    total = trained = size = 0
+    for parameter in module.parameters():
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trained += count if parameter.requires_grad else 0
+        size += parameter.numel() * parameter.element_size()
+    share = f"{100 * trained / total:.3g} %" if total else "nothing"
+    return f"{total:,} parameters ({size / 1e6:,.1f} MB), {trained:,} trained ({share})"
