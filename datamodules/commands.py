@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -125,7 +127,7 @@ def _sample(argv: list[str]) -> int:
     parser.choice("--split", ("train", "heldout"), "train", "what is asked in one is not asked in the other")
     parser.add_argument("--rows", type=int, default=1000, metavar="N", help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other rows")
-    parser.add_argument("--output", metavar="FILE", help="a JSONL file (default: the terminal)")
+    parser.add_argument("--output", metavar="FILE", help="a .jsonl, .csv or .tsv file (default: the terminal)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     found = parser.read(argv)
     from leyden.datamodules.convert import whole_file
@@ -140,7 +142,14 @@ def _sample(argv: list[str]) -> int:
     if path.exists() and not found.overwrite:
         raise UserError(f"{path}: exists already; add --overwrite, or name another output")
     with whole_file(path) as file:
-        file.writelines(lines)
+        delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+        if delimiter is None:
+            file.writelines(lines)
+        else:
+            first = next(rows, {})
+            table = csv.DictWriter(file, list(first), delimiter=delimiter, lineterminator="\n")
+            table.writeheader()
+            table.writerows(chain([first] if first else [], rows))
     print(f"{path}: {found.rows:,} rows")
     return 0
 

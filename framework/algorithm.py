@@ -161,8 +161,13 @@ class Algorithm(LightningModule):
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.summary(self._reduced()).items():
-            self.log(f"{self._stage()}/{name}", value, prog_bar=name == "loss", rank_zero_only=False)
+        found = {f"{self._stage()}/{name}": value for name, value in self.summary(self._reduced()).items()}
+        whole = not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf")
+        for logger in self.trainer.loggers if whole else ():
+            # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
+            logger.log_metrics(found, step=self.trainer.global_step - 1)
+        if not self.trainer.sanity_checking:
+            self.log_dict(found, logger=False)
 
     def _stage(self) -> str:
         return "test" if self.trainer.testing else "val"
@@ -180,10 +185,15 @@ class Algorithm(LightningModule):
     on_test_epoch_end = on_validation_epoch_end
 
     def predict_step(self, batch: Sequence[tuple[Example, list[int]]], index: int) -> list[dict[str, Any]]:
-        """One answer to each prompt: rows for a JSONL file."""
+        """One answer to each prompt: rows for a JSONL file that can be trained on, with the row each came from."""
         groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
         return [
-            {"messages": example.messages, "response": group[0].text, "finished": group[0].finished}
+            {
+                "prompt": example.messages,
+                "response": group[0].text,
+                "finished": group[0].finished,
+                "row": dict(example.row),
+            }
             for (example, _), group in zip(batch, groups, strict=True)
         ]
 
