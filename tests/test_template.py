@@ -110,6 +110,13 @@ def test_words_that_hold_the_terminator_do_not_end_the_answer() -> None:
     assert trained(template, template.encode(example(turns))) == ["say <end_of_turn> to end<end_of_turn>"]
 
 
+def test_blanks_around_words_are_kept_where_the_template_keeps_them() -> None:
+    turns = [*TALK[:1], Message(role="assistant", content="\n four ")]
+    for source, expected in ((NO_END, " \n four </s>"), (CHATML, "\n four <|im_end|>"), (GEMMA, "four<end_of_turn>")):
+        template = Template(byte_level(), source)
+        assert trained(template, template.encode(example(turns))) == [expected]
+
+
 def test_a_template_that_ends_the_last_answer_only() -> None:
     source = NO_END.replace("{{ m.content }}", "{{ m.content }}{{ eos_token if loop.last and m.role == 'assistant' }}")
     template = Template(byte_level(), source)
