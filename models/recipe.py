@@ -1,10 +1,11 @@
-"""The recipe of the embedded model, part one: a tokenizer and a freshly initialised Llama, from a corpus file.
+"""The recipe of the embedded model: what stands before and after its pretraining.
 
-    leyden data sample --kind text --language both --rows 60000 --output corpus.jsonl
-    python -m leyden.models.recipe corpus.jsonl BLANK
+    leyden data sample --kind text --language both --rows 40000 --output corpus.jsonl
+    python -m leyden.models.recipe corpus.jsonl BLANK    # a tokenizer and a freshly initialised Llama
+    leyden fit --config pretrain --model.policy.path BLANK --data.path corpus.jsonl …
+    python -m leyden.models.recipe TRAINED TINY          # the trained folder in bfloat16, as it ships
 
-BLANK is then an ordinary transformers folder whose weights are random. Pretraining it on the same corpus gives the
-model that ships with the package; `models/tiny/README.md` has the commands and the figures.
+`models/tiny/README.md` has the exact settings and the figures.
 """
 
 from __future__ import annotations
@@ -123,15 +124,40 @@ def blank_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCa
     return model
 
 
+def start(corpus: Path, out: Path) -> None:
+    """Write the untrained model and the tokenizer made from `corpus` into the folder `out`."""
+    tokenizer = train_tokenizer(corpus)
+    model = blank_model(tokenizer)
+    model.save_pretrained(out)
+    _save_tokenizer(tokenizer, out)
+    print(f"{out}: {len(tokenizer)} tokens, {model.num_parameters():,} parameters, not trained yet")
+
+
+def finish(trained: Path, out: Path) -> None:
+    """Write the model in the folder `trained` in bfloat16, which halves its size, into the folder `out`."""
+    model = LlamaForCausalLM.from_pretrained(trained, dtype=torch.bfloat16)
+    model.save_pretrained(out)
+    _save_tokenizer(PreTrainedTokenizerFast.from_pretrained(trained), out)
+    size = sum(path.stat().st_size for path in out.iterdir())
+    print(f"{out}: {model.num_parameters():,} parameters in bfloat16, {size / 2**20:.1f} MiB")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Save the tokenizer under the class name that every version of transformers knows."""
+    tokenizer.save_pretrained(out)
+    path = out / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config = {name: value for name, value in config.items() if name not in ("is_local", "local_files_only")}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str]) -> None:
-    """Write the blank model that `arguments`, a corpus file and a folder, ask for."""
+    """Start from a corpus file, or finish a trained folder: two paths, what there is and what to write."""
     if len(arguments) != 2:
         raise UserError("recipe: expected two arguments; type `python -m leyden.models.recipe corpus.jsonl FOLDER`")
-    tokenizer = train_tokenizer(Path(arguments[0]))
-    model = blank_model(tokenizer)
-    tokenizer.save_pretrained(arguments[1])
-    model.save_pretrained(arguments[1])
-    print(f"{arguments[1]}: {len(tokenizer)} tokens, {model.num_parameters():,} parameters, not trained yet")
+    source, out = map(Path, arguments)
+    (finish if source.is_dir() else start)(source, out)
 
 
 if __name__ == "__main__":

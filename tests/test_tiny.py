@@ -95,6 +95,12 @@ def test_a_documents_end_a_turns_end_and_padding_are_three_tokens(tokenizer: Any
     assert tokenizer.decode([tokenizer.eos_token_id, turn_end, tokenizer.pad_token_id], skip_special_tokens=True) == ""
 
 
+@pytest.fixture
+def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small corpus needs fewer repeats for its syllables to come first, and this saves seconds."""
+    monkeypatch.setattr("leyden.models.recipe.SYLLABLE_REPEATS", 50)
+
+
 def _corpus(folder: Path, rows: int) -> Path:
     path = folder / "corpus.jsonl"
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows("text", "both", rows, 0)]
@@ -102,6 +108,7 @@ def _corpus(folder: Path, rows: int) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("few_repeats")
 def test_the_recipe_makes_the_shipped_shape(tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,6 +124,22 @@ def test_the_recipe_makes_the_shipped_shape(tmp_path: Path, model: Any, capsys: 
         assert abs(blank(input_ids=ids, labels=ids).loss.item() - 8.3) < 0.8
 
 
+def test_the_recipe_finishes_a_trained_folder(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model.save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    main([str(tmp_path / "trained"), str(tmp_path / "out")])
+    finished = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert finished.dtype == torch.bfloat16
+    # What ships is in bfloat16 already, so rounding it again changes nothing.
+    assert all(torch.equal(p.float(), model.state_dict()[name]) for name, p in finished.state_dict().items())
+    assert set(finished.generation_config.eos_token_id) == set(model.generation_config.eos_token_id)
+    text = "<|im_start|>user\n안녕<|im_end|>"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+@pytest.mark.usefixtures("few_repeats")
 def test_the_recipe_is_deterministic(tmp_path: Path) -> None:
     corpus = _corpus(tmp_path, 300)
     first, second = (train_tokenizer(corpus, vocabulary=2048) for _ in range(2))
