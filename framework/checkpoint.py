@@ -65,7 +65,8 @@ class Checkpoint(ModelCheckpoint):
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = False,
     ) -> None:
-        if monitor is None and every_n_train_steps is every_n_epochs is train_time_interval is None:
+        triggers = (monitor, every_n_train_steps, every_n_epochs, train_time_interval)
+        if all(trigger is None for trigger in triggers):
             every_n_train_steps = 500
         super().__init__(
             dirpath=dirpath,
@@ -142,7 +143,8 @@ class Randomness(Callback):
 def generator_states() -> dict[str, Any]:
     """States of torch's, Python's and NumPy's global generators as tensors and plain values."""
     version, numbers, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = numpy_state
     states = {
         "torch": torch.get_rng_state(),
         "python": [version, list(numbers), gauss],

@@ -83,7 +83,7 @@ def _quiet() -> None:
 
 def _no_loading_bars() -> None:
     """No bar for weights read from disk; those for downloads stay."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as transformers_logging
 
     downloads = not are_progress_bars_disabled()
