@@ -84,9 +84,9 @@ def train_tokenizer(corpus: Path, vocabulary: int = VOCABULARY) -> PreTrainedTok
     )
 
     def shown() -> Iterator[str]:
+        yield from texts(corpus)
         for syllable in syllables():
             yield from [syllable] * SYLLABLE_REPEATS
-        yield from texts(corpus)
 
     bpe.train_from_iterator(shown(), trainer)
     tokenizer = PreTrainedTokenizerFast(
