@@ -57,7 +57,7 @@ class Algorithm(LightningModule):
         """The loss of one micro-batch as means: `batch.token_mean(…) + c * batch.prompt_mean(…)`; a scalar."""
 
     def experience(self, loader: Any) -> Any:
-        """A sized iterable of batches made from the DataModule's loader: the loader itself, unless sampled on-policy."""
+        """A sized iterable of batches from the DataModule's loader: the loader itself, unless sampled on-policy."""
         return loader
 
     def measures(self, batch: Batch) -> dict[str, Tensor]:
