@@ -37,6 +37,7 @@ _HARMLESS = (
     r".*smaller than the logging interval",
     r".*`_get_pg_default_device` will be deprecated",
     r".*GPU available but not used",
+    r".*Total length of .* across ranks is zero",  # no rows are held out
     r".*Found \d+ module\(s\) in eval mode",  # the reference model and dropout-free parts are meant to be
     r".*is used within a .*checkpoint.*",
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
@@ -66,6 +67,12 @@ def run(command: Command) -> int:
 def show_keys(verb: str) -> int:
     """Print every key of a command."""
     return run(Command(verb, flags=[["help", ""]]))
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _quiet() -> None:
@@ -163,6 +170,16 @@ class CLI(LightningCLI):
             trainer.default_root_dir = str(self.run.folder)
         _no_loading_bars()
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer. What their constructors say about their arguments is for the user."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # the parser wraps errors in its own
+            root = _root(error)
+            if isinstance(root, (UserError, ValueError, ImportError)):
+                raise UserError(str(root).splitlines()[0]) from error
+            raise
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = dict(self._get(self.config_init, "trainer"))
         given = _as_list(config.pop("callbacks", None))
@@ -172,10 +189,7 @@ class CLI(LightningCLI):
         own = [] if config.get("barebones") else self._own_callbacks(config)
         own = [callback for callback in own if not any(isinstance(other, _place(callback)) for other in given)]
         config |= {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins}
-        try:
-            return Trainer(**config, **kwargs)
-        except ValueError as error:
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        return Trainer(**config, **kwargs)
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
         """What this verb shows and leaves behind."""

@@ -49,7 +49,11 @@ class Progress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         now, total = time.monotonic(), total_steps(trainer)
-        if self._enabled and (now - self._shown >= (0.2 if sys.stderr.isatty() else self.every)):
+        if (
+            self._enabled
+            and trainer.global_step > self._start[1]
+            and (now - self._shown >= (0.2 if sys.stderr.isatty() else self.every))
+        ):
             self._shown = now
             self._write(self._line(trainer, now, total), last=False)
 
