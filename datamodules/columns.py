@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from leyden.errors import UserError, nearest
 
 _ALIASES = {
     "instruction": "instruction instructions 지시 지시문 지시사항 명령 명령어",
@@ -40,8 +42,26 @@ def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, st
         alias = _ALIAS_OF.get(unicodedata.normalize("NFC", str(column)).strip().lower())
         if alias is not None and alias not in named:
             named[alias] = column
-    return named | {name: column for name, column in columns.items() if column in row}
+    for name, column in columns.items():
+        named.pop(name, None)
+        if column in row:
+            named[name] = column
+    return named
 
 
 def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under canonical names."""
     return {name: row[column] for name, column in names_of(row, columns).items()}
+
+
+def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+    """Raise `UserError` where a mapping names a meaning that there is not, or a column that no row has."""
+    for name, column in columns.items():
+        if name not in _ALIASES and not name.startswith("completion_"):
+            hint = nearest(name, _ALIASES) or f"; use one of {', '.join(_ALIASES)}"
+            raise UserError(f"columns {name}: {column}: nothing is called '{name}'{hint}")
+        if not any(column in row for row in rows):
+            found = [str(other) for other in rows[0]]
+            raise UserError(
+                f"no column '{column}' ({name}){nearest(column, found) or '; there are ' + ', '.join(found)}"
+            )

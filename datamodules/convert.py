@@ -18,10 +18,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from leyden.datamodules.columns import names_of
+from leyden.datamodules.columns import check_columns, names_of
 from leyden.datamodules.files import extension, find_files, read_rows
 from leyden.datamodules.formats import FORMATS, RowError, describe, detect, parse
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 
 HEAD = 100
 """How many rows the format is detected from."""
@@ -176,8 +176,10 @@ class _Plan:
     description: str
 
     def __call__(self, row: Mapping[str, Any]) -> str:
+        parse(
+            row, self.format, self.kind, self.renames, rank_order="lower_is_better"
+        )  # any order: only to see if it can
         columns = {name: column for name, column in self.renames.items() if column in row}
-        parse(row, self.format, self.kind, columns, rank_order="lower_is_better")  # any order: only validity counts
         renamed = {name: row[column] for name, column in columns.items()}
         renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
         try:
@@ -190,12 +192,10 @@ class _Plan:
 
 def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str]) -> _Plan:
     for name, column in columns.items():
-        if column not in rows[0]:
-            known = ", ".join(map(str, rows[0]))
-            raise UserError(f"{file}: no column '{column}' (--{name}){nearest(column, rows[0]) or f'; it has {known}'}")
         if name != column and name in rows[0] and name not in columns.values():
             raise UserError(f"{file}: '{column}' cannot become '{name}', there is such a column; rename one of them")
     try:
+        check_columns(rows, columns)
         kind, format = _kind_and_format(rows, columns)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None

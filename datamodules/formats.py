@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from leyden.datamodules import readers
-from leyden.datamodules.columns import canonical, names_of
+from leyden.datamodules.columns import canonical, check_columns, names_of
 from leyden.datamodules.readers import Parts
 from leyden.datamodules.turns import RowError, check_order
 from leyden.errors import UserError, nearest
@@ -29,7 +29,6 @@ class Format:
     """One way to write a row. `needs` are its columns; for prompts alone those of `answers` may be missing."""
 
     name: str
-    kind: str
     needs: tuple[str, ...]
     answers: tuple[str, ...]
     read: Callable[[dict[str, Any], bool], Parts]
@@ -56,7 +55,7 @@ def parse(
     named = canonical(row, columns or {})
     if rank_order is not None:
         named["rank_order"] = rank_order
-    _require(form, named, row, answers=kind != "prompts")
+    _require(form, named, row, columns or {}, answers=kind != "prompts")
     parts = form.read(named, kind != "prompts")
     if parts.text is not None:
         return Example([], text=parts.text, row=row)
@@ -70,6 +69,7 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     """
     if not rows:
         raise UserError("no rows to find the format from; give a file with data")
+    check_columns(rows, columns or {})
     names = [names_of(row, columns or {}) for row in rows]
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
@@ -83,6 +83,7 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
 
 def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, str] | None = None) -> str:
     """One line that says how rows are read: `prompt-response (prompt: 질문, response: 답변)`."""
+    check_columns(rows, columns or {})
     form, found = _form(format, kind), names_of(rows[0], columns or {})
     uses = [f"{name}: {found[name]}" if found[name] != name else name for name in form.needs if name in found]
     return f"{form.name} ({', '.join(uses)})"
@@ -110,29 +111,26 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
 
 
 _INSTRUCTION = (
-    Format("messages", "instruction", ("messages",), (), readers.messages),
-    Format("alpaca", "instruction", ("instruction", "output"), ("output",), readers.alpaca),
-    Format("prompt-response", "instruction", ("prompt", "response"), ("response",), readers.prompt_response),
-    Format("input-output", "instruction", ("input", "output"), ("output",), readers.input_output),
-    Format("sharegpt", "instruction", ("conversations",), (), readers.sharegpt),
-    Format("text", "instruction", ("text",), ("text",), readers.text),
+    Format("messages", ("messages",), (), readers.messages),
+    Format("alpaca", ("instruction", "output"), ("output",), readers.alpaca),
+    Format("prompt-response", ("prompt", "response"), ("response",), readers.prompt_response),
+    Format("input-output", ("input", "output"), ("output",), readers.input_output),
+    Format("sharegpt", ("conversations",), (), readers.sharegpt),
+    Format("text", ("text",), ("text",), readers.text),
 )
 _PREFERENCE = (
-    Format(
-        "prompt-chosen-rejected", "preference", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), readers.pair
-    ),
+    Format("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), readers.pair),
     Format(
         "sharegpt-chosen-rejected",
-        "preference",
         ("conversations", "chosen", "rejected"),
         ("chosen", "rejected"),
         readers.sharegpt_pair,
     ),
-    Format("chosen-rejected", "preference", ("chosen", "rejected"), (), readers.transcripts),
-    Format("ranked", "preference", ("prompt", "completion_0", "completion_1", "ranking"), ("ranking",), readers.ranked),
-    Format("scored", "preference", ("prompt", "responses", "scores"), ("responses", "scores"), readers.scored),
+    Format("chosen-rejected", ("chosen", "rejected"), (), readers.transcripts),
+    Format("ranked", ("prompt", "completion_0", "completion_1", "ranking"), ("ranking",), readers.ranked),
+    Format("scored", ("prompt", "responses", "scores"), ("responses", "scores"), readers.scored),
 )
-_PROMPTS = (Format("prompt", "prompts", ("prompt",), (), readers.prompt_only),)
+_PROMPTS = (Format("prompt", ("prompt",), (), readers.prompt_only),)
 
 
 def _by_name(*formats: Format) -> dict[str, Format]:
@@ -163,8 +161,9 @@ def _no_format(row: Row, kind: str) -> str:
     return f"no {kind} format fits the columns {found}; name them with {flags}, or use one of {known}"
 
 
-def _require(form: Format, named: Mapping[str, Any], row: Row, answers: bool) -> None:
+def _require(form: Format, named: Mapping[str, Any], row: Row, columns: Mapping[str, str], answers: bool) -> None:
     for name in form.needs:
         if name not in named and (answers or name not in form.answers):
-            hint = nearest(name, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"
-            raise RowError(f"no column '{name}' ({form.name}){hint}")
+            column = columns.get(name, name)
+            hint = nearest(column, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"
+            raise RowError(f"no column '{column}' ({form.name}){hint}")

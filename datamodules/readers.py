@@ -26,10 +26,12 @@ class Parts:
 
 
 def messages(row: dict[str, Any], answers: bool) -> Parts:
+    """messages[role, content]."""
     return _conversation(messages_of(row["messages"], "messages"), row, answers)
 
 
 def sharegpt(row: dict[str, Any], answers: bool) -> Parts:
+    """conversations[from, value]."""
     return _conversation(messages_of(row["conversations"], "conversations"), row, answers)
 
 
@@ -44,6 +46,7 @@ def _conversation(turns: list[Message], row: dict[str, Any], answers: bool) -> P
 
 
 def alpaca(row: dict[str, Any], answers: bool) -> Parts:
+    """instruction, input, output, with history (not trained) and system where they are there."""
     text = text_of(row["instruction"], "instruction")
     if row.get("input") not in (None, ""):
         text = f"{text}\n\n{text_of(row['input'], 'input')}"
@@ -52,16 +55,19 @@ def alpaca(row: dict[str, Any], answers: bool) -> Parts:
 
 
 def prompt_response(row: dict[str, Any], answers: bool) -> Parts:
+    """prompt, response: texts or turns."""
     prompt = _with_system([*_history(row.get("history")), *turns_of(row["prompt"], "prompt", "user")], row)
     return Parts(prompt, [_answer(row, "response")] if answers else [])
 
 
 def input_output(row: dict[str, Any], answers: bool) -> Parts:
+    """input, output without an instruction."""
     prompt = _with_system(turns_of(row["input"], "input", "user"), row)
     return Parts(prompt, [_answer(row, "output")] if answers else [])
 
 
 def text(row: dict[str, Any], answers: bool) -> Parts:
+    """Plain text."""
     return Parts([], text=text_of(row["text"], "text"))
 
 
@@ -95,11 +101,13 @@ def transcripts(row: dict[str, Any], answers: bool) -> Parts:
 
 
 def sharegpt_pair(row: dict[str, Any], answers: bool) -> Parts:
+    """conversations[from, value], and chosen, rejected of one turn each."""
     prompt = _with_system(messages_of(row["conversations"], "conversations"), row)
     return Parts(prompt, [_answer(row, "chosen"), _answer(row, "rejected")] if answers else [], _pair_scores(row))
 
 
 def scored(row: dict[str, Any], answers: bool) -> Parts:
+    """prompt, responses, scores: the highest score is best."""
     prompt = _with_system(turns_of(row["prompt"], "prompt", "user"), row)
     if not answers:
         return Parts(prompt)
@@ -129,6 +137,7 @@ def ranked(row: dict[str, Any], answers: bool) -> Parts:
 
 
 def prompt_only(row: dict[str, Any], answers: bool) -> Parts:
+    """prompt: a text or turns."""
     return Parts(_with_system(turns_of(row["prompt"], "prompt", "user"), row))
 
 

@@ -203,6 +203,16 @@ def test_missing_columns_name_the_nearest() -> None:
         parse({}, "alpacca", "instruction")
 
 
+def test_a_mapping_with_a_typo_never_passes() -> None:
+    row = {"질문": Q, "답변": A}
+    with pytest.raises(UserError, match="no column '질뭄' .prompt.; did you mean '질문'"):
+        detect([row], "instruction", {"prompt": "질뭄"})
+    with pytest.raises(UserError, match="nothing is called 'promt'; did you mean 'prompt'"):
+        describe([row], "prompt-response", "instruction", {"promt": "질문"})
+    with pytest.raises(RowError, match="no column 'Q'"):
+        parse(row, "prompt-response", "instruction", {"prompt": "Q"})
+
+
 def test_the_format_of_most_rows_wins() -> None:
     rows = [{"text": "x"}, {"prompt": Q, "response": A}, {"prompt": Q, "response": A}]
     assert detect(rows, "instruction") == "prompt-response"
