@@ -69,6 +69,13 @@ def show_keys(verb: str) -> int:
     return run(Command(verb, flags=[["help", ""]]))
 
 
+class _Lines(logging.Handler):
+    """Log records as plain lines on whatever is standard error now."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -78,9 +85,8 @@ def _root(error: BaseException) -> BaseException:
 def _quiet() -> None:
     """Leave the terminal to the run: our own log lines and warnings that mean something."""
     log = logging.getLogger("leyden")
-    log.handlers = [logging.StreamHandler(sys.stderr)]
+    log.handlers = [_Lines()]
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
-    log.propagate = False
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
