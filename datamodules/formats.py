@@ -157,8 +157,13 @@ def _form(name: str, kind: str) -> Format:
 def _no_format(row: Row, kind: str) -> str:
     found = ", ".join(map(str, row)) or "none"
     known = " | ".join(",".join(form.needs) for form in FORMATS[kind].values())
-    flags = "--chosen COLUMN --rejected COLUMN" if kind == "preference" else "--prompt COLUMN --response COLUMN"
-    return f"no {kind} format fits the columns {found}; name them with {flags}, or use one of {known}"
+    names = ("chosen", "rejected") if kind == "preference" else ("prompt", "response")
+    flags = " ".join(f"--{name} COLUMN" for name in names)
+    mapping = ", ".join(f"{name}: COLUMN" for name in names)
+    return (
+        f"no {kind} format fits the columns {found}; name them with {flags} (leyden data) or "
+        f"--data.columns '{{{mapping}}}' (leyden fit), or use one of {known}"
+    )
 
 
 def _require(form: Format, named: Mapping[str, Any], row: Row, columns: Mapping[str, str], answers: bool) -> None:

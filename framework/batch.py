@@ -21,54 +21,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from leyden.tree import PER_TOKEN, Span, Totals, Tree, lay_out, walk
 
-class Totals(NamedTuple):
-    """What one whole optimizer step holds, over all its micro-batches and ranks: the denominators of exact means."""
-
-    tokens: float
-    """Summed loss weight of the trained tokens."""
-    responses: int
-    prompts: int
-
-    def __add__(self, other: object) -> Totals:
-        if not isinstance(other, Totals):
-            return NotImplemented
-        return Totals(self.tokens + other.tokens, self.responses + other.responses, self.prompts + other.prompts)
-
-
-@dataclass
-class Tree:
-    """One prompt and its responses, as token ids. `weights` is the loss weight of every response token (default 1)."""
-
-    prompt: list[int]
-    responses: list[list[int]]
-    scores: list[float] | None = None
-    weights: list[list[float]] | None = None
-    row: int = 0
-    """A stable id of the example, so that errors and random noise can refer to it."""
-
-    def __len__(self) -> int:
-        return len(self.prompt) + sum(map(len, self.responses))
-
-    def totals(self) -> Totals:
-        """What this tree adds to the totals of its optimizer step. A root token is never predicted, so never counts."""
-        if not self.responses:
-            return Totals(0.0, 0, 0)
-        weights = self.weights or [[1.0] * len(r) for r in self.responses]
-        skipped = 0.0 if self.prompt else weights[0][0]
-        return Totals(sum(map(sum, weights)) - skipped, len(self.responses), 1)
-
-
-class Span(NamedTuple):
-    """Where one tree stands in the row: its prompt is [start, cut), its responses follow as (branch, start, stop)."""
-
-    start: int
-    cut: int
-    responses: tuple[tuple[int, int, int], ...]
-
-    @property
-    def stop(self) -> int:
-        return self.responses[-1][2] if self.responses else self.cut
+__all__ = ["Batch", "Rows", "Span", "Totals", "Tree", "pack"]
 
 
 class Rows(NamedTuple):
@@ -79,7 +34,7 @@ class Rows(NamedTuple):
     mask: Tensor
     """[R, L] int64, 1 on tokens and 0 on padding"""
     source: Tensor
-    """[T] int64, where each token of the forest stands in the flattened rows: `hidden.flatten(0, 1)[source]` is [T, …]"""
+    """[T] int64, where each token of the forest stands in the rows: `hidden.flatten(0, 1)[source]` is [T, …]"""
 
 
 @dataclass
@@ -113,7 +68,7 @@ class Batch:
     spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
     """The same structure as plain numbers, kept from `pack` so that no device has to be asked; see `structure`"""
 
-    axes: ClassVar[dict[str, str]] = dict.fromkeys(("tokens", "position", "parent", "end", "branch", "weight"), "T") | {
+    axes: ClassVar[dict[str, str]] = dict.fromkeys(PER_TOKEN, "T") | {
         "group": "N",
         "score": "N",
         "row": "P",
@@ -125,7 +80,7 @@ class Batch:
     def structure(self) -> tuple[Span, ...]:
         """Where every tree, prompt and response stands, padding left out."""
         if self.spans is None:
-            self.spans = tuple(_walk(self.end.tolist(), self.branch.tolist()))
+            self.spans = tuple(walk(self.end.tolist(), self.branch.tolist()))
         return self.spans
 
     @property
@@ -252,24 +207,6 @@ class Batch:
         return Rows(torch.where(at < 0, 0, self.tokens[at]), (at >= 0).long(), source)
 
 
-def _walk(end: list[int], branch: list[int]) -> list[Span]:
-    """The trees of a row, read from `end` and `branch` in depth-first order."""
-    spans, t = [], 0
-    while t < len(end):
-        start, stop = t, end[t]
-        if branch[t] < 0 and stop == t + 1:  # padding
-            t += 1
-            continue
-        while t < stop and branch[t] < 0:
-            t += 1
-        cut, responses = t, []
-        while t < stop:
-            responses.append((branch[t], t, end[t]))
-            t = end[t]
-        spans.append(Span(start, cut, tuple(responses)))
-    return spans
-
-
 def pack(trees: Sequence[Tree], totals: Totals | None = None, length: int | None = None) -> Batch:
     """Lay trees out in one row, depth-first.
 
@@ -284,54 +221,11 @@ def pack(trees: Sequence[Tree], totals: Totals | None = None, length: int | None
     Raises:
         ValueError: an empty response, several responses without a prompt, or more tokens than `length`.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in Batch.axes}
-    spans = []
-    for tree in trees:
-        spans.append(_append(columns, tree))
-    size = len(columns["tokens"])
-    if length is not None:
-        if length < size:
-            raise ValueError(f"{size} tokens do not fit a row of {length}")
-        pad = range(size, length)
-        for name, value in {"tokens": 0, "position": 0, "parent": -1, "branch": -1, "weight": 0.0}.items():
-            columns[name] += [value] * len(pad)
-        columns["end"] += [t + 1 for t in pad]
+    columns, spans = lay_out(trees, length)
     tensors = {
         name: torch.tensor(values, dtype=torch.float32 if name in ("weight", "score") else torch.long)
         for name, values in columns.items()
     }
     if totals is None:
         totals = sum((tree.totals() for tree in trees), Totals(0.0, 0, 0))
-    return Batch(**tensors, totals=totals, spans=tuple(spans))
-
-
-def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
-    """Append one tree to the columns of a batch and say where it stands."""
-    root, n = len(columns["tokens"]), len(tree.prompt)
-    if any(not response for response in tree.responses) or (not n and len(tree.responses) != 1):
-        raise ValueError(f"row {tree.row}: a tree needs a prompt and non-empty responses, or one response alone")
-    stop, number = root + len(tree), len(columns["row"])
-    columns["tokens"] += tree.prompt
-    columns["position"] += range(n)
-    columns["parent"] += [-1, *range(root, root + n - 1)] if n else []
-    columns["end"] += [stop] * n
-    columns["branch"] += [-1] * n
-    columns["weight"] += [0.0] * n
-    placed = []
-    for k, response in enumerate(tree.responses):
-        t, m = len(columns["tokens"]), len(response)
-        placed.append((len(columns["group"]), t, t + m))
-        weights = list(tree.weights[k]) if tree.weights is not None else [1.0] * m
-        if len(weights) != m:
-            raise ValueError(f"row {tree.row}: {m} response tokens but {len(weights)} weights")
-        columns["weight"] += weights if n else [0.0, *weights[1:]]
-        columns["tokens"] += response
-        columns["position"] += range(n, n + m)
-        columns["parent"] += [root + n - 1 if n else -1, *range(t, t + m - 1)]
-        columns["end"] += [t + m] * m
-        columns["branch"] += [len(columns["group"])] * m
-        columns["group"].append(number)
-        columns["score"].append(tree.scores[k] if tree.scores is not None else 0.0)
-    if tree.responses:
-        columns["row"].append(tree.row)
-    return Span(root, root + n, tuple(placed))
+    return Batch(**tensors, totals=totals, spans=spans)

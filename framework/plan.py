@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,7 +99,7 @@ def plan(
         fits = _accumulation_that_fits(chunks, lengths, max_tokens, accumulate + 1, world)
         raise UserError(
             f"a micro-batch would hold {heaviest} tokens but --data.max_tokens is {max_tokens}; "
-            f"set --trainer.accumulate_grad_batches {fits}, --data.max_tokens {heaviest}, or a smaller --data.batch_size"
+            f"set --trainer.accumulate_grad_batches {fits}, --data.max_tokens {heaviest} or a smaller --data.batch_size"
         )
     return Plan(steps, world)
 

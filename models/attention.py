@@ -36,7 +36,7 @@ class Forest:
     def __init__(self, batch: Batch, backend: str) -> None:
         self.end, self.position, self.attend = batch.end, batch.position, BACKENDS[backend]
         self.segments: list[tuple[int, int, int, int]] = []
-        """(start, stop, first, cut): queries [start, stop) see keys [first, cut) before them, and themselves causally."""
+        """(start, stop, first, cut): queries [start, stop) see the keys [first, cut), and themselves causally."""
         for span in batch.structure():
             if len(span.responses) == 1:  # a lone response continues its prompt: one causal piece
                 self.segments.append((span.start, span.stop, span.start, span.start))

@@ -103,50 +103,47 @@ def _write(drafts: list[_Draft], logits: Tensor, sampling: Sampling, stop: froze
     return token
 
 
+def _padded(rows: list[list[int]], left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, [R, L] each, padded on the left or on the right."""
+    length = max(map(len, rows))
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for r, row in enumerate(rows):
+        at = slice(length - len(row), length) if left else slice(0, len(row))
+        tokens[r, at], mask[r, at] = torch.tensor(row), 1
+    return tokens.to(device), mask.to(device)
+
+
 def _decode(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling) -> None:
     """Left-padded prompts, one prefill each, then one token a step against the cache."""
     from transformers import DynamicCache
 
     body, head, squash = parts(policy.model)
-    device, length, stop = policy.device, max(map(len, prompts)), policy.stop
-    tokens = torch.zeros(len(prompts), length, dtype=torch.long)
-    mask = torch.zeros(len(prompts), length, dtype=torch.long)
-    for r, prompt in enumerate(prompts):
-        tokens[r, length - len(prompt) :] = torch.tensor(prompt)
-        mask[r, length - len(prompt) :] = 1
-    tokens, mask = tokens.to(device), mask.to(device)
     cache: Any = DynamicCache(config=base_of(policy.model).config.get_text_config())
-    position = (mask.cumsum(-1) - 1).clamp_min(0)
-    hidden = body(
-        input_ids=tokens, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, -1]
-    n = len(groups[0])
-    live = [draft for group in groups for draft in group]
+
+    def step(tokens: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        """Logits after the last of these tokens: [R, V]."""
+        out = body(input_ids=tokens, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True)
+        return squash(head(out.last_hidden_state[:, -1]))
+
+    tokens, mask = _padded(prompts, left=True, device=policy.device)
+    logits = step(tokens, mask, (mask.cumsum(-1) - 1).clamp_min(0))
+    live, n = [draft for group in groups for draft in group], len(groups[0])
     if n > 1:
         cache.batch_repeat_interleave(n)
-        hidden, mask = hidden.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
-    position = mask.sum(-1, keepdim=True)
-    rows = list(range(len(live)))  # which row of the cache each live draft uses
-    token = _write(live, squash(head(hidden)), sampling, stop)
+        logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+    token = _write(live, logits, sampling, policy.stop)
     for _ in range(sampling.max_new_tokens - 1):
         going = [i for i, draft in enumerate(live) if not draft.finished]
         if not going:
             return
-        if len(going) < len(rows):
-            keep = torch.tensor(going, device=device)
+        if len(going) < len(live):
+            keep = torch.tensor(going, device=token.device)
             cache.batch_select_indices(keep)
-            live, rows = [live[i] for i in going], going
-            mask, position, token = mask[keep], position[keep], token[keep]
+            live, mask, token = [live[i] for i in going], mask[keep], token[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        hidden = body(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        position = position + 1
-        token = _write(live, squash(head(hidden)), sampling, stop)
+        logits = step(token[:, None], mask, mask.sum(-1, keepdim=True) - 1)
+        token = _write(live, logits, sampling, policy.stop)
 
 
 def _decode_by_rows(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling) -> None:
@@ -157,12 +154,7 @@ def _decode_by_rows(policy: CausalLM, prompts: list[list[int]], groups: list[lis
         live = [(prompt, draft) for prompt, draft in live if not draft.finished]
         if not live:
             return
-        rows = [prompt + draft.tokens for prompt, draft in live]
-        tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for r, row in enumerate(rows):
-            tokens[r, : len(row)], mask[r, : len(row)] = torch.tensor(row), 1
-        tokens, mask = tokens.to(policy.device), mask.to(policy.device)
+        tokens, mask = _padded([prompt + draft.tokens for prompt, draft in live], False, policy.device)
         hidden = body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(rows)), mask.sum(-1) - 1]
+        last = hidden[torch.arange(len(live)), mask.sum(-1) - 1]
         _write([draft for _, draft in live], squash(head(last)), sampling, policy.stop)

@@ -26,6 +26,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tokenised data from another test, or from the user's own runs."""
+    monkeypatch.setenv("LEYDEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one, with a user's module `toy` and 18 rows of data in it."""

@@ -95,9 +95,7 @@ class TreeData(DataModule):
         return f"memory:{row + 1}"
 
 
-def fit(
-    algorithm: Any, data: DataModule, wrap: Callable[[Any], Any] | None = None, **options: Any
-) -> Any:
+def fit(algorithm: Any, data: DataModule, wrap: Callable[[Any], Any] | None = None, **options: Any) -> Any:
     """Train on the CPU without a trace on disk; returns the Trainer."""
     from lightning.pytorch import Trainer
 

@@ -193,13 +193,26 @@ def test_resuming_is_as_if_it_had_never_stopped(stop: int, tmp_path: Path) -> No
     data = dict(batch_size=4)
     whole = SFT(small(), optimizer=adamw)
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-    fit(whole, TreeData(some_trees(16), **data), max_epochs=2, callbacks=[saver], enable_checkpointing=True,
-        accumulate_grad_batches=2)
+    fit(
+        whole,
+        TreeData(some_trees(16), **data),
+        max_epochs=2,
+        callbacks=[saver],
+        enable_checkpointing=True,
+        accumulate_grad_batches=2,
+    )
     again = SFT(small(), optimizer=adamw)
     from lightning.pytorch import Trainer
 
-    trainer = Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
-                      enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=2)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=2,
+    )
     trainer.fit(again, TreeData(some_trees(16), **data), ckpt_path=tmp_path / f"step={stop}.ckpt")
     assert torch.equal(weights_of(whole), weights_of(again)) and again.progress == whole.progress
 
@@ -223,7 +236,9 @@ def test_plans_keep_every_row_once() -> None:
 
 
 def test_plan_errors_say_what_fits() -> None:
-    with pytest.raises(UserError, match=r"longest row has 30 tokens but a micro-batch holds 20; set --data.max_tokens 30"):
+    with pytest.raises(
+        UserError, match=r"longest row has 30 tokens but a micro-batch holds 20; set --data.max_tokens 30"
+    ):
         plan(range(2), [30, 5], 2, 20)
     with pytest.raises(UserError, match=r"--trainer.accumulate_grad_batches 4"):
         plan(range(8), [10] * 8, 8, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,17 +12,12 @@ import pytest
 
 from leyden.batch import Tree
 from leyden.datamodules import InstructionData
-from leyden.datamodules import instruction as module
+from leyden.datamodules import rows as module
 from leyden.datamodules.overlength import fit, pieces
 from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 
 ROWS = [{"prompt": f"{i} 더하기 {i}는?", "response": f"{2 * i}입니다."} for i in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEYDEN_CACHE", str(tmp_path / "cache"))
 
 
 def write(path: Path, rows: list[Any]) -> str:
@@ -79,7 +75,7 @@ def test_nothing_is_left_of_a_cache_that_could_not_be_finished(tmp_path: Path) -
     path = write(tmp_path / "a.jsonl", [*ROWS, {"prompt": "?", "response": ""}])
     with pytest.raises(UserError, match=r"a\.jsonl:21: .*empty.*--data\.on_error skip"):
         ready(path, tmp_path)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list(Path(os.environ["LEYDEN_CACHE"]).iterdir())
 
 
 def test_bad_rows_are_left_out_and_listed_when_asked(tmp_path: Path) -> None:
@@ -182,9 +178,8 @@ def test_later_turns_of_others_are_not_trained(tmp_path: Path) -> None:
 
 
 def test_no_rows_left_is_said(tmp_path: Path) -> None:
-    data = ready(write(tmp_path / "a.jsonl", ROWS), tmp_path, max_length=5, val_fraction=0)
     with pytest.raises(UserError, match="no training rows are left"):
-        data.train_plan()
+        ready(write(tmp_path / "a.jsonl", ROWS), tmp_path, max_length=5, val_fraction=0)
 
 
 def test_prompts_for_predict_come_from_any_row(tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Files of rows, tokenised once, split and mixed, as planned batches: what all DataModules over files share."""
+
+from __future__ import annotations
+
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from leyden.batch import Tree
+from leyden.data import DataModule
+from leyden.datamodules.files import find_files
+from leyden.datamodules.overlength import Overlength, fit, longest
+from leyden.datamodules.source import Source
+from leyden.datamodules.split import epoch, hold_out
+from leyden.datamodules.store import Report, Store, Subset, build, cache_folder, fingerprint, key
+from leyden.datamodules.template import Template, load_tokenizer
+from leyden.datamodules.turns import RowError
+from leyden.errors import UserError
+from leyden.example import Example
+
+log = logging.getLogger("leyden")
+
+Prompt = tuple[Example, list[int]]
+"""An example without its answer, and the token ids to answer from."""
+
+
+@dataclass
+class Prompts:
+    """Chunks of prompts as a loader. (Lightning takes a plain list for several loaders.)"""
+
+    chunks: list[list[Prompt]]
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __iter__(self) -> Iterator[list[Prompt]]:
+        return iter(self.chunks)
+
+
+class RowData(DataModule):
+    """Rows of one kind. A subclass says which `kind`, and turns an example into trees.
+
+    Args:
+        path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
+            come in an epoch (`{a.jsonl: 1, b.jsonl: 0.5}`).
+        tokenizer: where the tokenizer comes from; follows `--model.policy.path`.
+        val_path: validation rows; without it, `val_fraction` of the training rows is held out.
+        val_fraction: share of rows held out for validation; 0 for none.
+        test_path: rows for `leyden test`.
+        format: name of the format of a row; `auto` finds it out and says so.
+        columns: names of columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
+        batch_size: rows in one optimizer step, over all ranks and accumulated micro-batches.
+        max_tokens: most tokens in one micro-batch.
+        max_length: most tokens in one row; a longer plain text is cut into pieces.
+        overlength: what happens to a longer row: drop it, cut the start of its prompt or the end of its response, or
+            stop with an error.
+        on_error: whether a row that cannot be used stops the run, or goes to NAME.rejected.jsonl in the run folder.
+        chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
+        system_prompt: put before conversations that have none.
+        seed: of the order of rows and of what is held out.
+        predict_size: prompts answered side by side by `leyden predict`.
+    """
+
+    kind: str
+    """instruction, preference or prompts"""
+    keyed: tuple[str, ...] = ()
+    """Names of a subclass's options that change its trees, and so belong to the key of the cache."""
+
+    def __init__(
+        self,
+        path: str | list[str] | dict[str, float],
+        tokenizer: str = "tiny",
+        val_path: str | None = None,
+        val_fraction: float = 0.05,
+        test_path: str | None = None,
+        format: str = "auto",
+        columns: dict[str, str] | None = None,
+        batch_size: int = 32,
+        max_tokens: int = 16384,
+        max_length: int = 1024,
+        overlength: Overlength = "drop",
+        on_error: Literal["raise", "skip"] = "raise",
+        chat_template: str | None = None,
+        system_prompt: str | None = None,
+        seed: int = 0,
+        predict_size: int = 64,
+    ) -> None:
+        super().__init__(batch_size, max_tokens, seed)
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"--data.val_fraction {val_fraction}: give a share of the rows from 0 to below 1")
+        self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
+        self.tokenizer, self.template_choice, self.system_prompt = tokenizer, chat_template, system_prompt
+        self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
+        self.format, self.columns = format, columns
+        self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
+        self.predict_size = predict_size
+        self._stores: list[Store] = []
+        self._repeats: list[int] = []
+
+    @cached_property
+    def template(self) -> Template:
+        """The tokenizer with its chat template."""
+        return Template(load_tokenizer(self.tokenizer), self.template_choice, self.system_prompt)
+
+    @property
+    def chat_template(self) -> str | None:  # type: ignore[override]
+        return self.template.source if self.template_choice is not None else None
+
+    # -- from rows to trees ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, example: Example) -> list[Tree | None]:
+        """The trees of one example, None for one that is dropped because it is too long. Raises `RowError`."""
+
+    def fit_length(self, tree: Tree) -> Tree | None:
+        """The tree within `max_length`, or None if it is dropped. Raises `RowError`."""
+        if not tree.totals().tokens:
+            raise RowError("nothing to train; give the row an answer or drop it")
+        return fit(tree, self.max_length, self.overlength)
+
+    def _trees(self, path: str, report: Report) -> Iterator[tuple[str, Tree]]:
+        """Every usable row of a path as trees; what became of the others goes to the report."""
+        bad: list[tuple[str, str]] = []
+        for source in self._sources(path, self.kind):
+            settled, examples = source.examples(log.debug)
+            report.format = report.format or str(settled.format)
+            for place, example in examples:
+                try:
+                    if isinstance(example, str):
+                        raise RowError(example)
+                    yield from self._usable(place, example, report)
+                except RowError as problem:
+                    bad.append((place, str(problem)))
+        if bad and self.on_error == "raise":
+            place, problem = bad[0]
+            more = f" ({len(bad) - 1:,} more rows are bad)" if len(bad) > 1 else ""
+            raise UserError(f"{place}: {problem}{more}; or leave such rows out with --data.on_error skip")
+        if bad:
+            report.dropped["bad"], report.rejected = len(bad), bad
+
+    def _sources(self, path: str, kind: str) -> list[Source]:
+        return Source(path, kind, self.format, self.columns or {}).files()
+
+    def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
+        for tree in self.encode(example):
+            if tree is None:
+                report.dropped["too long"] = report.dropped.get("too long", 0) + 1
+            else:
+                report.truncated += self._was_cut(tree)
+                yield place, tree
+
+    def _was_cut(self, tree: Tree) -> bool:
+        return self.overlength.startswith("truncate") and longest(tree) == self.max_length
+
+    def _stored(self, path: str) -> Path:
+        """The cache of a file's trees, made if it is not there."""
+        options = {
+            "tokenizer": fingerprint(self.template.tokenizer),
+            "template": self.template.source,
+            **{name: getattr(self, name) for name in ("kind", "format", "columns", "system_prompt", *self.keyed)},
+            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error")},
+        }
+        files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
+        stored = cache_folder() / f"{key(files, options)}.arrow"
+        if not stored.is_file() or not stored.with_suffix(".json").is_file():
+            build(stored, lambda report: self._trees(path, report))
+        return stored
+
+    # -- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Tokenise on one process, so that the others find the cache."""
+        if self._trainer().predicting:
+            return
+        for path in self._paths():
+            stored = self._stored(path)
+            report = Store(stored).report
+            log.info("%s: %s", path, report.line())
+            if report.rejected:
+                self._write_rejected(path, report)
+
+    def _paths(self) -> list[str]:
+        return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" or self._stores:
+            return
+        offset = 0
+        for path in self._paths():
+            self._stores.append(Store(self._stored(path), offset))
+            offset += len(self._stores[-1])
+        train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
+        held: list[tuple[int, int]] = []
+        if self.val_path is None and self.val_fraction:
+            train, held = hold_out(train, self.val_fraction, self.seed)
+        beside = iter(range(len(self.paths), len(self._stores)))
+        if self.val_path:
+            held = self._all(next(beside))
+        if self.test_path:
+            self.test_trees = Subset(self._stores, self._all(next(beside)))
+        self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
+        self._repeats = epoch(train, list(self.paths.values()), self.seed)
+        if stage == "fit":
+            self.train_plan()  # what cannot be planned is said before a model is built
+
+    def _all(self, store: int) -> list[tuple[int, int]]:
+        return [(store, i) for i in range(len(self._stores[store]))]
+
+    def train_rows(self) -> Sequence[int]:
+        return self._repeats
+
+    def source(self, row: int) -> str:
+        store = next(s for s in reversed(self._stores) if s.offset <= row)
+        return store.source(row - store.offset)
+
+    def _write_rejected(self, path: str, report: Report) -> None:
+        folder = Path(self._trainer().default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{Path(path).stem}.rejected.jsonl"
+        lines = [json.dumps({"source": s, "problem": p}, ensure_ascii=False) for s, p in report.rejected]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        log.info("%s: %s rows left out, listed in %s", path, f"{len(lines):,}", file)
+
+    # -- prompts for `leyden predict` --------------------------------------------------------------------------------
+
+    def predict_dataloader(self) -> Any:
+        """Lists of (example, prompt ids), `predict_size` at a time; each rank answers its share."""
+        trainer = self._trainer()
+        prompts = [(example, self.template.prompt(example.messages)) for example in self._prompts()]
+        size = self.predict_size
+        chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        return Prompts(chunks[trainer.global_rank :: trainer.world_size])
+
+    def _prompts(self) -> Iterator[Example]:
+        for source in (source for path in self.paths for source in self._sources(path, "prompts")):
+            for place, example in source.examples(log.debug)[1]:
+                if isinstance(example, str):
+                    raise UserError(f"{place}: {example}")
+                yield example

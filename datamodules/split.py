@@ -1,0 +1,33 @@
+"""Which rows are trained on, which are held out, and how files mix: all decided by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Row = tuple[int, int]
+"""(number of a store, index in it)"""
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """0 … count - 1 in an order that depends only on the seed."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
+def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, both in their order: at least one of each where there are two."""
+    count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+    held = set(shuffled(len(rows), seed)[: max(count, 0)])
+    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+
+
+def epoch(rows: Sequence[Row], weights: Sequence[float], seed: int) -> list[int]:
+    """Indices of the rows of one epoch: those of store s come `weights[s]` times, a fraction of them drawn by seed."""
+    indices: list[int] = []
+    for store, weight in enumerate(weights):
+        mine = [i for i, (s, _) in enumerate(rows) if s == store]
+        whole, part = int(weight), weight - int(weight)
+        indices += mine * whole + [mine[i] for i in shuffled(len(mine), seed + store)[: round(part * len(mine))]]
+    return indices
