@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,29 +52,36 @@ def claim(folder: str | None, name: str, resume: bool) -> Run:
             f"{folder} already holds a run; go on with it by --ckpt_path last, or name another folder by "
             "--trainer.default_root_dir"
         )
-    number = 1
-    while folder is None:
-        path = Path("runs", f"{name}-{number}")
-        if not path.exists():
-            folder = str(path)
-        number += 1
-    run = _make(Path(folder))
+    run = _make(Path(folder)) if folder is not None else _make_next(name)
     os.environ[_SHARED] = str(run.folder)
     return run
+
+
+def _make_next(name: str) -> Run:
+    """`runs/<name>-<number>` for the first number that is free, also if another run starts at this moment."""
+    for number in count(1):
+        try:
+            return _make(Path("runs", f"{name}-{number}"), exist_ok=False)
+        except FileExistsError:
+            continue
+    raise AssertionError("numbers do not end")
 
 
 def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 
-def _make(folder: Path) -> Run:
+def _make(folder: Path, exist_ok: bool = True) -> Run:
     """Create a folder with its parents and make sure that it can be written to."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=exist_ok)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if isinstance(error, FileExistsError) and not exist_ok and folder.parent.is_dir():
+            raise
         reason = "there is a file in its place" if isinstance(error, FileExistsError) else error.strerror
         raise UserError(
             f"{folder}: not a folder that can be written to ({reason}); name another by --trainer.default_root_dir"
