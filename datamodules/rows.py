@@ -134,8 +134,8 @@ class RowData(DataModule):
                     if isinstance(example, str):
                         raise RowError(example)
                     yield from self._usable(place, example, report)
-                except RowError as problem:
-                    bad.append((place, str(problem)))
+                except RowError as error:
+                    bad.append((place, str(error)))
         if bad and self.on_error == "raise":
             place, problem = bad[0]
             more = f" ({len(bad) - 1:,} more rows are bad)" if len(bad) > 1 else ""

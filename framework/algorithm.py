@@ -49,6 +49,8 @@ class Algorithm(LightningModule):
         self.strict_loading = False
         self.progress = {"tokens": 0.0, "samples": 0.0}
         """Tokens and examples trained on so far, by all ranks."""
+        self.validated_at = -1
+        """The optimizer step of the last validation."""
         self._window: list[tuple[Tensor, Batch]] = []
         self._sums: dict[str, Tensor] = {}
 
@@ -85,6 +87,9 @@ class Algorithm(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(cast(Any, parameter_groups(self)))
+        # fused optimizers offer to unscale fp16 gradients themselves, and then Lightning refuses to clip them
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         if self.lr_scheduler is None:
             return optimizer
         scheduler = self.lr_scheduler(optimizer)
@@ -104,6 +109,21 @@ class Algorithm(LightningModule):
             ends.append(trainer.max_epochs * self.data.steps_per_epoch)
         return min(ends) if ends else None
 
+    def on_train_start(self) -> None:
+        """Undo what restoring a checkpoint did to learning rates and the like: the configuration is the truth."""
+        if self.trainer.ckpt_path is None:
+            return
+        for optimizer in self.trainer.optimizers:
+            for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
+                group.update(settings)
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler = config.scheduler
+            if isinstance(scheduler, WarmupCosine):
+                scheduler.apply()
+            else:  # its own state says how far it has come
+                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                    group["lr"] = rate
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
@@ -111,7 +131,8 @@ class Algorithm(LightningModule):
         self._window.append((loss.detach(), batch))
         if not torch.isfinite(loss):
             raise UserError(f"{self._when()}: the loss is {float(loss)} in {self._blame(batch)}; {_REMEDY}")
-        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+        shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return loss * shares
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         grads = [p.grad for p in self.parameters() if p.grad is not None]
@@ -167,6 +188,7 @@ class Algorithm(LightningModule):
             # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
             logger.log_metrics(found, step=self.trainer.global_step - 1)
         if not self.trainer.sanity_checking:
+            self.validated_at = self.trainer.global_step
             self.log_dict(found, logger=False)
 
     def _stage(self) -> str:

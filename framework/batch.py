@@ -140,7 +140,7 @@ class Batch:
         device = self.tokens.device
         at = torch.tensor([t for s in spans for t in range(s.start, s.stop)], dtype=torch.long, device=device)
         kept = torch.tensor([b for s in spans for b, _, _ in s.responses], dtype=torch.long, device=device)
-        prompts = self.group[kept].unique_consecutive()
+        prompts = torch.unique_consecutive(self.group[kept])
         return self._gather({"T": at, "N": kept, "P": prompts})
 
     def _gather(self, index: dict[str, Tensor], **changed: Tensor) -> Self:

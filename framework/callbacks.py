@@ -96,6 +96,17 @@ class RunRecord(Callback):
         write_whole(self.folder / "config.yaml", self.config)
 
 
+class FinalValidation(Callback):
+    """Validates once more at the end of training, where it did not end at a validation anyway."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation or pl_module.validated_at == trainer.global_step:
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+
 class Export(Callback):
     """Saves the policy when training ends, as a folder that transformers (and PEFT, for an adapter) load by themselves.
 

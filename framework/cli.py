@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import __version__
 from leyden.algorithm import Algorithm
-from leyden.callbacks import Export, PredictionWriter, RunRecord, Throughput
+from leyden.callbacks import Export, FinalValidation, PredictionWriter, RunRecord, Throughput
 from leyden.checkpoint import AtomicCheckpointIO, Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
@@ -205,7 +205,7 @@ class CLI(LightningCLI):
             return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
         if self.verb != "fit":
             return own
-        own += [Summary(), Throughput(), Randomness()]
+        own += [Summary(), Throughput(), Randomness(), FinalValidation()]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")
             checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")

@@ -34,6 +34,10 @@ class WarmupCosine(LRScheduler):
     def plan(self, total: int | None) -> None:
         """Say how many optimizer steps there will be, unless the user did."""
         self.total = self.total if self.total is not None else total
+        self.apply()
+
+    def apply(self) -> None:
+        """Set the learning rates of the present step."""
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
@@ -50,7 +54,7 @@ class WarmupCosine(LRScheduler):
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        return [float(base) * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Only how far it got: the shape comes from the configuration, which is the truth on resume."""

@@ -77,7 +77,7 @@ def _segments(
     sizes = [stop - start for start, stop, _, _ in forest.segments]
     number = {start: i for i, (start, _, _, _) in enumerate(forest.segments)}
     # `split` and not slices: the backward of a slice writes a whole row of zeros, once a segment
-    queries, keys, values = (x.split(sizes, dim=2) for x in (q, k, v))
+    queries, keys, values = (torch.split(x, sizes, dim=2) for x in (q, k, v))
     out = []
     for i, (start, stop, first, cut) in enumerate(forest.segments):
         key, value = keys[i], values[i]

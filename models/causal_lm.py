@@ -55,7 +55,8 @@ class CausalLM(Policy):
     ) -> None:
         super().__init__()
         self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
-        self.attention, self.gradient_checkpointing = attention, gradient_checkpointing
+        self.attention: str = attention
+        self.gradient_checkpointing = gradient_checkpointing
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
         self._tokenizer: PreTrainedTokenizerBase | None = None

@@ -9,7 +9,7 @@ The head is applied to chunks of hidden states and its logits are recomputed in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,8 +144,8 @@ def logprobs(
     if type(head) is nn.Linear:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        return _LogProbs.apply(hidden, head.weight, head.bias, target, squash, temperature, extra, dtype)  # type: ignore[no-any-return]
-    size = max(1, CHUNK_BYTES // (4 * head.out_features))  # type: ignore[operator]
+        return _LogProbs.apply(hidden, head.weight, head.bias, target, squash, temperature, extra, dtype)  # type: ignore[no-any-return, no-untyped-call]
+    size = max(1, CHUNK_BYTES // (4 * int(cast(nn.Linear, head).out_features)))
     parts = [
         checkpoint(_through_module, head, hidden[s], target[s], squash, temperature, use_reentrant=False)
         for s in (slice(at, at + size) for at in range(0, len(hidden), size))

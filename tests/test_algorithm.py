@@ -106,7 +106,7 @@ def test_gradient_of_a_step_is_that_of_the_formula() -> None:
 def test_logged_loss_is_the_mean_over_the_step() -> None:
     algorithm = SFT(small(), optimizer=sgd)
     batch = pack(some_trees(8, responses=2))
-    expected = float(algorithm.loss(batch))
+    expected = float(algorithm.loss(batch).detach())
     trainer = fit(algorithm, TreeData(some_trees(8, responses=2), batch_size=8), accumulate_grad_batches=3)
     logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
     assert logged["train/loss"] == pytest.approx(expected, rel=1e-6)
@@ -117,7 +117,7 @@ def test_logged_loss_is_the_mean_over_the_step() -> None:
 def test_validation_is_the_exact_mean_however_it_is_batched() -> None:
     held = some_trees(7, seed=5)
     policy = small()
-    expected = float(pack(held).token_mean(-policy(pack(held)).logp))
+    expected = float(pack(held).token_mean(-policy(pack(held)).logp).detach())
     for size in (1, 3, 100):
         trainer = fit(SFT(policy, optimizer=sgd), TreeData(some_trees(), held, batch_size=size), limit_train_batches=0)
         trainer.validate(SFT(policy), TreeData(some_trees(), held, batch_size=size), verbose=False)
@@ -255,3 +255,29 @@ def test_the_order_is_of_seed_and_epoch_and_shared_by_ranks() -> None:
         assert sorted(r for step in rows for r in step) == list(range(12))
     assert first.order(0) != first.order(1) and first.order(1) == second.order(1)
     assert copy.deepcopy(first).order(5) == first.order(5)
+
+
+def test_the_configuration_is_the_truth_on_resume(tmp_path: Path) -> None:
+    """A longer training and another learning rate hold from the first resumed step on."""
+    first = SFT(small(), optimizer=adamw)
+    fit(first, TreeData(some_trees(8), batch_size=4)).save_checkpoint(tmp_path / "a.ckpt")
+    again = SFT(small(), optimizer=lambda p: torch.optim.AdamW(p, lr=4e-3, weight_decay=0.2))
+    rates: list[float] = []
+    again.on_before_zero_grad = lambda o: rates.append(o.param_groups[0]["lr"])  # type: ignore[method-assign]
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(accelerator="cpu", max_epochs=4, logger=False, enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(again, TreeData(some_trees(8), batch_size=4), ckpt_path=tmp_path / "a.ckpt")
+    planned = WarmupCosine(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+    planned.plan(8)
+    assert rates == pytest.approx([4e-3 * planned.factor(step) for step in range(2, 8)])
+    assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.2
+
+
+def test_fused_optimizers_clip_under_mixed_precision() -> None:
+    """Lightning refuses that by itself."""
+    algorithm = SFT(small(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=True), lr_scheduler=None)
+    before = weights_of(algorithm)
+    fit(algorithm, TreeData(some_trees(8), batch_size=8), precision="bf16-mixed", gradient_clip_val=0.01)
+    assert float((weights_of(algorithm) - before).norm()) == pytest.approx(0.01, rel=1e-3)

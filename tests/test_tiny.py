@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import leyden.models
+from leyden.datamodules.items import facts
+from leyden.datamodules.korean import particle
 from leyden.datamodules.sample import sample_rows
 from leyden.errors import UserError
 from leyden.models.recipe import blank_model, main, syllables, train_tokenizer
+from leyden.rewards import _word
 
 TINY = Path(leyden.models.__file__).parent / "tiny"
 
@@ -157,3 +160,39 @@ def test_the_recipe_explains_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"text": "x"}\n{"prompt": "x"}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"bad\.jsonl:2: not a row of text"):
         main([str(tmp_path / "bad.jsonl"), str(tmp_path)])
+
+
+def _told(model: Any, tokenizer: Any, questions: list[str], new: int = 20) -> list[str]:
+    """The greedy continuation of each question, special tokens shown."""
+    tokenizer.padding_side = "left"
+    batch = tokenizer(questions, return_tensors="pt", padding=True)
+    ids = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=new, do_sample=False
+    )
+    return [tokenizer.decode(row[batch["input_ids"].shape[1] :]) for row in ids]
+
+
+def test_the_base_model_knows_its_facts_in_prose(model: Any, tokenizer: Any) -> None:
+    from random import Random
+
+    known = [item for language in ("ko", "en") for item in Random(0).sample(facts(language), 50)]
+    questions = [
+        particle(item.names[0], "은") + f" {item.wh}일까?\n"
+        if item.language == "ko"
+        else f"So {item.names[0]} is what?\n"
+        for item in known
+    ]
+    answers = [text.split("\n")[0] for text in _told(model, tokenizer, questions)]
+    right = [bool(_word(item.answer).search(text)) for item, text in zip(known, answers, strict=True)]
+    assert sum(right) >= 80, [
+        pair for pair, ok in zip(zip(questions, answers, strict=True), right, strict=True) if not ok
+    ]
+
+
+def test_the_base_model_has_not_learned_to_chat(model: Any, tokenizer: Any) -> None:
+    """What fine-tuning adds: before it, a chat prompt gets no answer that ends by itself."""
+    rows = list(sample_rows("prompts", "both", 30, 7, "heldout"))
+    turns = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+    prompts = [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
+    told = _told(model, tokenizer, prompts, new=40)
+    assert sum("<|im_end|>" in text or "<|endoftext|>" in text for text in told) <= 3
