@@ -129,7 +129,7 @@ def test_validation_is_the_exact_mean_however_it_is_batched() -> None:
 def test_bits_per_character() -> None:
     held = some_trees(3, seed=5)
     algorithm, batch = SFT(small()), pack(held)
-    sums = {name: float(value) for name, value in algorithm.measures(batch).items()}
+    sums = {name: float(value.detach()) for name, value in algorithm.measures(batch).items()}
     text = " ".join(str(t) for t in batch.tokens[batch.weight > 0].tolist())
     bits = sums["loss"] * float(batch.weight.sum()) / torch.tensor(2.0).log().item() / len(text)
     assert algorithm.summary(sums)["bits_per_character"] == pytest.approx(bits)
