@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from leyden.datamodules import world
+from leyden.datamodules import places, words, world
 from leyden.datamodules.korean import fill
 
 
@@ -54,10 +54,10 @@ class Relation:
 
 RELATIONS = {
     "capital": Relation(
-        world.CAPITAL, ("{s}의 수도", "{s} 수도"), "어디", ("the capital of {s}", "the capital city of {s}")
+        places.CAPITAL, ("{s}의 수도", "{s} 수도"), "어디", ("the capital of {s}", "the capital city of {s}")
     ),
     "continent": Relation(
-        world.CONTINENT,
+        places.CONTINENT,
         ("{s:이} 있는 대륙", "{s:이} 속한 대륙"),
         "어디",
         ("the continent of {s}", "the continent where {s} lies"),
@@ -90,7 +90,7 @@ RELATIONS = {
         english_asks=("What colour is {s}?",),
     ),
     "opposite": Relation(
-        world.OPPOSITE,
+        words.OPPOSITE,
         ("'{s}'의 반대말", "'{s}'의 반의어"),
         "뭐",
         ("the opposite of '{s}'", "the word opposite to '{s}'"),
@@ -110,7 +110,7 @@ RELATIONS = {
         english_asks=("What kind of thing is {s}?",),
     ),
     "workplace": Relation(
-        world.WORKPLACE,
+        places.WORKPLACE,
         ("{s:이} 일하는 곳", "{s}의 일터"),
         "어디",
         ("the place where {s} works", "the workplace of {s}"),
@@ -164,7 +164,7 @@ def _related(topic: str, relation: Relation, language: str) -> Iterator[Item]:
 
 def _lexical(language: str) -> Iterator[Item]:
     """Translations and first letters of the word list."""
-    pairs = world.words()
+    pairs = words.pairs()
     for korean, english in pairs:
         if language == "ko":
             names: tuple[str, ...] = (f"'{korean}'의 영어 단어", f"'{korean}'의 영어 낱말")

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from leyden.datamodules import world
+from leyden.datamodules import words
 from leyden.datamodules.everyday import ENGLISH_ACTIONS, korean_forms
 from leyden.datamodules.items import Item, facts, sums
 from leyden.datamodules.korean import fill
 
 
 def _repeat(draw: Random, language: str) -> Item:
-    index, times = draw.randrange(len(world.words())), draw.randint(2, 4)
-    word = world.words()[index][0 if language == "ko" else 1]
+    index, times = draw.randrange(len(words.pairs())), draw.randint(2, 4)
+    word = words.pairs()[index][0 if language == "ko" else 1]
     answer, rival = " ".join([word] * times), " ".join([word] * (times + 1))
     key = f"{index} {times}"
     if language == "ko":
@@ -31,13 +31,13 @@ def _repeat(draw: Random, language: str) -> Item:
 
 
 def _reverse(draw: Random, language: str) -> Item:
-    indices = draw.sample(range(len(world.words())), draw.randint(2, 3))
-    chosen = [world.words()[i][0 if language == "ko" else 1] for i in indices]
+    indices = draw.sample(range(len(words.pairs())), draw.randint(2, 3))
+    chosen = [words.pairs()[i][0 if language == "ko" else 1] for i in indices]
     text, answer = " ".join(chosen), " ".join(reversed(chosen))
     orders = [[0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1]] if len(chosen) == 3 else []
     # Besides other orders: a run to and fro, which holds the answer and its opposite at once.
     runs = [chosen[:-1] + chosen[::-1], chosen[::-1] + chosen[1:]]
-    rivals = tuple(" ".join(words) for words in [*([chosen[i] for i in order] for order in orders), *runs])
+    rivals = tuple(" ".join(run) for run in [*([chosen[i] for i in order] for order in orders), *runs])
     key = " ".join(map(str, indices))
     if language == "ko":
         front = fill("{w:을} 거꾸로", w=f"'{text}'")
@@ -48,9 +48,9 @@ def _reverse(draw: Random, language: str) -> Item:
 
 
 def _replace(draw: Random, language: str) -> Item:
-    *indices, new = draw.sample(range(len(world.words())), draw.randint(3, 4))
+    *indices, new = draw.sample(range(len(words.pairs())), draw.randint(3, 4))
     old = draw.randrange(len(indices))
-    word = [pair[0 if language == "ko" else 1] for pair in world.words()]
+    word = [pair[0 if language == "ko" else 1] for pair in words.pairs()]
     text = " ".join(word[i] for i in indices)
     answer = " ".join(word[new if place == old else i] for place, i in enumerate(indices))
     key = " ".join(map(str, [*indices, new, old]))

@@ -1,4 +1,4 @@
-"""The facts that generated text states and generated questions ask, in Korean and English side by side.
+"""Facts about living things and everyday objects, in Korean and English side by side, and how tables are read.
 
 One table a relation. A line is one fact: `Korean subject = Korean answer | English subject = English answer`. Both
 halves say the same thing, so that a fact held out of training is held out in both languages. A table in which one
@@ -6,75 +6,6 @@ language has no such word leaves that half empty.
 """
 
 from __future__ import annotations
-
-CAPITAL = """
-한국 = 서울 | South Korea = Seoul
-일본 = 도쿄 | Japan = Tokyo
-중국 = 베이징 | China = Beijing
-프랑스 = 파리 | France = Paris
-영국 = 런던 | England = London
-독일 = 베를린 | Germany = Berlin
-이탈리아 = 로마 | Italy = Rome
-스페인 = 마드리드 | Spain = Madrid
-포르투갈 = 리스본 | Portugal = Lisbon
-러시아 = 모스크바 | Russia = Moscow
-이집트 = 카이로 | Egypt = Cairo
-태국 = 방콕 | Thailand = Bangkok
-베트남 = 하노이 | Vietnam = Hanoi
-인도 = 뉴델리 | India = New Delhi
-터키 = 앙카라 | Turkey = Ankara
-그리스 = 아테네 | Greece = Athens
-노르웨이 = 오슬로 | Norway = Oslo
-스웨덴 = 스톡홀름 | Sweden = Stockholm
-핀란드 = 헬싱키 | Finland = Helsinki
-덴마크 = 코펜하겐 | Denmark = Copenhagen
-폴란드 = 바르샤바 | Poland = Warsaw
-체코 = 프라하 | the Czech Republic = Prague
-헝가리 = 부다페스트 | Hungary = Budapest
-오스트리아 = 빈 | Austria = Vienna
-캐나다 = 오타와 | Canada = Ottawa
-미국 = 워싱턴 | the United States = Washington
-쿠바 = 아바나 | Cuba = Havana
-페루 = 리마 | Peru = Lima
-칠레 = 산티아고 | Chile = Santiago
-호주 = 캔버라 | Australia = Canberra
-몽골 = 울란바토르 | Mongolia = Ulaanbaatar
-케냐 = 나이로비 | Kenya = Nairobi
-이란 = 테헤란 | Iran = Tehran
-아일랜드 = 더블린 | Ireland = Dublin
-네팔 = 카트만두 | Nepal = Kathmandu
-필리핀 = 마닐라 | the Philippines = Manila
-"""
-
-CONTINENT = """
-한국 = 아시아 | South Korea = Asia
-일본 = 아시아 | Japan = Asia
-중국 = 아시아 | China = Asia
-태국 = 아시아 | Thailand = Asia
-베트남 = 아시아 | Vietnam = Asia
-인도 = 아시아 | India = Asia
-몽골 = 아시아 | Mongolia = Asia
-네팔 = 아시아 | Nepal = Asia
-프랑스 = 유럽 | France = Europe
-영국 = 유럽 | England = Europe
-독일 = 유럽 | Germany = Europe
-이탈리아 = 유럽 | Italy = Europe
-스페인 = 유럽 | Spain = Europe
-노르웨이 = 유럽 | Norway = Europe
-스웨덴 = 유럽 | Sweden = Europe
-폴란드 = 유럽 | Poland = Europe
-그리스 = 유럽 | Greece = Europe
-이집트 = 아프리카 | Egypt = Africa
-케냐 = 아프리카 | Kenya = Africa
-가나 = 아프리카 | Ghana = Africa
-나이지리아 = 아프리카 | Nigeria = Africa
-캐나다 = 북아메리카 | Canada = North America
-미국 = 북아메리카 | the United States = North America
-쿠바 = 북아메리카 | Cuba = North America
-페루 = 남아메리카 | Peru = South America
-칠레 = 남아메리카 | Chile = South America
-브라질 = 남아메리카 | Brazil = South America
-"""
 
 SOUND = """
 강아지 = 멍멍 | the dog = woof
@@ -138,44 +69,6 @@ COLOUR = """
 소방차 = 빨간색 | a fire engine = red
 소금 = 하얀색 | salt = white
 개구리 = 초록색 | a frog = green
-"""
-
-OPPOSITE = """
-크다 = 작다 | big = small
-길다 = 짧다 | long = short
-높다 = 낮다 | high = low
-빠르다 = 느리다 | fast = slow
-덥다 = 춥다 | hot = cold
-무겁다 = 가볍다 | heavy = light
-밝다 = 어둡다 | bright = dark
-넓다 = 좁다 | wide = narrow
-많다 = 적다 | many = few
-두껍다 = 얇다 | thick = thin
-강하다 = 약하다 | strong = weak
-쉽다 = 어렵다 | easy = difficult
-가깝다 = 멀다 | near = far
-깊다 = 얕다 | deep = shallow
-열다 = 닫다 | open = closed
-사다 = 팔다 | buy = sell
-웃다 = 울다 | laugh = cry
-오다 = 가다 | come = go
-주다 = 받다 | give = take
-앉다 = 서다 | sit = stand
-이기다 = 지다 | win = lose
-위 = 아래 | up = down
-앞 = 뒤 | front = back
-안 = 밖 | inside = outside
-왼쪽 = 오른쪽 | left = right
-낮 = 밤 | day = night
-아침 = 저녁 | morning = evening
-시작 = 끝 | start = end
-여름 = 겨울 | summer = winter
-남자 = 여자 | man = woman
-거짓 = 진실 | false = true
-전쟁 = 평화 | war = peace
-기쁨 = 슬픔 | happy = sad
-부자 = 거지 | rich = poor
-선생님 = 학생 | teacher = student
 """
 
 TOOL = """
@@ -269,26 +162,6 @@ KIND = """
 비둘기 = 새 | the pigeon = a bird
 """
 
-WORKPLACE = """
-의사 = 병원 | a doctor = hospital
-교사 = 학교 | a teacher = school
-요리사 = 식당 | a cook = restaurant
-농부 = 논밭 | a farmer = farm
-사서 = 도서관 | a librarian = library
-은행원 = 은행 | a banker = bank
-소방관 = 소방서 | a firefighter = fire station
-경찰관 = 경찰서 | a police officer = police station
-약사 = 약국 | a pharmacist = pharmacy
-미용사 = 미용실 | a hairdresser = salon
-제빵사 = 빵집 | a baker = bakery
-집배원 = 우체국 | a mail carrier = post office
-판사 = 법원 | a judge = court
-조종사 = 비행기 | a pilot = airplane
-배우 = 극장 | an actor = theatre
-광부 = 탄광 | a miner = mine
-사육사 = 동물원 | a zookeeper = zoo
-"""
-
 NEXT = """
 월요일 다음 날 = 화요일 | the day after Monday = Tuesday
 화요일 다음 날 = 수요일 | the day after Tuesday = Wednesday
@@ -310,50 +183,6 @@ NEXT = """
 겨울 다음 계절 = 봄 | the season after winter = spring
 """
 
-WORDS = """
-물 = water
-불 = fire
-집 = house
-책 = book
-손 = hand
-발 = foot
-눈 = eye
-코 = nose
-산 = mountain
-강 = river
-바다 = sea
-하늘 = sky
-별 = star
-달 = moon
-해 = sun
-비 = rain
-꽃 = flower
-나무 = tree
-새 = bird
-개 = dog
-고양이 = cat
-물고기 = fish
-빵 = bread
-우유 = milk
-사과 = apple
-밥 = rice
-소금 = salt
-설탕 = sugar
-친구 = friend
-학교 = school
-문 = door
-창문 = window
-길 = road
-옷 = clothes
-돈 = money
-시간 = time
-사랑 = love
-꿈 = dream
-노래 = song
-음악 = music
-"""
-"""Korean and English words that mean the same, for translation and as material for rewriting."""
-
 
 def table(text: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
     """The lines of a table as ((Korean subject, answer), (English subject, answer)); an empty half is ("", "")."""
@@ -363,9 +192,3 @@ def table(text: str) -> list[tuple[tuple[str, str], tuple[str, str]]]:
         korean, english = ((half[0], half[1]) if len(half) == 2 else ("", "") for half in halves)
         facts.append((korean, english))
     return facts
-
-
-def words() -> list[tuple[str, str]]:
-    """Pairs of a Korean and an English word."""
-    pairs = [line.split("=") for line in WORDS.strip().splitlines()]
-    return [(korean.strip(), english.strip()) for korean, english in pairs]
