@@ -85,18 +85,18 @@ class _LogProbs(torch.autograd.Function):
         for at in range(0, len(hidden), ctx.chunk):
             s = slice(at, at + ctx.chunk)
             h = hidden[s].to(dtype)
-            raw = squash(nn.functional.linear(h, w, None if bias is None else bias.to(dtype)))
-            logp = (raw / temperature if temperature != 1.0 else raw.clone()).sub_(out[3, s, None])
-            p = logp.exp()
+            z = squash(nn.functional.linear(h, w, None if bias is None else bias.to(dtype)))
+            raw = z.clone() if squash.cap else z  # the rest works in place: these are the largest tensors there are
+            logp = (z.div_(temperature) if temperature != 1.0 else z).sub_(out[3, s, None])
             if ctx.extra:
-                slope = -p * (g_logp[s] + g_mean[s])[:, None]
-                slope -= p * (logp + out[1, s, None]) * g_entropy[s, None]
-                slope += (g_mean[s] / weight.shape[0])[:, None]
+                p = logp.exp()
+                slope = logp.add_(out[1, s, None]).mul_(-g_entropy[s, None]).sub_((g_logp[s] + g_mean[s])[:, None])
+                slope = slope.mul_(p).add_((g_mean[s] / weight.shape[0])[:, None])
             else:
-                slope = p.mul_(-g_logp[s, None])
+                slope = logp.exp_().mul_(-g_logp[s, None])
             slope.scatter_add_(-1, target[s, None], g_logp[s, None])
             if temperature != 1.0:
-                slope /= temperature
+                slope.div_(temperature)
             slope = squash.backward(raw, slope).to(dtype)
             d_hidden[s] = slope @ w
             if d_weight is not None:

@@ -50,6 +50,7 @@ def test_golden_values() -> None:
     head = nn.Linear(1, 3, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0], [2.0], [3.0]]).log())
+    head.requires_grad_(False)
     logp, entropy, mean = logprobs(head, torch.ones(1, 1), torch.tensor([2]), extra=True)
     assert float(logp.exp()) == pytest.approx(0.5)
     assert float(entropy) == pytest.approx(1.0114043)
