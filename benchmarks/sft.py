@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for all: spinning threads suffer from any other program
 RATE = 1e-6
 CONTESTANTS = {
     "leyden": {},

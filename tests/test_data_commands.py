@@ -296,6 +296,16 @@ def test_sample_writes_a_whole_file_once(tmp_path: Path) -> None:
         main(argv)
 
 
+@pytest.mark.parametrize(("ending", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+def test_sample_writes_tables_that_convert_back(tmp_path: Path, ending: str, delimiter: str) -> None:
+    table, plain, back = tmp_path / f"s{ending}", tmp_path / "plain.jsonl", tmp_path / "back.jsonl"
+    for path in (table, plain):
+        assert main(["sample", "--language", "both", "--rows", "30", "--output", str(path)]) == 0
+    assert delimiter in table.read_text(encoding="utf-8").splitlines()[0]
+    assert main(["convert", str(table), str(back)]) == 0
+    assert rows(back) == rows(plain)
+
+
 def test_convert_needs_nothing_heavy(table: Path) -> None:
     code = (
         "import sys; from leyden.datamodules.commands import main; code = main(sys.argv[1:]);"

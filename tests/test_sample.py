@@ -10,9 +10,8 @@ from random import Random
 
 import pytest
 
-from leyden.datamodules import items, phrases, rewriting
-from leyden.datamodules.korean import fill, particle
-from leyden.datamodules.sample import sample_rows
+from leyden.datamodules.sample import items, phrases, rewriting, sample_rows
+from leyden.datamodules.sample.korean import fill, particle
 from leyden.errors import UserError
 from leyden.example import Sample
 from leyden.rewards import Gold, _word

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import leyden.models
-from leyden.datamodules.items import facts
-from leyden.datamodules.korean import particle
 from leyden.datamodules.sample import sample_rows
+from leyden.datamodules.sample.items import facts
+from leyden.datamodules.sample.korean import particle
 from leyden.errors import UserError
 from leyden.models.recipe import blank_model, main, syllables, train_tokenizer
 from leyden.rewards import _word

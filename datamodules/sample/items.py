@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from leyden.datamodules import places, words, world
-from leyden.datamodules.korean import fill
+from leyden.datamodules.sample import places, words, world
+from leyden.datamodules.sample.korean import fill
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from leyden.datamodules.korean import particle
+from leyden.datamodules.sample.korean import particle
 
 KOREAN_ACTIONS = """
 밥을 먹어 먹었 먹을

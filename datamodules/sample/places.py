@@ -1,4 +1,4 @@
-"""Facts about countries and workplaces, as tables of the form that `leyden.datamodules.world` describes."""
+"""Facts about countries and workplaces, as tables of the form that `leyden.datamodules.sample.world` describes."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from leyden.datamodules.items import Item
-from leyden.datamodules.korean import fill, particle
+from leyden.datamodules.sample.items import Item
+from leyden.datamodules.sample.korean import fill, particle
 
 KOREAN_ASKS = (
     "{n:은} {q:이야}?",

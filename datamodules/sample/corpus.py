@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from random import Random
 
-from leyden.datamodules import phrases
-from leyden.datamodules.everyday import KOREAN_WHO, english_sentence, korean_forms, korean_sentence, talk
-from leyden.datamodules.items import Item, sums
-from leyden.datamodules.korean import particle
-from leyden.datamodules.rewriting import draw_item
+from leyden.datamodules.sample import phrases
+from leyden.datamodules.sample.everyday import KOREAN_WHO, english_sentence, korean_forms, korean_sentence, talk
+from leyden.datamodules.sample.items import Item, sums
+from leyden.datamodules.sample.korean import particle
+from leyden.datamodules.sample.rewriting import draw_item
 
 ASKED = {
     "ko": (("질문: ", " 답: "), ("문: ", "\n답: "), ("", " "), ("", "\n")),

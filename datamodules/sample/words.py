@@ -1,4 +1,4 @@
-"""Words: opposites, as a table of the form that `leyden.datamodules.world` describes, and Korean-English pairs."""
+"""Words: opposites, as a table of the form that `leyden.datamodules.sample.world` describes, and pairs of languages."""
 
 from __future__ import annotations
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from leyden.datamodules import words
-from leyden.datamodules.everyday import ENGLISH_ACTIONS, korean_forms
-from leyden.datamodules.items import Item, facts, sums
-from leyden.datamodules.korean import fill
+from leyden.datamodules.sample import words
+from leyden.datamodules.sample.everyday import ENGLISH_ACTIONS, korean_forms
+from leyden.datamodules.sample.items import Item, facts, sums
+from leyden.datamodules.sample.korean import fill
 
 
 def _repeat(draw: Random, language: str) -> Item:

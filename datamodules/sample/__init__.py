@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
-from leyden.datamodules import phrases
-from leyden.datamodules.corpus import document
-from leyden.datamodules.items import Item
-from leyden.datamodules.rewriting import draw_item
+from leyden.datamodules.sample import phrases
+from leyden.datamodules.sample.corpus import document
+from leyden.datamodules.sample.items import Item
+from leyden.datamodules.sample.rewriting import draw_item
 from leyden.errors import UserError, nearest
 
 LANGUAGES = ("ko", "en", "both")
