@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leyden.datamodules.convert import counted, is_decomposed
+from leyden.datamodules.convert import counted
+from leyden.datamodules.hangul import is_decomposed
 from leyden.datamodules.source import Source
 from leyden.datamodules.turns import RowError
 from leyden.example import Example
@@ -43,7 +44,7 @@ class Findings:
 
 
 def check(source: Source, max_length: int | None = None, say: Callable[[str], None] = print) -> int:
-    """Report on a file and return 0 where every row is usable, 1 where some are not; `UserError` where none is."""
+    """Report on a file and return 0 where every row is usable, 1 where some are not, 2 where none is."""
     files = source.files()
     template = source.template(say)
     return max([_check_file(file, template, max_length, say) for file in files])
@@ -64,7 +65,7 @@ def _check_file(source: Source, template: Template | None, max_length: int | Non
             found.bad += 1
             say(f"{place}: {error}")
     _report(source, template, max_length, found, say)
-    return 1 if found.bad else 0
+    return 2 if found.bad == found.rows else 1 if found.bad else 0
 
 
 def _measure(example: Example, place: str, template: Template | None, found: Findings) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,14 +17,14 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from leyden.datamodules.columns import check_columns, names_of
-from leyden.datamodules.files import extension, find_files, read_rows
+from leyden.datamodules.files import extension, find_files, read_rows, stem
 from leyden.datamodules.formats import FORMATS, RowError, describe, detect, parse
+from leyden.datamodules.hangul import composed
 from leyden.errors import UserError
 
 HEAD = 100
 """How many rows the format is detected from."""
 
-_JAMO = re.compile("[\u1100-\u11ff]+")
 _T = TypeVar("_T")
 
 
@@ -43,31 +41,40 @@ class Conversion:
 def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = print) -> int:
     """Convert a file, or every table and JSON file of a folder. Returns 0, or 1 where rows were rejected.
 
-    Without `target` each output stands beside its original, only the extension changed. Raises `UserError` before
-    anything is written where a target exists and `how.overwrite` is not set.
+    Without `target` each output stands beside its original, only the extension changed. An output that exists is an
+    error before anything is written, unless `how.overwrite` is set. Of several files each is converted that can be:
+    those whose output exists are skipped with a note, and those that cannot be used are named in one `UserError` at
+    the end, so that the same command goes on once they are mended.
     """
-    pairs = _targets(source, target)
-    for _, out in pairs:
+    several, pairs = _targets(source, target)
+    if several:
+        return _convert_several(pairs, how, say)
+    file, out = pairs[0]
+    if out.exists() and not how.overwrite:
+        raise UserError(f"{out}: exists already; add --overwrite, or name another output")
+    return 1 if _convert_file(file, out, how, say) else 0
+
+
+def _convert_several(pairs: list[tuple[Path, Path]], how: Conversion, say: Callable[[str], None]) -> int:
+    rejected = 0
+    written: list[str] = []
+    failed: list[str] = []
+    for file, out in pairs:
         if out.exists() and not how.overwrite:
-            raise UserError(f"{out}: exists already; add --overwrite, or name another output")
-    rejected = sum(_convert_file(file, out, how, say) for file, out in pairs)
+            say(f"{file}: skipped, {out} exists already; --overwrite writes it again")
+            continue
+        try:
+            rejected += _convert_file(file, out, how, say)
+            written.append(str(out))
+        except UserError as error:
+            say(f"error: {error}")
+            failed.append(str(file))
+    if failed:
+        raise UserError(
+            f"not converted: {', '.join(failed)} (see above); written: {', '.join(written) or 'nothing'}; "
+            "mend what is wrong and type the same again"
+        )
     return 1 if rejected else 0
-
-
-def is_decomposed(text: str) -> bool:
-    """Whether a text has Hangul in separate letters (as file systems of Macs write it), which looks the same."""
-    return _JAMO.search(text) is not None
-
-
-def composed(value: Any) -> Any:
-    """A JSON value with all Hangul composed to syllables; everything else stays as it is."""
-    if isinstance(value, str):
-        return _JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), value)
-    if isinstance(value, list):
-        return [composed(item) for item in value]
-    if isinstance(value, dict):
-        return {composed(key): composed(item) for key, item in value.items()}
-    return value
 
 
 def counted(items: Iterable[_T], what: str) -> Iterator[_T]:
@@ -103,9 +110,10 @@ def rejected_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".rejected.jsonl")
 
 
-def _targets(source: str, target: str | None) -> list[tuple[Path, Path]]:
+def _targets(source: str, target: str | None) -> tuple[bool, list[tuple[Path, Path]]]:
+    """Whether several files are meant, and each with its output."""
     folder = Path(source).expanduser().is_dir()
-    files = [file for file in find_files(source) if extension(file) != ".jsonl" or not folder]
+    files = [file for file in find_files(source, originals=True) if extension(file) != ".jsonl" or not folder]
     if not files:
         raise UserError(f"{source}: nothing to convert, only JSONL in it; name a file to convert it")
     many = folder or len(files) > 1
@@ -113,20 +121,16 @@ def _targets(source: str, target: str | None) -> list[tuple[Path, Path]]:
     if out is not None and not many and not out.is_dir():
         if out.suffix != ".jsonl":
             raise UserError(f"{out}: the output is JSONL; name it {out.with_suffix('.jsonl')}")
-        return [(files[0], out)]
+        return False, [(files[0], out)]
     if out is not None and out.is_file():
         raise UserError(f"{out}: a file, but {source} holds several; name a folder")
-    pairs = [(file, (out or file.parent) / (file.name[: -len(_ending(file))] + ".jsonl")) for file in files]
+    pairs = [(file, (out or file.parent) / (stem(file) + ".jsonl")) for file in files]
     for index, (file, path) in enumerate(pairs):
         if path == file:
             raise UserError(f"{file}: JSONL already; name the output to write it again")
         if path in [other for _, other in pairs[:index]]:
             raise UserError(f"{file}: {path} would be written twice; rename one of the originals")
-    return pairs
-
-
-def _ending(file: Path) -> str:
-    return extension(file) + (".gz" if file.name.lower().endswith(".gz") else "")
+    return many, pairs
 
 
 def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], None]) -> int:

@@ -51,7 +51,7 @@ def read_rows(
     if str(path).startswith("hf:"):
         yield from _hub(str(path))
         return
-    for file in find_files(path):
+    for file in find_files(path, on_note):
         found = False
 
         def reported(place: str, problem: str) -> None:
@@ -66,14 +66,18 @@ def read_rows(
             raise UserError(f"{file}: no rows in it; give a file with data")
 
 
-def find_files(path: str | Path) -> list[Path]:
-    """The data files that a path, a folder or a glob stands for, sorted by name."""
+def find_files(path: str | Path, on_note: OnNote | None = None, originals: bool = False) -> list[Path]:
+    """The data files that a path, a folder or a glob stands for, sorted by name.
+
+    Of a folder that was converted in place only the JSONL counts, so that no row is read twice: a file with a
+    `STEM.jsonl` beside it is left out, with a note, unless `originals` asks for it too.
+    """
     target = _existing(Path(path).expanduser())
     if target is not None and target.is_dir():
         files = sorted(file for file in target.iterdir() if _is_data(file))
         if not files:
             raise UserError(f"{path}: no data file in this folder; it needs {', '.join(EXTENSIONS)} files")
-        return files
+        return files if originals else _unconverted(files, on_note)
     if target is not None:
         return [target]
     if glob.has_magic(str(path)):
@@ -82,6 +86,12 @@ def find_files(path: str | Path) -> list[Path]:
             return files
         raise UserError(f"{path}: no file matches this pattern; quote it and check the folder")
     raise UserError(f"{path}: no such file{_neighbour(Path(path))}")
+
+
+def stem(path: Path) -> str:
+    """The name without its extension and the `.gz` of a compressed file."""
+    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
+    return name.removesuffix(Path(name).suffix)
 
 
 def extension(path: Path) -> str:
@@ -157,7 +167,17 @@ def _stop(place: str, problem: str) -> NoReturn:
 
 def _is_data(file: Path) -> bool:
     hidden = file.name.startswith((".", "_"))
-    return file.is_file() and not hidden and extension(file) in EXTENSIONS and ".rejected." not in file.name
+    return file.is_file() and not hidden and extension(file) in EXTENSIONS and not stem(file).endswith(".rejected")
+
+
+def _unconverted(files: list[Path], on_note: OnNote | None) -> list[Path]:
+    """The files of a folder without those that have a JSONL of the same name beside them."""
+    converted = {stem(file) for file in files if extension(file) == ".jsonl"}
+    left = [file for file in files if extension(file) == ".jsonl" or stem(file) not in converted]
+    if len(left) < len(files) and on_note is not None:
+        names = ", ".join(file.name for file in files if file not in left)
+        on_note(f"{files[0].parent}: not read, because there is a .jsonl of the same name: {names}")
+    return left
 
 
 def _existing(path: Path) -> Path | None:

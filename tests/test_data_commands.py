@@ -14,6 +14,7 @@ from rich.console import Console
 
 from leyden.datamodules import commands
 from leyden.datamodules.commands import main
+from leyden.datamodules.files import read_rows
 from leyden.datamodules.show import show
 from leyden.datamodules.source import Source
 from leyden.errors import UserError
@@ -82,6 +83,34 @@ def test_a_folder_is_converted_beside_its_originals(tmp_path: Path, table: Path)
     (tmp_path / "b.csv").write_text("prompt,response\na,b\n", encoding="utf-8")
     with pytest.raises(UserError, match="would be written twice"):
         main(["convert", str(tmp_path), "--overwrite"])
+
+
+def test_a_converted_folder_is_read_once(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,response\n1,2\n3,\n", encoding="utf-8")
+    (tmp_path / "b.json").write_text('[{"prompt": "5", "response": "6"}]', encoding="utf-8")
+    assert main(["convert", str(tmp_path)]) == 1
+    assert listing(tmp_path) == {"a.csv", "a.jsonl", "a.rejected.jsonl", "b.json", "b.jsonl"}
+    notes: list[str] = []
+    found = [row["prompt"] for _, row in read_rows(tmp_path, on_note=notes.append)]
+    assert found == ["1", "5"]
+    assert notes == [f"{tmp_path}: not read, because there is a .jsonl of the same name: a.csv, b.json"]
+
+
+def test_a_bad_file_does_not_keep_a_folder_from_being_converted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text("prompt,response\n1,2\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("x,y\n1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"not converted: \S+b.csv \(see above\); written: \S+a.jsonl, \S+c.jsonl;"):
+        main(["convert", str(tmp_path)])
+    assert f"error: {tmp_path / 'b.csv'}: " in capsys.readouterr().out
+    (tmp_path / "b.csv").write_text("prompt,response\n3,4\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("precious", encoding="utf-8")
+    assert main(["convert", str(tmp_path)]) == 0
+    assert rows(tmp_path / "b.jsonl") == [{"prompt": "3", "response": "4"}]
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == "precious"
+    assert "a.csv: skipped" in capsys.readouterr().out
 
 
 def test_nothing_is_overwritten_unasked(table: Path) -> None:
@@ -175,6 +204,13 @@ def test_check_counts_and_names_every_bad_row(
     assert f"1 rows: the same as an earlier row; drop them if they are not meant to repeat ({path}:2 = 1)" in said
     assert f"decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert ({path}:5)" in said
     assert f"special token <s>, which the model takes as such; remove it ({path}:5)" in said
+
+
+def test_check_of_nothing_usable_reports_and_returns_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": ""}\n' * 2, encoding="utf-8")
+    assert main(["check", str(path), "--kind", "instruction"]) == 2
+    assert "rows 2 · usable 0 · bad 2" in capsys.readouterr().out
 
 
 def test_check_measures_in_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,25 @@
+"""Hangul in separate letters, as file systems of Macs write it: it looks the same, and is not to a tokenizer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+_JAMO = re.compile("[\u1100-\u11ff]+")
+
+
+def is_decomposed(text: str) -> bool:
+    """Whether a text has Hangul in separate letters (as file systems of Macs write it), which looks the same."""
+    return _JAMO.search(text) is not None
+
+
+def composed(value: Any) -> Any:
+    """A JSON value with all Hangul composed to syllables; everything else stays as it is."""
+    if isinstance(value, str):
+        return _JAMO.sub(lambda match: unicodedata.normalize("NFC", match[0]), value)
+    if isinstance(value, list):
+        return [composed(item) for item in value]
+    if isinstance(value, dict):
+        return {composed(key): composed(item) for key, item in value.items()}
+    return value
