@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.algorithm import Algorithm, perplexity
+from leyden.algorithm import Algorithm
 from leyden.batch import Batch
-from leyden.losses import negative_log_likelihood
+from leyden.losses import negative_log_likelihood, perplexity
 
 
 class SFT(Algorithm):

@@ -25,6 +25,6 @@ class InstructionData(RowData):
         super().__init__(*args, **kwargs)
         self.train_on = train_on
 
-    def encode(self, example: Example) -> list[Tree | None]:
+    def encode(self, example: Example) -> list[Tree]:
         tree = self.template.encode(example, self.train_on)
-        return list(pieces(tree, self.max_length)) if example.text is not None else [self.fit_length(tree)]
+        return pieces(tree, self.max_length) if example.text is not None else [tree]

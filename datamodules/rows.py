@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from typing import Any, Literal
 from leyden.batch import Tree
 from leyden.data import DataModule
 from leyden.datamodules.files import find_files
-from leyden.datamodules.overlength import Overlength, fit, longest
+from leyden.datamodules.overlength import Overlength, fit
+from leyden.datamodules.prompts import Prompts
 from leyden.datamodules.source import Source
 from leyden.datamodules.split import epoch, hold_out
 from leyden.datamodules.store import Report, Store, Subset, build, cache_folder, fingerprint, key
@@ -24,22 +26,6 @@ from leyden.errors import UserError
 from leyden.example import Example
 
 log = logging.getLogger("leyden")
-
-Prompt = tuple[Example, list[int]]
-"""An example without its answer, and the token ids to answer from."""
-
-
-@dataclass
-class Prompts:
-    """Chunks of prompts as a loader. (Lightning takes a plain list for several loaders.)"""
-
-    chunks: list[list[Prompt]]
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __iter__(self) -> Iterator[list[Prompt]]:
-        return iter(self.chunks)
 
 
 class RowData(DataModule):
@@ -91,6 +77,8 @@ class RowData(DataModule):
         predict_size: int = 64,
     ) -> None:
         super().__init__(batch_size, max_tokens, seed)
+        if max_length < 2 or max_tokens < 2:
+            raise UserError(f"--data.max_length {max_length}, --data.max_tokens {max_tokens}: give 2 or more of each")
         if not 0 <= val_fraction < 1:
             raise UserError(f"--data.val_fraction {val_fraction}: give a share of the rows from 0 to below 1")
         self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
@@ -105,7 +93,10 @@ class RowData(DataModule):
     @cached_property
     def template(self) -> Template:
         """The tokenizer with its chat template."""
-        return Template(load_tokenizer(self.tokenizer), self.template_choice, self.system_prompt)
+        policy: Any = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
+        same = getattr(policy, "path", None) == self.tokenizer  # then it knows the revision too
+        tokenizer = policy.tokenizer if same else load_tokenizer(self.tokenizer)
+        return Template(tokenizer, self.template_choice, self.system_prompt)
 
     @property
     def chat_template(self) -> str | None:  # type: ignore[override]
@@ -114,14 +105,8 @@ class RowData(DataModule):
     # -- from rows to trees ------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def encode(self, example: Example) -> list[Tree | None]:
-        """The trees of one example, None for one that is dropped because it is too long. Raises `RowError`."""
-
-    def fit_length(self, tree: Tree) -> Tree | None:
-        """The tree within `max_length`, or None if it is dropped. Raises `RowError`."""
-        if not tree.totals().tokens:
-            raise RowError("nothing to train; give the row an answer or drop it")
-        return fit(tree, self.max_length, self.overlength)
+    def encode(self, example: Example) -> list[Tree]:
+        """The trees of one example, however long. Raises `RowError`."""
 
     def _trees(self, path: str, report: Report) -> Iterator[tuple[str, Tree]]:
         """Every usable row of a path as trees; what became of the others goes to the report."""
@@ -148,17 +133,17 @@ class RowData(DataModule):
 
     def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
         for tree in self.encode(example):
-            if tree is None:
+            if not tree.totals().tokens:
+                raise RowError("nothing to train; give the row an answer or drop it")
+            fitting = fit(tree, self.max_length, self.overlength)
+            if fitting is None:
                 report.dropped["too long"] = report.dropped.get("too long", 0) + 1
             else:
-                report.truncated += self._was_cut(tree)
-                yield place, tree
+                report.truncated += fitting is not tree
+                yield place, fitting
 
-    def _was_cut(self, tree: Tree) -> bool:
-        return self.overlength.startswith("truncate") and longest(tree) == self.max_length
-
-    def _stored(self, path: str) -> Path:
-        """The cache of a file's trees, made if it is not there."""
+    def _stored(self, path: str, anew: bool = False) -> Path:
+        """The cache of a file's trees, made if it is not there, or anew."""
         options = {
             "tokenizer": fingerprint(self.template.tokenizer),
             "template": self.template.source,
@@ -167,7 +152,7 @@ class RowData(DataModule):
         }
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
         stored = cache_folder() / f"{key(files, options)}.arrow"
-        if not stored.is_file() or not stored.with_suffix(".json").is_file():
+        if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
             build(stored, lambda report: self._trees(path, report))
         return stored
 
@@ -178,8 +163,8 @@ class RowData(DataModule):
         if self._trainer().predicting:
             return
         for path in self._paths():
-            stored = self._stored(path)
-            report = Store(stored).report
+            # what a hub name stands for may change, and its content is not hashed
+            report = Store(self._stored(path, anew=path.startswith("hf:"))).report
             log.info("%s: %s", path, report.line())
             if report.rejected:
                 self._write_rejected(path, report)
@@ -197,7 +182,8 @@ class RowData(DataModule):
         train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
-            train, held = hold_out(train, self.val_fraction, self.seed)
+            places = [self._stores[s].source(i) for s, i in train]
+            train, held = hold_out(train, self.val_fraction, self.seed, places)
         beside = iter(range(len(self.paths), len(self._stores)))
         if self.val_path:
             held = self._all(next(beside))
@@ -219,9 +205,15 @@ class RowData(DataModule):
         return store.source(row - store.offset)
 
     def _write_rejected(self, path: str, report: Report) -> None:
-        folder = Path(self._trainer().default_root_dir)
+        trainer = self._trainer()
+        if trainer.validating or trainer.testing:  # there is no run folder
+            log.info("%s: %s rows left out, the first: %s: %s", path, len(report.rejected), *report.rejected[0])
+            return
+        folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{Path(path).stem}.rejected.jsonl"
+        stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)
+        twins = sum(Path(other).stem == Path(path).stem for other in self._paths()[: self._paths().index(path)])
+        file = folder / f"{stem}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
         lines = [json.dumps({"source": s, "problem": p}, ensure_ascii=False) for s, p in report.rejected]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         log.info("%s: %s rows left out, listed in %s", path, f"{len(lines):,}", file)
@@ -232,13 +224,17 @@ class RowData(DataModule):
         """Lists of (example, prompt ids), `predict_size` at a time; each rank answers its share."""
         trainer = self._trainer()
         prompts = [(example, self.template.prompt(example.messages)) for example in self._prompts()]
-        size = self.predict_size
+        # every rank needs a chunk, or it would not be there when answers are gathered
+        size = max(1, min(self.predict_size, math.ceil(len(prompts) / trainer.world_size)))
         chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        return Prompts(chunks[trainer.global_rank :: trainer.world_size])
+        return Prompts(chunks[trainer.global_rank :: trainer.world_size] or [[]])
 
     def _prompts(self) -> Iterator[Example]:
         for source in (source for path in self.paths for source in self._sources(path, "prompts")):
             for place, example in source.examples(log.debug)[1]:
-                if isinstance(example, str):
-                    raise UserError(f"{place}: {example}")
-                yield example
+                if not isinstance(example, str):
+                    yield example
+                elif self.on_error == "raise":
+                    raise UserError(f"{place}: {example}; or leave such rows out with --data.on_error skip")
+                else:
+                    log.info("left out %s: %s", place, example)

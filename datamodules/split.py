@@ -16,11 +16,16 @@ def shuffled(count: int, seed: int) -> list[int]:
     return order
 
 
-def hold_out(rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows, both in their order: at least one of each where there are two."""
-    count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
-    held = set(shuffled(len(rows), seed)[: max(count, 0)])
-    return [r for i, r in enumerate(rows) if i not in held], [r for i, r in enumerate(rows) if i in held]
+def hold_out(rows: Sequence[Row], fraction: float, seed: int, places: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, both in their order: at least one of each where there are two.
+
+    Rows of the same place (the pieces of a long text) are held out together, since each tells about the others.
+    """
+    different = list(dict.fromkeys(places))
+    count = min(max(1, round(fraction * len(different))), len(different) - 1)
+    held = {different[i] for i in shuffled(len(different), seed)[: max(count, 0)]}
+    both = list(zip(rows, places, strict=True))
+    return [row for row, place in both if place not in held], [row for row, place in both if place in held]
 
 
 def epoch(rows: Sequence[Row], weights: Sequence[float], seed: int) -> list[int]:

@@ -21,7 +21,7 @@ from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
 
-VERSION = 2
+VERSION = 3
 """Counted up when the meaning of a stored column changes, so that old caches are not read."""
 
 SCHEMA = pa.schema(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -18,6 +17,8 @@ from leyden.example import Example
 from leyden.optim import WarmupCosine, parameter_groups
 from leyden.policy import Policy, Sampling
 
+GREEDY = Sampling(temperature=0.0)
+
 
 class Algorithm(LightningModule):
     """A policy, a loss, and everything around them.
@@ -30,7 +31,7 @@ class Algorithm(LightningModule):
         policy: the model.
         optimizer: any optimizer by class path.
         lr_scheduler: any scheduler by class path, stepped once an optimizer step; None keeps the rate.
-        sampling: how `predict` samples; the default is greedy.
+        sampling: how `predict` samples; greedy unless a temperature is given.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class Algorithm(LightningModule):
         policy: Policy,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-5, weight_decay=0.01, fused=True),
         lr_scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o),
-        sampling: Sampling | None = None,
+        sampling: Sampling = GREEDY,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         if kwargs:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(kwargs)}")
         self.policy, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
-        self.sampling = sampling or Sampling(temperature=0.0)
+        self.sampling = sampling
         self.strict_loading = False
         self.progress = {"tokens": 0.0, "samples": 0.0}
         """Tokens and examples trained on so far, by all ranks."""
@@ -84,6 +85,12 @@ class Algorithm(LightningModule):
 
     def configure_model(self) -> None:
         self.policy.build()
+        longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
+        if room is not None and longest > room:
+            raise UserError(
+                f"the longest row has {longest} tokens but {self.policy.path} has positions for {room}; "
+                f"set --data.max_length {room}"
+            )
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(cast(Any, parameter_groups(self)))
@@ -129,48 +136,53 @@ class Algorithm(LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss = self.loss(batch)
         self._window.append((loss.detach(), batch))
-        if not torch.isfinite(loss):
-            raise UserError(f"{self._when()}: the loss is {float(loss)} in {self._blame(batch)}; {_REMEDY}")
         shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return loss * shares
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not torch.isfinite(norm):
-            rows = self._places([int(r) for _, batch in self._window for r in batch.row])
-            raise UserError(f"{self._when()}: the gradient is {float(norm)}, from {rows}; {_REMEDY}")
+        window, self._window = self._window, []
+        bad = [(loss, batch) for loss, batch in window if not torch.isfinite(loss)]
         mine = torch.tensor(
             [
-                float(sum(loss for loss, _ in self._window)),
-                sum(batch.size for _, batch in self._window if len(batch.row)),
-                sum(len(batch.row) for _, batch in self._window),
+                float(sum(loss for loss, _ in window)),
+                sum(batch.size for _, batch in window if len(batch.row)),
+                sum(len(batch.row) for _, batch in window),
+                len(bad),
             ],
             dtype=torch.float64 if self.device.type != "mps" else torch.float32,
             device=self.device,
         )
-        self._window = []
-        loss, tokens, samples = self.trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        loss, tokens, samples, wrong = self.trainer.strategy.reduce(mine, reduce_op="sum").tolist()
+        if wrong:  # every rank learns of it in the same place, so that none waits for another
+            self._stop("loss", loss, [batch for _, batch in bad])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
+            self._stop("gradient", float(norm), [batch for _, batch in window])
         self.progress = {"tokens": self.progress["tokens"] + tokens, "samples": self.progress["samples"] + samples}
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/grad_norm", norm.float(), on_step=True, on_epoch=False)
-        self.log("train/lr", float(optimizer.param_groups[0]["lr"]), on_step=True, on_epoch=False)
-        for name, value in self.progress.items():
-            self.log(f"train/{name}", value, on_step=True, on_epoch=False)
+        rate = float(optimizer.param_groups[0]["lr"])
+        now = {"loss": loss, "grad_norm": norm.float(), "lr": rate, **self.progress}
+        self.log_dict({f"train/{name}": value for name, value in now.items()}, on_step=True, on_epoch=False)
 
-    def _when(self) -> str:
-        return f"step {self.trainer.global_step}"
-
-    def _places(self, rows: Sequence[int], most: int = 8) -> str:
-        names = [self.data.source(r) if self.data is not None else f"row {r}" for r in rows[:most]]
-        return ", ".join(names) + (f" and {len(rows) - most} more" if len(rows) > most else "")
+    def _stop(self, what: str, value: float, batches: Sequence[Batch]) -> None:
+        """Stop before the weights are touched, and name the rows of these batches that are to blame."""
+        rows = [row for batch in batches for row in (self._blame(batch) if what == "loss" else batch.row.tolist())]
+        names = [self.data.source(r) if self.data is not None else f"row {r}" for r in rows[:8]]
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        places = ", ".join(names) + more if rows else "rows of another process"
+        raise UserError(
+            f"step {self.trainer.global_step}: the {what} is {value}, from {places}; look at those rows, and try a "
+            "lower --model.optimizer.lr or --trainer.gradient_clip_val 1"
+        )
 
     @torch.no_grad()
-    def _blame(self, batch: Batch) -> str:
+    def _blame(self, batch: Batch) -> list[int]:
         """The rows whose loss alone is not finite, or all rows if none is to blame by itself."""
+        if self.device_mesh is not None:  # a forward that only one rank runs would wait for the others for ever
+            return list(batch.row.tolist())
         parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
         guilty = [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))]
-        return self._places(guilty or batch.row.tolist())
+        return guilty or list(batch.row.tolist())
 
     # -- validation, test and prediction -----------------------------------------------------------------------------
 
@@ -237,11 +249,3 @@ class Algorithm(LightningModule):
                 f"the checkpoint does not fit this model: {len(saved - here)} weights are only in the checkpoint and "
                 f"{len(here - saved)} only in the model ({odd}); use the configuration it was trained with"
             )
-
-
-_REMEDY = "look at those rows, and try a lower --model.optimizer.lr or --trainer.gradient_clip_val 1"
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where it would overflow."""
-    return math.exp(loss) if loss < 700 else math.inf

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from leyden.errors import UserError
@@ -64,13 +66,23 @@ class DataModule(LightningDataModule):
                 trainer.world_size,
                 self.seed,
             )
-            self._plan = limited(whole, trainer.limit_train_batches)
+            # cut in whole steps here, so that totals stay exact; then Lightning must not cut once more
+            micro = limited(len(whole.steps) * whole.accumulate, trainer.limit_train_batches)
+            trainer.limit_train_batches = 1.0
+            self._plan = Plan(whole.steps[: math.ceil(micro / whole.accumulate)], whole.world)
         return self._plan
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
         return len(self.train_plan().steps)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row there is."""
+        return max(
+            (max(t.lengths, default=0) for t in (self.train_trees, self.val_trees, self.test_trees) if t), default=0
+        )
 
     def _trainer(self) -> Any:
         if self.trainer is None:
@@ -83,26 +95,33 @@ class DataModule(LightningDataModule):
         loader = PlannedLoader(self.train_trees, self.train_plan(), trainer.global_rank, self.seed)
         return trainer.lightning_module.experience(loader)
 
-    def _measure(self, trees: Trees | None, limit: int | float | None) -> Any:
-        """A loader over held-out rows in their order; totals are those of all of them, so that sums are exact means."""
-        if trees is None or not len(trees):
-            return []
+    def _measure(self, trees: Trees | None, stage: str) -> Any:
+        """A loader over held-out rows; totals are those of all of them, so that sums are exact means.
+
+        Where `limit_*_batches` asks for fewer, they are drawn by seed and the totals are theirs.
+        """
         trainer = self._trainer()
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if trees is None or not len(trees) or limit == 0:
+            return []
         size = max(self.batch_size, trainer.world_size)
         budget = max(self.max_tokens, max(trees.lengths))
-        by_length = sorted(range(len(trees)), key=lambda r: trees.lengths[r])
+        kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
+        setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
+        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        by_length = sorted(drawn[: max(int(kept), 1)], key=lambda r: trees.lengths[r])
         while True:  # without gradients there is nothing to keep: fewer rows a batch where they do not fit
             try:
                 whole = plan(by_length, trees.lengths, size, budget, 1, trainer.world_size)
                 break
             except UserError:
                 size = max(size // 2, 1)
-        return PlannedLoader(trees, limited(whole, limit), trainer.global_rank, whole=True)
+        return PlannedLoader(trees, whole, trainer.global_rank, whole=True)
 
     def val_dataloader(self) -> Any:
-        return self._measure(self.val_trees, self._trainer().limit_val_batches)
+        return self._measure(self.val_trees, "val")
 
     def test_dataloader(self) -> Any:
         if self.test_trees is None:
             raise UserError("there is nothing to test on; give --data.test_path FILE")
-        return self._measure(self.test_trees, self._trainer().limit_test_batches)
+        return self._measure(self.test_trees, "test")

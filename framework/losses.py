@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 
@@ -20,3 +22,8 @@ def negative_log_likelihood(logp: Tensor, mean_logp: Tensor | None = None, smoot
     if mean_logp is None:
         raise ValueError("label smoothing needs mean_logp")
     return -(1 - smoothing) * logp - smoothing * mean_logp
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where it would overflow."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -7,10 +7,11 @@ resumes to the batch.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -167,17 +168,30 @@ class PlannedLoader:
             return pack([Tree((somewhere.prompt + somewhere.responses[0])[:2], [])], totals)
         return pack([self.trees[r] for r in rows], totals)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what makes the order of batches, the same on every rank."""
+        return hashlib.sha256(repr((self.plan.steps, self.plan.world, self.seed)).encode()).hexdigest()[:16]
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "done": self.done}
+        return {"epoch": self.epoch, "done": self.done, "length": len(self), "plan": self.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the batches that were delivered.
+
+        Raises:
+            UserError: the checkpoint is from the middle of an epoch whose batches were planned differently.
+        """
         self.epoch, self.done = state["epoch"], state["done"]
-        self._resume = self.done < len(self)
+        self._resume = self.done < state["length"]
+        if self._resume and state["plan"] != self.fingerprint:
+            raise UserError(
+                "the checkpoint is from the middle of an epoch that was planned differently: its data, batch_size, "
+                "accumulation, number of processes and seed must be the same; resume with them, or from the end of an "
+                "epoch"
+            )
 
 
-def limited(plan: Plan, limit: int | float | None) -> Plan:
-    """The plan that Lightning's `limit_*_batches` leaves, in whole steps, so that totals stay exact."""
-    if limit is None or (isinstance(limit, float) and limit == 1.0):
-        return plan
-    batches = limit if isinstance(limit, int) else int(limit * len(plan.steps) * plan.accumulate)
-    return Plan(plan.steps[: math.ceil(batches / plan.accumulate)], plan.world)
+def limited(batches: int, limit: int | float) -> int:
+    """How many of `batches` batches Lightning's `limit_*_batches` leaves: an integer counts, a float is a share."""
+    return min(limit, batches) if isinstance(limit, int) else int(limit * batches)

@@ -32,7 +32,7 @@ class Outputs:
     """[T] mean log-prob over the vocabulary at each response token (label smoothing)"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampling:
     """How responses are sampled.
 
@@ -74,6 +74,8 @@ class Policy(nn.Module, ABC):
 
     path: str
     """Hub name or folder of the weights: also where the tokenizer comes from."""
+    positions: int | None = None
+    """The longest sequence the model has positions for, where there is such a limit; known once it is built."""
 
     @property
     @abstractmethod

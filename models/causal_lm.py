@@ -76,8 +76,11 @@ class CausalLM(Policy):
         if self.model is not None:
             return
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
-        rows = base_of(self.model).get_input_embeddings().num_embeddings
-        if len(self.tokenizer) > rows:
+        base = base_of(self.model)
+        self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        rows = base.get_input_embeddings().num_embeddings
+        # added tokens that text never uses may lie beyond (the image token of the smallest Gemma 3)
+        if self.tokenizer.vocab_size > rows or max(self.stop, default=0) >= rows:
             raise UserError(
                 f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens but the model only {rows}; "
                 "use the tokenizer that belongs to the model"
@@ -168,5 +171,10 @@ class CausalLM(Policy):
         return generate(self, prompts, n, sampling or Sampling())
 
     def save(self, folder: str | Path) -> None:
+        generation = getattr(base_of(self.model), "generation_config", None)
+        if generation is not None:  # so that plain transformers stops where `generate` here does
+            generation.eos_token_id = sorted(self.stop)
         self.model.save_pretrained(folder)
+        if generation is not None:
+            generation.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from leyden.errors import UserError
 from leyden.models.load import base_of, parts
 from leyden.policy import Response, Sampling
 
@@ -69,6 +70,11 @@ def generate(policy: CausalLM, prompts: Sequence[list[int]], n: int, sampling: S
     """`n` responses to each prompt; see `Policy.generate`."""
     if any(not prompt for prompt in prompts):
         raise ValueError("a prompt needs at least one token")
+    if not prompts:
+        return []
+    longest, room = max(map(len, prompts), default=0), policy.positions
+    if room is not None and longest >= room:
+        raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {room}; shorten it")
     drafts = [[_Draft(_noise(sampling, p, k)) for k in range(n)] for p in range(len(prompts))]
     # similar lengths together: less padding
     order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
@@ -80,7 +86,9 @@ def generate(policy: CausalLM, prompts: Sequence[list[int]], n: int, sampling: S
             step = max(1, ROWS // n)
             for at in range(0, len(order), step):
                 chunk = order[at : at + step]
-                decode(policy, [prompts[p] for p in chunk], [drafts[p] for p in chunk], sampling)
+                space = sampling.max_new_tokens if room is None else room - len(prompts[chunk[-1]])
+                limit = min(sampling.max_new_tokens, space)  # the last of a chunk is its longest
+                decode(policy, [prompts[p] for p in chunk], [drafts[p] for p in chunk], sampling, limit)
     finally:
         for module, mode in modes:
             module.training = mode
@@ -114,7 +122,9 @@ def _padded(rows: list[list[int]], left: bool, device: torch.device) -> tuple[Te
     return tokens.to(device), mask.to(device)
 
 
-def _decode(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling) -> None:
+def _decode(
+    policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling, limit: int
+) -> None:
     """Left-padded prompts, one prefill each, then one token a step against the cache."""
     from transformers import DynamicCache
 
@@ -133,7 +143,7 @@ def _decode(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft
         cache.batch_repeat_interleave(n)
         logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
     token = _write(live, logits, sampling, policy.stop)
-    for _ in range(sampling.max_new_tokens - 1):
+    for _ in range(limit - 1):
         going = [i for i, draft in enumerate(live) if not draft.finished]
         if not going:
             return
@@ -146,11 +156,13 @@ def _decode(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft
         token = _write(live, logits, sampling, policy.stop)
 
 
-def _decode_by_rows(policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling) -> None:
+def _decode_by_rows(
+    policy: CausalLM, prompts: list[list[int]], groups: list[list[_Draft]], sampling: Sampling, limit: int
+) -> None:
     """The same without a cache, for models whose state cannot be padded on the left: right-padded rows, run anew."""
     body, head, squash = parts(policy.model)
     live = [(prompt, draft) for prompt, group in zip(prompts, groups, strict=True) for draft in group]
-    for _ in range(sampling.max_new_tokens):
+    for _ in range(limit):
         live = [(prompt, draft) for prompt, draft in live if not draft.finished]
         if not live:
             return

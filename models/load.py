@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError, nearest
 from leyden.models.logprobs import Squash
@@ -16,6 +18,9 @@ from leyden.paths import resolve
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+_LINEAR = (nn.Linear, Conv1D)
 
 
 def _load(what: str, path: str, loader: Any, **options: Any) -> Any:
@@ -46,7 +51,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A causal LM on the CPU, with a new adapter, with the adapter found in the folder `path`, or with neither.
+    """A causal LM with a new adapter, with the adapter found in the folder `path`, or with neither.
 
     Without an adapter every weight is trainable; with one, only the adapter is, in fp32.
     """
@@ -55,9 +60,13 @@ def load_model(
 
     disable_progress_bar()  # the run has its own
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
-    if (Path(path) / "adapter_config.json").is_file():
-        return _continue_adapter(path, adapter, options)
+    if (Path(resolve(path)) / "adapter_config.json").is_file():
+        return _continue_adapter(resolve(path), adapter, options)
     base: PreTrainedModel = _load("model", path, AutoModelForCausalLM.from_pretrained, **options)
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise UserError(
+            f"{path} is an adapter on the hub; download it and give its folder, so that it can be trained on"
+        )
     _freeze_unreachable(base)
     return base if adapter is None else _add_adapter(base, adapter)
 
@@ -90,7 +99,10 @@ def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
         model: nn.Module = get_peft_model(base, adapter)
     except ValueError as problem:
         wanted = adapter.target_modules or []
-        names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+        names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, _LINEAR)})
+        if "arget module" not in str(problem):
+            reason = str(problem).splitlines()[0]
+            raise UserError(f"{type(adapter).__name__}: {reason}; see --model.policy.adapter.*") from problem
         first = next((w for w in ([wanted] if isinstance(wanted, str) else sorted(wanted)) if w not in names), "")
         raise UserError(
             f"{type(adapter).__name__}: target_modules {wanted} match nothing in {base.config.name_or_path}, "
@@ -102,10 +114,12 @@ def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
 def _text_targets(base: PreTrainedModel, wanted: Any) -> Any:
     """Full names of the text model's linear layers that an adapter wants, so that no vision tower gets one too."""
     inside = set(base.get_decoder().modules())
-    names = [name for name, module in base.named_modules() if module in inside and isinstance(module, nn.Linear)]
-    if wanted is None or isinstance(wanted, str):
+    names = [name for name, module in base.named_modules() if module in inside and isinstance(module, _LINEAR)]
+    if wanted is None or wanted == "all-linear":
         return names
-    return [name for name in names if name.rpartition(".")[2] in wanted] or wanted
+    if isinstance(wanted, str):  # a regular expression, as peft reads it
+        return [name for name in names if re.fullmatch(wanted, name)] or wanted
+    return [name for name in names if any(name == w or name.endswith(f".{w}") for w in wanted)] or wanted
 
 
 def _freeze_unreachable(base: PreTrainedModel) -> None:

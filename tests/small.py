@@ -51,6 +51,7 @@ def small(name: str = "llama", configuration: str = "LlamaConfig", options: Any 
     with torch.no_grad():
         for parameter in policy.model.parameters():  # defaults are so small that attention would hardly matter
             parameter.add_(torch.randn_like(parameter) * 0.15)
+    policy.positions = getattr(config, "max_position_embeddings", None)
     policy._choose_attention()
     if policy.gradient_checkpointing:
         policy._enable_checkpointing()

@@ -142,7 +142,7 @@ class Poisoned(SFT):
 
 
 def test_a_non_finite_loss_names_its_rows() -> None:
-    with pytest.raises(UserError, match=r"step 0: the loss is nan in memory:(4, memory:6|6, memory:4);") as caught:
+    with pytest.raises(UserError, match=r"step 0: the loss is nan, from memory:(4, memory:6|6, memory:4);") as caught:
         fit(Poisoned(small(), optimizer=sgd), TreeData(some_trees(8), batch_size=8))
     assert "memory:1," not in str(caught.value)
 
@@ -281,3 +281,87 @@ def test_fused_optimizers_clip_under_mixed_precision() -> None:
     before = weights_of(algorithm)
     fit(algorithm, TreeData(some_trees(8), batch_size=8), precision="bf16-mixed", gradient_clip_val=0.01)
     assert float((weights_of(algorithm) - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(0.5, 8), (3, 8), (1.0, 16)])
+def test_limits_cut_whole_steps_once(limit: float, expected: int) -> None:
+    """16 rows in 4 steps of 2 micro-batches: half of it is 2 steps, and 3 micro-batches round up to 2 steps."""
+    algorithm = SFT(small(), optimizer=sgd)
+    trainer = fit(
+        algorithm, TreeData(some_trees(16), batch_size=4), accumulate_grad_batches=2, limit_train_batches=limit
+    )
+    assert algorithm.progress["samples"] == expected and trainer.global_step == expected // 4
+
+
+@pytest.mark.parametrize("limit", [0.5, 2])
+def test_limited_validation_is_the_mean_over_the_rows_it_drew(limit: float) -> None:
+    held = some_trees(12, seed=5)
+    data = TreeData(some_trees(), held, batch_size=3)
+    algorithm = SFT(small())
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+                      enable_checkpointing=False, limit_val_batches=limit)  # fmt: skip
+    trainer.validate(algorithm, data, verbose=False)
+    drawn = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:6].tolist()
+    batch = pack([held[i] for i in drawn])
+    expected = float(batch.token_mean(-algorithm.policy(batch).logp).detach())
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-6)
+
+
+def stop_on_one_rank() -> str:
+    """Only one of the two ranks holds the poisoned rows; both must stop."""
+    trees = [Tree(t.prompt, t.responses, None, t.weights, 3 if i == 0 else 0) for i, t in enumerate(some_trees(2))]
+    try:
+        fit(Poisoned(small(), optimizer=sgd), TreeData(trees, batch_size=2), devices=2, strategy="ddp")
+    except UserError as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_bad_row_on_one_rank_stops_every_rank(ranks: Ranks) -> None:
+    said = sorted(ranks(stop_on_one_rank))
+    assert "from memory:4" in said[0] and "rows of another process" in said[1]
+
+
+def predict_on_two(count: int, folder: str) -> list[str]:
+    """Answers of each rank to `count` prompts."""
+    import json
+
+    from lightning.pytorch import Trainer
+
+    from leyden.datamodules import InstructionData
+    from leyden.models import CausalLM
+    from leyden.policy import Sampling
+
+    file = Path(folder) / f"{count}.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(count)), encoding="utf-8")
+    algorithm = SFT(CausalLM(), sampling=Sampling(max_new_tokens=2, temperature=0.0))
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+    batches = trainer.predict(algorithm, InstructionData(str(file)))
+    return [row["prompt"][0]["content"] for batch in batches or [] for row in batch]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_every_prompt_is_answered_once_by_two_ranks(count: int, ranks: Ranks, tmp_path: Path) -> None:
+    answers = ranks(predict_on_two, count, str(tmp_path))
+    assert sorted(a for rank in answers for a in rank) == [f"{i}?" for i in range(count)]
+
+
+def test_resuming_in_the_middle_of_another_plan_is_refused() -> None:
+    trees = TreeData(some_trees(12)).train_trees
+    assert trees is not None
+    loader, other = (PlannedLoader(trees, plan(range(12), trees.lengths, size, 1000), seed=0) for size in (2, 3))
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(UserError, match="planned differently"):
+        other.load_state_dict(loader.state_dict())
+    assert len([next(batches) for _ in range(5)]) == 5
+    other.load_state_dict(loader.state_dict())  # at the end of an epoch another plan may follow
+    assert len(list(other)) == 4 and other.epoch == 1
+
+
+def test_rows_beyond_the_model_s_positions_are_refused() -> None:
+    long = [Tree([1] * 40, [[2] * 30])]
+    with pytest.raises(UserError, match="70 tokens but llama has positions for 64; set --data.max_length 64"):
+        fit(SFT(small(), optimizer=sgd), TreeData(long, batch_size=1))

@@ -192,3 +192,35 @@ def test_attention_that_a_model_cannot_take_is_refused(tmp_path: Path) -> None:
     policy = CausalLM(path, attention="rows")
     policy.build()
     assert policy(batch_of(policy)).logp.abs().sum() > 0
+
+
+def test_added_tokens_that_text_never_uses_may_lie_beyond_the_embeddings() -> None:
+    policy = CausalLM()
+    policy.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    policy.build()
+    assert len(policy.tokenizer) == base_of(policy.model).get_input_embeddings().num_embeddings + 1
+
+
+def test_exports_stop_where_generation_here_stops(tmp_path: Path) -> None:
+    """Also where the model's own generation config knows nothing of the template's turn end."""
+    for adapter in (None, LoraConfig(r=2, target_modules=["q_proj"])):
+        policy = CausalLM(adapter=adapter)
+        policy.build()
+        stop = sorted(policy.stop)
+        base_of(policy.model).generation_config.eos_token_id = 0
+        policy.save(tmp_path / str(adapter is None))
+        saved = json.loads((tmp_path / str(adapter is None) / "generation_config.json").read_text(encoding="utf-8"))
+        assert saved["eos_token_id"] == stop and len(stop) == 2
+
+
+def test_prompts_beyond_the_positions_are_refused_and_answers_end_there() -> None:
+    policy = small()
+    (response,) = policy.generate([[5] * 60], 1)[0]
+    assert len(response.tokens) <= 4
+    with pytest.raises(UserError, match="a prompt has 64 tokens but llama has positions for 64"):
+        policy.generate([[5] * 64])
+
+
+def test_an_adapter_s_own_mistakes_are_passed_on() -> None:
+    with pytest.raises(UserError, match="LoraConfig: .*r"):
+        CausalLM(adapter=LoraConfig(r=-1, target_modules=["q_proj"])).build()

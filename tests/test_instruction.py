@@ -29,6 +29,8 @@ def ready(path: Any, tmp_path: Path, stage: str = "fit", **options: Any) -> Inst
     data = InstructionData(path, **options)
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         predicting=stage == "predict",
+        validating=False,
+        testing=False,
         default_root_dir=str(tmp_path / "run"),
         global_rank=0,
         world_size=1,
@@ -200,3 +202,25 @@ def test_prompts_for_predict_come_from_any_row(tmp_path: Path) -> None:
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         InstructionData("a.jsonl", **options)
+
+
+def test_pieces_of_one_text_are_held_out_together(tmp_path: Path) -> None:
+    rows = [{"text": f"{i} " + "가나다라 " * 40} for i in range(6)]
+    data = ready(write(tmp_path / "a.jsonl", rows), tmp_path, max_length=32, val_fraction=0.4)
+    places = [
+        {data.source(trees[i].row) for i in range(len(trees))} for trees in (data.train_trees, data.val_trees) if trees
+    ]
+    assert len(places[0]) == 4 and len(places[1]) == 2 and not places[0] & places[1]
+
+
+def test_a_length_that_holds_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="give 2 or more"):
+        InstructionData("a.jsonl", max_length=1)
+
+
+def test_bad_prompts_are_left_out_when_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS[:2], {"prompt": ""}])
+    with pytest.raises(UserError, match=r"a\.jsonl:3: .*on_error skip"):
+        ready(path, tmp_path, "predict").predict_dataloader()
+    kept = ready(path, tmp_path, "predict", on_error="skip").predict_dataloader()
+    assert sum(len(chunk) for chunk in kept) == 2
