@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections import deque
 from itertools import zip_longest
@@ -146,8 +148,13 @@ class PredictionWriter(Callback):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             if self.file.is_dir():
                 raise IsADirectoryError(0, "there is a folder in its place")
+            with tempfile.TemporaryFile(dir=self.file.parent):
+                pass
         except OSError as error:
-            raise UserError(f"--output {self.file}: cannot be written ({error.strerror}); name another file") from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"--output {self.file}: cannot be written ({error.strerror or error}); name another file")
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         self._batches.append(outputs)
@@ -160,6 +167,25 @@ class PredictionWriter(Callback):
         # The processes took batches in turn, so taking their answers in turn gives the order of the prompts.
         rows = [row for turn in zip_longest(*parts, fillvalue=[]) for batch in turn for row in batch]
         if trainer.is_global_zero:
-            write_whole(self.file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            try:
+                write_whole(self.file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
+            except OSError as error:  # the disk filled up meanwhile, say
+                raise self._unwritable(error) from error
             print(f"{len(rows)} answers in {self.file}")
         self._batches = []
+
+
+def as_json(value: Any) -> Any:
+    """The nearest value that JSON in UTF-8 can hold: answers must not be lost to an odd value in the row they are for.
+
+    NaN and infinities become null, halves of characters `?`, and what JSON does not know (dates, decimals, bytes) text.
+    """
+    if isinstance(value, dict):
+        return {as_json(str(key)): as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value).encode("utf-8", "replace").decode("utf-8")
