@@ -44,8 +44,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(ModelCheckpoint):
     """The checkpoint group of the command line: Lightning's ModelCheckpoint, saving at optimizer steps.
 
-    By default every 500 optimizer steps and at the last one, keeping the newest. On SIGTERM the current step is saved
-    too, unless gradients are still being accumulated: such a checkpoint could not be resumed exactly.
+    By default every 500 optimizer steps and at the last one, keeping the newest, whether the last is the one planned or
+    a limit of time (`--trainer.max_time`) or a callback such as EarlyStopping ended training there. On SIGTERM the
+    current step is saved too, unless gradients are still being accumulated: such a checkpoint could not be resumed
+    exactly.
     """
 
     def __init__(
@@ -89,6 +91,25 @@ class Checkpoint(ModelCheckpoint):
         super().on_train_batch_end(trainer, *args, **kwargs)
         ends = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         if self.monitor is None and (ends or trainer.global_step == trainer.max_steps):
+            self._save_now(trainer)
+        self._save_if_stopping(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._save_if_stopping(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._save_if_stopping(trainer)
+
+    def _save_if_stopping(self, trainer: Trainer) -> None:
+        """Save where a limit of time or a callback has ended training early.
+
+        It happens in the hook in which they ask for it, after them: once training has ended, Lightning counts the
+        epoch as a whole one, and a checkpoint of that moment would leave out the rest of its batches on resume.
+        """
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        if self.monitor is None and stops and not trainer.fit_loop._should_accumulate():
             self._save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from leyden.callbacks import PredictionWriter
 from leyden.checkpoint import AtomicCheckpointIO, generator_states, set_generator_states
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
@@ -97,6 +101,40 @@ def test_resuming_equals_never_having_stopped(stop: int, leyden, workplace: Path
     assert kept[0] == kept[1]
 
 
+STOPPER = """
+from lightning.pytorch import Callback
+
+class Stop(Callback):
+    def __init__(self, hook: str, step: int) -> None:
+        def stop(trainer, *args):
+            trainer.should_stop |= trainer.global_step == step and trainer.state.fn == "fit"
+        setattr(self, hook, stop)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [("on_train_batch_end", 3), ("on_train_batch_end", 4), ("on_validation_end", 4), ("on_train_epoch_end", 4)],
+)
+def test_a_run_ended_by_a_callback_goes_on_from_its_last_step(hook: str, step: int, leyden, workplace: Path) -> None:
+    (workplace / "stopper.py").write_text(STOPPER)
+    stop = f"trainer:\n  callbacks:\n  - class_path: stopper.Stop\n    init_args: {{hook: {hook}, step: {step}}}\n"
+    (workplace / "stop.yaml").write_text(stop)
+    fit = [*FIT, "--trainer.max_epochs", "2", "--trainer.default_root_dir"]
+    assert leyden(*fit, "whole")[0] == 0
+    assert leyden(*fit, "parts", "--config", "stop.yaml")[0] == 0
+    assert [path.name for path in (workplace / "parts/checkpoints").iterdir()] == [f"step={step:06}.ckpt"]
+    assert leyden(*fit, "parts", "--ckpt_path", "last")[0] == 0
+    whole, parts = (weights(workplace / f"{run}/checkpoints/step=000008.ckpt") for run in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+
+
+def test_a_limit_of_time_saves_the_step_it_ends_at(leyden, workplace: Path) -> None:
+    assert leyden(*FIT, "--trainer.max_epochs", "100000", "--trainer.max_time", "00:00:00:01")[0] == 0
+    (checkpoint,) = (workplace / "runs/toy-1/checkpoints").iterdir()
+    assert checkpoint.name == f"step={int(rows(workplace / 'runs/toy-1/metrics.csv')[-1]['step']):06}.ckpt"
+
+
 def test_the_configuration_is_the_truth_on_resume(leyden, workplace: Path) -> None:
     assert leyden(*FIT, "--trainer.max_steps", "2", "--model.scale", "1")[0] == 0
     resume = ["--trainer.default_root_dir", "runs/toy-1", "--ckpt_path", "last"]
@@ -168,6 +206,41 @@ def test_validate_shows_and_predict_writes(leyden, workplace: Path) -> None:
     assert (workplace / "deep/er/a.jsonl").read_text(encoding="utf-8") == text
     code, _, err = leyden("predict", *saved, "--output", "rows.jsonl/a.jsonl")
     assert code == 2 and "cannot be written" in err
+
+
+def test_odd_values_in_a_row_do_not_lose_its_answer(tmp_path: Path) -> None:
+    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True)
+    row = {
+        "day": date(2024, 5, 1),
+        "price": Decimal("1.5"),
+        "raw": b"x",
+        "nan": float("nan"),
+        "half": "a\ud800",
+        1: (2,),
+    }
+    writer = PredictionWriter(tmp_path / "new" / "a.jsonl")
+    writer.setup(trainer, trainer, "predict")
+    writer.on_predict_batch_end(trainer, trainer, [{"response": "네", "row": row}])
+    writer.on_predict_end(trainer, trainer)
+    text = (tmp_path / "new" / "a.jsonl").read_text(encoding="utf-8")
+    kept = {"day": "2024-05-01", "price": "1.5", "raw": "b'x'", "nan": None, "half": "a?", "1": [2]}
+    assert json.loads(text, parse_constant=pytest.fail) == {"response": "네", "row": kept}
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True)
+    writer = PredictionWriter(tmp_path / "a.jsonl")
+    monkeypatch.setattr("leyden.callbacks.write_whole", full)
+    with pytest.raises(UserError, match="cannot be written .No space left"):
+        writer.on_predict_end(trainer, trainer)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(UserError, match="cannot be written .No space left"):
+        writer.setup(trainer, trainer, "predict")
 
 
 def test_own_callbacks_and_loggers_take_the_place_of_the_defaults(leyden, workplace: Path) -> None:
