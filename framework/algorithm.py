@@ -160,8 +160,7 @@ class Algorithm(LightningModule):
         if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
             self._stop("gradient", float(norm), [batch for _, batch in window])
         self.progress = {"tokens": self.progress["tokens"] + tokens, "samples": self.progress["samples"] + samples}
-        rate = float(optimizer.param_groups[0]["lr"])
-        now = {"loss": loss, "grad_norm": norm.float(), "lr": rate, **self.progress}
+        now = {"loss": loss, "grad_norm": norm.float(), "lr": optimizer.param_groups[0]["lr"], **self.progress}
         self.log_dict({f"train/{name}": value for name, value in now.items()}, on_step=True, on_epoch=False)
 
     def _stop(self, what: str, value: float, batches: Sequence[Batch]) -> None:

@@ -12,14 +12,15 @@ import json
 import math
 import shlex
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
 
 Main = Callable[[list[str]], int]
 
@@ -40,23 +41,51 @@ def main(argv: Sequence[str]) -> int:
     """`leyden demo [FOLDER] [--quick]`: by default in the next free folder `runs/demo-N`."""
     from leyden.launcher import main as leyden
 
-    parser = argparse.ArgumentParser("leyden demo", description=__doc__)
-    parser.add_argument("folder", nargs="?", help="a new folder for everything the demo makes")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rows and epochs: to see it work, not to see it good"
-    )
-    options = parser.parse_args(list(argv))
+    options = _options(list(argv))
     free = (Path("runs") / f"demo-{n}" for n in count(1))
     folder = Path(options.folder) if options.folder else next(path for path in free if not path.exists())
     return run(leyden, folder, QUICK if options.quick else Size())
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = _Parser("leyden demo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", nargs="?", help="a new folder for everything the demo makes")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rows and epochs: to see it work, not to see it good"
+    )
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        hint = nearest(unknown[0], ["--quick", "--help"]) if unknown[0].startswith("-") else ""
+        raise UserError(f"leyden demo: '{unknown[0]}' is not known{hint or '; see leyden demo --help'}")
+    return options
+
+
+def _make(folder: Path) -> None:
+    """Make the demo's folder, which must be new or empty, and see that it can be written to."""
+    again = "type leyden demo ANOTHER_FOLDER"
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder}: there is something in it; remove it, or {again}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "there is a file in its place" if file else error.strerror
+        raise UserError(f"{folder}: not a folder that can be written to ({reason}); {again}") from None
+
+
 def run(main: Main, folder: Path, size: Size | None = None) -> int:
     """Run the demo in `folder`, which must be new or empty, through the command line's `main`."""
     size = size or Size()
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: there is something in it; remove it, or type leyden demo ANOTHER_FOLDER")
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     stages = _Stages(main)
     table, rows, heldout = (str(folder / name) for name in ("questions.csv", "questions.jsonl", "heldout.jsonl"))
     sample = ["data", "sample", "--kind", "instruction", "--language", "both"]

@@ -35,6 +35,35 @@ def test_every_stage_runs_and_leaves_its_file(
         main(["demo"])
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["file"], "file: not a folder that can be written to .there is a file in its place"),
+        (["file/demo"], "file/demo: not a folder that can be written to .there is a file in its place"),
+        (["--qick"], "'--qick' is not known; did you mean '--quick'"),
+        (["one", "two"], "'two' is not known; see leyden demo --help"),
+        (["--quick=5"], "ignored explicit argument '5'"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(
+    typed: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(UserError, match=said) as raised:
+        main(typed)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match="Permission denied.; type leyden demo ANOTHER_FOLDER"):
+        main([str(tmp_path / "new")])
+
+
 def test_gain_is_paired() -> None:
     """Differences 1, 0, 2: mean 1, sample deviation 1, standard error 1 / sqrt 3."""
     mean, error = gain([0.0, 1.0, 0.0], [1.0, 1.0, 2.0])
