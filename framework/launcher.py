@@ -18,7 +18,7 @@ TRAINER_VERBS = {
     "predict": "write a model's answers to prompts (answers.jsonl)",
 }
 OTHER_VERBS = {
-    "data": ("leyden.datamodules.commands", "convert, check and show data files"),
+    "data": ("leyden.datamodules.commands", "convert, check and show data files, and make sample rows"),
     "demo": ("leyden.demo", "fine-tune the embedded model on generated questions and compare before and after"),
 }
 ENVIRONMENT = {

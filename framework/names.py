@@ -15,6 +15,7 @@ ROOMS = ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden")
 KINDS = {"model": "Algorithm", "data": "DataModule", "model.policy": "Policy"}
 """Flag -> the class in the framework that everything given there descends from."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)
+_ABSTRACT = re.compile(r"^    @(?:abc\.)?abstractmethod\b", re.MULTILINE)
 
 
 def folder(package: str) -> Path:
@@ -39,6 +40,21 @@ def classes() -> dict[str, tuple[str, tuple[str, ...]]]:
     return found
 
 
+@cache
+def abstract() -> frozenset[str]:
+    """Names of the rooms' classes that only others build on: there is an abstract method in their body."""
+    found = set[str]()
+    for room in ROOMS:
+        for file in folder(room).glob("*.py"):
+            # What stands between one class and the next; the text before the first class is left out.
+            parts = re.split(r"^class (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+            bodies = zip(parts[::2], parts[1::2], strict=True)
+            found |= {
+                name for name, body in bodies if re.search(r"^    @(?:abc\.)?abstractmethod\b", body, re.MULTILINE)
+            }
+    return frozenset(found)
+
+
 def of_kind(kind: str) -> dict[str, str]:
     """Short name -> dotted path of the classes that `--model`, `--data` or `--model.policy` accepts."""
     known, root = classes(), KINDS[kind]
@@ -46,7 +62,7 @@ def of_kind(kind: str) -> dict[str, str]:
     def descends(name: str) -> bool:
         return any(base == root or descends(base) for base in known.get(name, ("", ()))[1])
 
-    return {name: path for name, (path, _) in known.items() if descends(name)}
+    return {name: path for name, (path, _) in known.items() if descends(name) and name not in abstract()}
 
 
 def class_path(kind: str, name: str, where: str) -> str:

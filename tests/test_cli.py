@@ -60,6 +60,7 @@ def test_help_on_fit_names_classes_and_configs_that_exist(leyden) -> None:
     code, out, _ = leyden("fit", "--help")
     assert code == 0
     assert all(word in out for word in ("SFT", "InstructionData", "sft", "lora", "pretrain", "--ckpt_path last"))
+    assert "RowData" not in out
 
 
 WRONG = {
@@ -210,6 +211,7 @@ def test_names_come_from_the_source_of_the_rooms() -> None:
     assert names.of_kind("model")["SFT"] == "leyden.algos.sft.SFT"
     assert names.of_kind("data")["InstructionData"] == "leyden.datamodules.instruction.InstructionData"
     assert names.of_kind("model.policy")["CausalLM"] == "leyden.models.causal_lm.CausalLM"
+    assert "RowData" in names.classes() and "RowData" not in names.of_kind("data")  # only others build on it
     assert "Algorithm" not in names.of_kind("model") and "CausalLM" not in names.of_kind("model")
 
 
