@@ -1,4 +1,5 @@
-# Every target sets up what it needs: Python 3.11 or later and a package index are enough.
+# Every target sets up what it needs: Python 3.11 or later and a package index are enough. With another Python:
+#   make clean test PYTHON=python3.12
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -23,7 +24,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/sft.py
 
 .venv/ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt setuptools
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
