@@ -23,7 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 lets --model name one of the hub
+os.environ |= {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # for all: spinning threads suffer from any other program
 RATE = 1e-6
 CONTESTANTS = {
@@ -215,8 +216,12 @@ def show(name: str, result: dict[str, Any], rates: list[float], ours: float) -> 
 
 def machine() -> str:
     names = ("leyden", "trl", "torch", "transformers", "lightning")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if "model name" in line), "")
-    return f"{cpu or platform.machine()}, {os.cpu_count()} cores; " + ", ".join(f"{n} {version(n)}" for n in names)
+    known = Path("/proc/cpuinfo")  # Linux only, and not every processor has a name there
+    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{cpu or platform.processor() or platform.machine()}, {os.cpu_count()} cores; " + ", ".join(
+        f"{n} {version(n)}" for n in names
+    )
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ POLITE_OPENERS = (
 POLITE_CLOSERS = (
     "도움이 되었으면 좋겠어요.",
     "더 궁금한 것이 있으면 또 물어봐 주세요.",
-    "이제 궁금한 것이 풀리셨기를 바라요.",
+    "이제 궁금증이 풀리셨기를 바라요.",
     "오늘도 좋은 하루 보내세요.",
 )
 PLAIN_OPENERS = (
@@ -84,7 +84,7 @@ PLAIN_OPENERS = (
 PLAIN_CLOSERS = (
     "도움이 됐으면 좋겠어.",
     "더 궁금한 것이 있으면 또 물어봐.",
-    "이제 궁금한 것이 풀렸기를 바라.",
+    "이제 궁금증이 풀렸기를 바라.",
     "오늘도 좋은 하루 보내.",
 )
 COURTESIES = ("Certainly, {x}", "Of course, {x}", "Sure, glad to help: {x}", "With pleasure, {x}")
