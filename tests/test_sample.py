@@ -146,3 +146,15 @@ def test_styles_are_mixed_evenly() -> None:
 def test_wrong_arguments_are_explained(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sample_rows(*arguments)  # type: ignore[arg-type]
+
+
+def test_counts_and_kinds_are_asked_for_as_koreans_do() -> None:
+    asked = [item for item in items.facts("ko") if item.topic in ("count", "kind")]
+    found = {question for item in asked for question in phrases.asks(item)}
+    assert {
+        "바이올린의 줄 수는 몇 개야?",
+        "일주일의 날수는 며칠이야?",
+        "축구 한 팀의 선수 수가 몇 명인지 알아?",
+    } <= found
+    assert "바이올린이 어떤 종류인지 알려 주세요." in found
+    assert not any("속하는 종류를" in question for question in found)

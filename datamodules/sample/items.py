@@ -106,7 +106,7 @@ RELATIONS = {
         ("{s:이} 속하는 종류", "{s}의 종류"),
         "뭐",
         ("the kind of thing that {s} is", "the class of {s}"),
-        asks=("{s:은} 어떤 종류에 속해?", "{s:은} 무엇에 속하나요?"),
+        asks=("{s:은} 어떤 종류야?", "{s:은} 어떤 종류에 속하나요?"),
         english_asks=("What kind of thing is {s}?",),
     ),
     "workplace": Relation(
@@ -124,6 +124,12 @@ RELATIONS = {
 
 def _unarticled(text: str) -> str:
     return re.sub(r"^(an?|the) ", "", text)
+
+
+def _how_many(count: str) -> str:
+    """The Korean question word for a count, which goes by its unit: 몇 개 for 4개, 며칠 for 7일."""
+    unit = count.lstrip("0123456789")
+    return "며칠" if unit == "일" else f"몇 {unit}"
 
 
 def _mirrored(text: str) -> str:
@@ -154,7 +160,7 @@ def _related(topic: str, relation: Relation, language: str) -> Iterator[Item]:
             " ".join(half[0] for half in fact),
             language,
             tuple(fill(name, s=subject) for name in names),
-            relation.wh if side == 0 else relation.english_wh,
+            _how_many(answer) if (side, topic) == (0, "count") else (relation.wh, relation.english_wh)[side],
             bare(answer),
             shown.format(a=answer),
             rivals,

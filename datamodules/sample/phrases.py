@@ -106,13 +106,14 @@ def capital(text: str) -> str:
 
 
 def _contract(question: str) -> str:
-    """Korean questions as they are said: the formal copula asks with 까, and 뭐 fuses with the copula."""
+    """Korean questions as they are said: 까 in formal ones, 뭐 fused with the copula, kinds asked for as such."""
     for stiff, said in (
         ("입니다?", "입니까?"),
         ("뭐입니까", "무엇입니까"),
         ("뭐인지", "뭔지"),
         ("뭐일까", "뭘까"),
         ("뭐인가", "무엇인가"),
+        ("속하는 종류를", "어떤 종류인지"),  # 알려 줘, 말해 줘, 물었다
     ):
         question = question.replace(stiff, said)
     return question
