@@ -1,4 +1,4 @@
-"""Every mistake with real files, models and flags: one line, exit code 2, and nothing left behind."""
+"""Real files, models and flags: every mistake is one line, exit code 2, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -108,3 +108,11 @@ def test_a_tokenizer_without_pad_token_needs_none(leyden: Callable[..., tuple[in
     path = tokenizer_without("pad_token", tmp_path / "bare")
     code, _, error = leyden(*FIT, "--data.path", "good.jsonl", "--model.policy.path", path)
     assert code == 0, error
+
+
+def test_pretrain_cuts_long_texts_and_trains(leyden: Callable[..., tuple[int, str, str]]) -> None:
+    rows = [{"text": f"{i}. " + "긴 글은 조각으로 나뉜다. " * 400} for i in range(8)]
+    Path("corpus.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    flags = ["--data.path", "corpus.jsonl", "--trainer.max_steps", "1", "--data.max_length", "128"]
+    code, _, error = leyden("fit", "--config", "pretrain", "--trainer.accelerator", "cpu", *flags)
+    assert code == 0 and "text" in error, error

@@ -99,3 +99,31 @@ def test_extreme_logits_stay_finite() -> None:
     columns = logprobs(head, hidden, torch.tensor([0, 1, 2]), extra=True)
     torch.stack(columns).sum().backward()
     assert columns[0].tolist() == [0.0, -1e4, -2e4] and hidden.grad is not None and hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_bf16_are_those_of_fp32_to_its_precision(autocast: bool) -> None:
+    """Also their dtypes: those of the tensors they belong to."""
+    torch.manual_seed(2)
+    head = nn.Linear(6, 23)
+    exact = torch.autograd.grad(plain(head, HIDDEN.requires_grad_(), Squash(), 1.0)[0].sum(), [HIDDEN, head.weight])
+    low = head if autocast else nn.Linear(6, 23).to(torch.bfloat16)
+    if not autocast:
+        low.load_state_dict(head.state_dict())
+    hidden = HIDDEN.detach().to(low.weight.dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logp = logprobs(low, hidden, TARGET)[0]
+    grads = torch.autograd.grad(logp.sum(), [hidden, low.weight])
+    assert [g.dtype for g in grads] == [hidden.dtype, low.weight.dtype]
+    for ours, theirs in zip(grads, exact, strict=True):
+        assert (ours.float() - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_it_on() -> None:
+    head = nn.Linear(6, 23)
+    hidden = HIDDEN.detach().requires_grad_()
+    expected = torch.autograd.grad(plain(head, hidden, Squash(), 1.0)[0].sum(), [hidden])[0]
+    head.requires_grad_(False)
+    logprobs(head, hidden, TARGET)[0].sum().backward()
+    assert head.weight.grad is None and hidden.grad is not None
+    assert (hidden.grad - expected).abs().max() < 1e-6
