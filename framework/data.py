@@ -66,10 +66,12 @@ class DataModule(LightningDataModule):
                 trainer.world_size,
                 self.seed,
             )
-            # cut in whole steps here, so that totals stay exact; then Lightning must not cut once more
-            micro = limited(len(whole.steps) * whole.accumulate, trainer.limit_train_batches)
-            trainer.limit_train_batches = 1.0
-            self._plan = Plan(whole.steps[: math.ceil(micro / whole.accumulate)], whole.world)
+            self._plan = whole
+            if trainer.limit_train_batches:
+                # cut in whole steps, so that totals stay exact, and only once: Lightning must not do it again
+                micro = limited(len(whole.steps) * whole.accumulate, trainer.limit_train_batches)
+                self._plan = Plan(whole.steps[: math.ceil(micro / whole.accumulate)], whole.world)
+                trainer.limit_train_batches = 1.0
         return self._plan
 
     @property
