@@ -45,7 +45,7 @@ class Findings:
 
 def check(source: Source, max_length: int | None = None, say: Callable[[str], None] = print) -> int:
     """Report on a file and return 0 where every row is usable, 1 where some are not, 2 where none is."""
-    files = source.files()
+    files = source.files(say)
     template = source.template(say)
     return max([_check_file(file, template, max_length, say) for file in files])
 

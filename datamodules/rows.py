@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +128,8 @@ class RowData(DataModule):
         if bad:
             report.dropped["bad"], report.rejected = len(bad), bad
 
-    def _sources(self, path: str, kind: str) -> list[Source]:
-        return Source(path, kind, self.format, self.columns or {}).files()
+    def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
+        return Source(path, kind, self.format, self.columns or {}).files(say)
 
     def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
         for tree in self.encode(example):
@@ -163,6 +163,7 @@ class RowData(DataModule):
         if self._trainer().predicting:
             return
         for path in self._paths():
+            self._sources(path, self.kind, log.info)  # says which files of a folder are left out
             # what a hub name stands for may change, and its content is not hashed
             report = Store(self._stored(path, anew=path.startswith("hf:"))).report
             log.info("%s: %s", path, report.line())

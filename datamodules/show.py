@@ -26,7 +26,7 @@ BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", 
 def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
     """Print the first `rows` rows and return 0, or 1 where one of them is bad."""
     console = console or Console(highlight=False, soft_wrap=True)
-    files = source.files()
+    files = source.files(print)
     template = source.template(lambda note: None)
     if template is None:
         raise UserError("data show: rows can only be shown as tokens; add --tokenizer PATH")

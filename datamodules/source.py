@@ -41,11 +41,11 @@ class Source:
     tokenizer: str | None = None
     chat_template: str | None = None
 
-    def files(self) -> list[Source]:
+    def files(self, say: Callable[[str], None] | None = None) -> list[Source]:
         """One source a file: files beside each other may be written differently."""
         if self.path.startswith("hf:"):
             return [self]
-        return [replace(self, path=str(file)) for file in find_files(self.path)]
+        return [replace(self, path=str(file)) for file in find_files(self.path, say)]
 
     def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | str]]]:
         """The source with kind and format settled, and an iterator of (`file:line`, example or problem)."""
