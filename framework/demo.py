@@ -31,10 +31,10 @@ class Size:
 
     rows: int = 4000
     heldout: int = 200
-    epochs: int = 3
+    epochs: int = 2
 
 
-QUICK = Size(rows=1000, heldout=60, epochs=2)
+QUICK = Size(rows=1000, heldout=60)
 
 
 def main(argv: Sequence[str]) -> int:
