@@ -37,10 +37,11 @@ CONTESTANTS = {
 
 def rows_of(options: argparse.Namespace) -> list[Any]:
     """The first rows as trees: what both train on, token by token."""
+    from leyden.chat import load_tokenizer
     from leyden.datamodules.files import read_rows
     from leyden.datamodules.formats import detect, parse
     from leyden.datamodules.overlength import longest
-    from leyden.datamodules.template import Template, load_tokenizer
+    from leyden.datamodules.template import Template
 
     template = Template(load_tokenizer(options.model))
     rows = [row for _, row in read_rows(options.data)]

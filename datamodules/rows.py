@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leyden.batch import Tree
+from leyden.chat import load_tokenizer
 from leyden.data import DataModule
 from leyden.datamodules.files import find_files
 from leyden.datamodules.overlength import Overlength, fit
@@ -20,7 +21,7 @@ from leyden.datamodules.prompts import Prompts
 from leyden.datamodules.source import Source
 from leyden.datamodules.split import epoch, hold_out
 from leyden.datamodules.store import Report, Store, Subset, build, cache_folder, fingerprint, key
-from leyden.datamodules.template import Template, load_tokenizer
+from leyden.datamodules.template import Template
 from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example

@@ -60,7 +60,8 @@ class Source:
 
     def template(self, say: Callable[[str], None]) -> Template | None:
         """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
-        from leyden.datamodules.template import Template, load_tokenizer
+        from leyden.chat import load_tokenizer
+        from leyden.datamodules.template import Template
 
         try:
             tokenizer = load_tokenizer(self.tokenizer or "tiny")

@@ -12,26 +12,12 @@ from leyden.datamodules.chat_source import chat_source
 from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example, Message
-from leyden.paths import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 _MARK = "leyden-answer"
-
-
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub name, a local folder or the embedded model (`tiny`)."""
-    from transformers import AutoTokenizer
-
-    try:
-        found = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: no tokenizer can be loaded from it ({reason}); give its folder or hub name") from None
-    tokenizer: PreTrainedTokenizerBase = found
-    return tokenizer
 
 
 class Template:

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template says about where a turn ends."""
+"""Tokenizers, and what their chat templates say about where a turn ends."""
 
 from __future__ import annotations
 
@@ -6,10 +6,26 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from leyden.errors import UserError
+from leyden.paths import resolve
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBE = "leyden-probe"
+
+
+def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a hub name, a local folder or the embedded model (`tiny`)."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: no tokenizer can be loaded from it ({reason}); give its folder or hub name") from None
+    tokenizer: PreTrainedTokenizerBase = found
+    return tokenizer
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int | None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from leyden.batch import Batch
-from leyden.chat import stop_ids
+from leyden.chat import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import attention as forest_attention
 from leyden.models.generate import generate
-from leyden.models.load import base_of, load_model, load_tokenizer, parts
+from leyden.models.load import base_of, load_model, parts
 from leyden.models.logprobs import logprobs
 from leyden.models.probe import check_head, takes_forest
 from leyden.policy import Outputs, Policy, Response, Sampling

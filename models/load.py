@@ -17,7 +17,7 @@ from leyden.paths import resolve
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 _LINEAR = (nn.Linear, Conv1D)
@@ -33,15 +33,6 @@ def _load(what: str, path: str, loader: Any, **options: Any) -> Any:
             f"{path}: its {what} cannot be loaded ({reason}); give --model.policy.path a folder with the model, "
             "or a hub name while the hub can be reached"
         ) from problem
-
-
-def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a hub name, a local folder or the embedded default (`tiny`)."""
-    from transformers import AutoTokenizer
-
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer: PreTrainedTokenizerBase = _load("tokenizer", path, AutoTokenizer.from_pretrained, **options)
-    return tokenizer
 
 
 def load_model(
