@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
+from small import small
 
 from leyden.batch import Batch, Tree, pack
 from leyden.models import CausalLM
@@ -40,24 +39,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("CohereConfig", GQA | dict(logit_scale=0.3)),
     "granite": ("GraniteConfig", GQA | dict(logits_scaling=4.0, attention_multiplier=0.2)),
 }
-NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
-
-
-def policy_over(name: str, configuration: str, options: dict[str, Any], **kwargs: Any) -> CausalLM:
-    """A CausalLM around random weights, without a folder on disk."""
-    torch.manual_seed(0)
-    config = getattr(transformers, configuration)(**options)
-    for key in NO_DROPOUT:
-        if hasattr(config, key):
-            setattr(config, key, 0.0)
-    policy = CausalLM(path=name, **kwargs)
-    policy.model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in policy.model.parameters():  # defaults are so small that attention would hardly matter
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    policy._choose_attention()
-    policy.train()
-    return policy
 
 
 def trees() -> list[Tree]:
@@ -111,7 +92,7 @@ def error(policy: CausalLM, batch: Batch, reference: Batch) -> tuple[float, floa
 @pytest.fixture(scope="module", params=[*ARCHITECTURES])
 def policy(request: pytest.FixtureRequest) -> CausalLM:
     configuration, options = ARCHITECTURES[request.param]
-    return policy_over(request.param, configuration, options)
+    return small(request.param, configuration, options)
 
 
 def test_packed_equals_separate(policy: CausalLM) -> None:
@@ -153,7 +134,7 @@ def test_a_wrong_position_parent_or_mask_is_seen(policy: CausalLM) -> None:
 
 
 def test_a_wrong_segment_is_seen() -> None:
-    policy = policy_over("llama", *ARCHITECTURES["llama"])
+    policy = small("llama", *ARCHITECTURES["llama"])
     batch = pack(trees())
     expected = policy(batch).logp
     batch.spans = None
@@ -162,7 +143,7 @@ def test_a_wrong_segment_is_seen() -> None:
 
 
 def test_sliding_window_counts_positions() -> None:
-    policy = policy_over("mistral", *ARCHITECTURES["mistral"])
+    policy = small("mistral", *ARCHITECTURES["mistral"])
     batch = pack(trees())
     windowed = policy(batch).logp
     for layer in parts(policy.model)[0].layers:
@@ -173,7 +154,7 @@ def test_sliding_window_counts_positions() -> None:
 
 def test_mamba_goes_through_rows_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     options = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=8)
-    policy = policy_over("mamba", "MambaConfig", options)
+    policy = small("mamba", "MambaConfig", options)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("leyden")]
     assert policy.attention == "rows" and len(said) == 1 and "MambaForCausalLM" in said[0]
     logp, gradient = error(policy, pack(trees()), pack(trees()))
@@ -181,7 +162,7 @@ def test_mamba_goes_through_rows_by_itself(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_forest_that_does_not_arrive_raises() -> None:
-    policy = policy_over("llama", *ARCHITECTURES["llama"])
+    policy = small("llama", *ARCHITECTURES["llama"])
     with pytest.raises(RuntimeError, match="did not reach"):
         policy.model(input_ids=torch.tensor([[1, 2, 3]]))
 
