@@ -93,13 +93,24 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        """One forward through the body. `want` may hold logp, entropy and mean_logp."""
+        """One forward through the body over T packed tokens; see `Outputs` for shapes and units.
+
+        Args:
+            batch: prompts and responses.
+            want: any of logp, entropy and mean_logp.
+            temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
+        """
 
     @abstractmethod
     def generate(
         self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
     ) -> list[list[Response]]:
-        """`n` responses to each prompt of token ids, dropout off and without gradients."""
+        """`n` responses to each prompt of token ids, dropout off and without gradients.
+
+        Raises:
+            ValueError: a prompt without tokens.
+            UserError: a prompt that leaves no position for an answer.
+        """
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
