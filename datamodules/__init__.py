@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from leyden.datamodules.instruction import InstructionData
+    from leyden.datamodules.preference import PreferenceData
 
-__all__ = ["InstructionData"]
+__all__ = ["InstructionData", "PreferenceData"]
+
+_MODULES = {"InstructionData": "instruction", "PreferenceData": "preference"}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `leyden data` must answer without waiting for Lightning."""
-    if name == "InstructionData":
-        from leyden.datamodules.instruction import InstructionData
-
-        return InstructionData
+    if name in _MODULES:
+        return getattr(import_module(f"leyden.datamodules.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leyden.datamodules.comparisons import Comparisons
 from leyden.datamodules.convert import counted
 from leyden.datamodules.hangul import is_decomposed
+from leyden.datamodules.row_error import RowError, by_count
 from leyden.datamodules.source import Source
-from leyden.datamodules.turns import RowError
 from leyden.example import Example
 
 if TYPE_CHECKING:
@@ -25,14 +27,16 @@ class Findings:
     """What the rows of a file gave."""
 
     rows: int = 0
-    bad: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    """Reason -> rows that cannot be used"""
     prompt: list[int] = field(default_factory=list)
     """Length of each prompt, in tokens or characters"""
     response: list[int] = field(default_factory=list)
     """Length of each response"""
     longest: list[int] = field(default_factory=list)
     """Length of prompt and longest response, each row"""
-    longer_chosen: int = 0
+    comparisons: Comparisons | None = None
+    """Of preference data"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """What is odd but usable -> the places"""
     seen: dict[int, str] = field(default_factory=dict)
@@ -53,36 +57,43 @@ def check(source: Source, max_length: int | None = None, say: Callable[[str], No
 def _check_file(source: Source, template: Template | None, max_length: int | None, say: Callable[[str], None]) -> int:
     source, examples = source.examples(say)
     specials = _specials(template)
-    found = Findings()
+    found = Findings(comparisons=Comparisons() if source.kind == "preference" else None)
     for place, example in counted(examples, Path(source.path).name):
         found.rows += 1
         try:
-            if isinstance(example, str):
-                raise RowError(example)
+            if isinstance(example, RowError):
+                raise example
             _measure(example, place, template, found)
             _inspect(example, place, specials, found)
         except RowError as error:
-            found.bad += 1
+            found.bad[error.reason] += 1
             say(f"{place}: {error}")
     _report(source, template, max_length, found, say)
-    return 2 if found.bad == found.rows else 1 if found.bad else 0
+    return 2 if found.bad.total() == found.rows else 1 if found.bad else 0
 
 
 def _measure(example: Example, place: str, template: Template | None, found: Findings) -> None:
     """Add the lengths of an example; raises `RowError` where the template cannot take it."""
+    from leyden.datamodules.overlength import distinct
+
     if template is None:
         prompt = sum(len(turn["content"]) for turn in example.messages)
         responses = [sum(len(turn["content"]) for turn in response) for response in example.responses]
         responses = responses if example.text is None else [len(example.text)]
     elif example.responses or example.text is not None:
         tree = template.encode(example)
+        if found.comparisons is not None:
+            distinct(tree)
         prompt, responses = len(tree.prompt), [len(response) for response in tree.responses]
     else:
         prompt, responses = len(template.prompt(example.messages)), []
     found.prompt.append(prompt)
     found.response.extend(responses)
     found.longest.append(prompt + max(responses, default=0))
-    found.longer_chosen += len(responses) > 1 and responses[0] > responses[-1]
+    opposite = found.comparisons and found.comparisons.add(example, responses, place)
+    if opposite:
+        what = "two answers compared the other way round than in an earlier row; keep the one that is right"
+        found.warn(what, f"{place} against {opposite.rpartition(':')[2]}")
 
 
 def _inspect(example: Example, place: str, specials: Sequence[str], found: Findings) -> None:
@@ -107,8 +118,9 @@ def _report(
     for what, places in found.warnings.items():
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
         say(f"warning: {len(places):,} rows: {what} ({', '.join(places[:SHOWN])}{more})")
-    usable = found.rows - found.bad
-    say(f"rows {found.rows:,} · usable {usable:,} · bad {found.bad:,}")
+    usable = found.rows - found.bad.total()
+    why = f" ({by_count(found.bad)})" if found.bad else ""
+    say(f"rows {found.rows:,} · usable {usable:,} · bad {found.bad.total():,}{why}")
     if usable == 0:
         return
     unit = "characters" if template is None else "tokens"
@@ -122,8 +134,8 @@ def _report(
         over = sum(length > max_length for length in found.longest)
         what = "they follow --data.overlength (drop, truncate_prompt, truncate_response or error)"
         say(f"longer than {max_length:,} {unit}: {over:,} rows" + (f"; {what}" if over else ""))
-    if source.kind == "preference":
-        say(f"chosen is longer than rejected in {found.longer_chosen / usable:.0%} of the rows")
+    for line in found.comparisons.lines() if found.comparisons is not None else ():
+        say(line)
     if template is not None and template.tokenizer.pad_token_id == template.tokenizer.eos_token_id:
         say("note: pad and EOS are one token here; nothing is masked by its id, so EOS is trained")
 

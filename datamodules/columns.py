@@ -21,7 +21,7 @@ _ALIASES = {
     "rejected": "rejected dispreferred 비선호 거절 거부",
     "responses": "responses completions candidates answers",
     "scores": "scores ratings rewards",
-    "ranking": "ranking ranks",
+    "ranking": "ranking ranks 순위",
     "system": "system system_prompt",
     "history": "history",
     "margin": "margin",
@@ -57,7 +57,7 @@ def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     """Raise `UserError` where a mapping names a meaning that there is not, or a column that no row has."""
     for name, column in columns.items():
-        if name not in _ALIASES and not name.startswith("completion_"):
+        if name not in _ALIASES and not name.startswith(("completion_", "ranking_")):
             hint = nearest(name, _ALIASES) or f"; use one of {', '.join(_ALIASES)}"
             raise UserError(f"columns {name}: {column}: nothing is called '{name}'{hint}")
         if not any(column in row for row in rows):

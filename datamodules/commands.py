@@ -16,7 +16,7 @@ from leyden.errors import UserError, nearest
 if TYPE_CHECKING:
     from leyden.datamodules.source import Source
 
-KINDS = ("instruction", "preference", "prompts")
+KINDS = ("instruction", "preference", "prompts", "candidates")
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +66,7 @@ class _Parser(argparse.ArgumentParser):
     def reading(self) -> None:
         """The flags of verbs that read data as a model would."""
         self.add_argument("file", metavar="FILE", help="a file, a folder, a glob or hf:NAME")
-        self.choice("--kind", KINDS, help="what the rows are for (default: found from the columns)")
+        self.choice("--kind", KINDS, help="what the rows are for; candidates are scored (default: by columns)")
         self.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
         self.add_argument("--tokenizer", metavar="PATH", help="model folder or hub name (default: tiny)")
         names = ("--chat-template", "--chat_template", "--data.chat_template")
@@ -122,18 +122,22 @@ def _show(argv: list[str]) -> int:
 
 def _sample(argv: list[str]) -> int:
     parser = _Parser("sample", "Make sample rows with checkable answers.")
-    parser.choice("--kind", ("instruction", "prompts", "text"), "instruction", "what the rows are for")
+    kinds = ("instruction", "preference", "prompts", "text")
+    parser.choice("--kind", kinds, "instruction", "what the rows are for (default: instruction)")
     parser.choice("--language", ("ko", "en", "both"), "ko", "(default: ko)")
     parser.choice("--split", ("train", "heldout"), "train", "what is asked in one is not asked in the other")
     parser.add_argument("--rows", type=int, default=1000, metavar="N", help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other rows")
+    parser.add_argument("--noise", type=float, metavar="SHARE", help="preference: labels that are wrong (default: 0.1)")
+    parser.add_argument("--responses", type=int, metavar="K", help="preference: answers to each prompt (default: 2)")
     parser.add_argument("--output", metavar="FILE", help="a .jsonl, .csv or .tsv file (default: the terminal)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     found = parser.read(argv)
     from leyden.datamodules.convert import whole_file
     from leyden.datamodules.sample import sample_rows
 
-    rows = sample_rows(found.kind, found.language, found.rows, found.seed, found.split)
+    choices = (found.split, found.noise, found.responses)
+    rows = sample_rows(found.kind, found.language, found.rows, found.seed, *choices)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if found.output is None:
         sys.stdout.writelines(lines)
@@ -146,12 +150,17 @@ def _sample(argv: list[str]) -> int:
         if delimiter is None:
             file.writelines(lines)
         else:
-            first = next(rows, {})
+            first = next(rows)
             table = csv.DictWriter(file, list(first), delimiter=delimiter, lineterminator="\n")
             table.writeheader()
-            table.writerows(chain([first] if first else [], rows))
+            table.writerows({name: _cell(value) for name, value in row.items()} for row in chain([first], rows))
     print(f"{path}: {found.rows:,} rows")
     return 0
+
+
+def _cell(value: object) -> object:
+    """A value as the cell of a table; lists are written as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _source(found: argparse.Namespace) -> Source:

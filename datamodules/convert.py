@@ -20,10 +20,14 @@ from leyden.datamodules.columns import check_columns, names_of
 from leyden.datamodules.files import extension, find_files, read_rows, stem
 from leyden.datamodules.formats import FORMATS, RowError, describe, detect, parse
 from leyden.datamodules.hangul import composed
+from leyden.datamodules.preference_readers import listed
 from leyden.errors import UserError
 
 HEAD = 100
 """How many rows the format is detected from."""
+
+_LISTS = ("ranking", "responses", "scores")
+"""Columns that hold lists, which the cells of a table hold as text."""
 
 _T = TypeVar("_T")
 
@@ -184,13 +188,14 @@ class _Plan:
             row, self.format, self.kind, self.renames, rank_order="lower_is_better"
         )  # any order: only to see if it can
         columns = {name: column for name, column in self.renames.items() if column in row}
-        renamed = {name: row[column] for name, column in columns.items()}
+        renamed = {name: listed(row[col], name) if name in _LISTS else row[col] for name, col in columns.items()}
         renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
         try:
             line = json.dumps(renamed, ensure_ascii=False, allow_nan=False, default=_plain)
             line.encode()
         except ValueError as error:  # NaN, bytes, half a character
-            raise RowError(f"a value cannot be written as JSON ({error}); mend or drop its column") from None
+            problem = f"a value cannot be written as JSON ({error}); mend or drop its column"
+            raise RowError(problem, "not JSON") from None
         return line
 
 

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from leyden.datamodules import readers
+from leyden.datamodules import preference_readers, readers
 from leyden.datamodules.columns import canonical, check_columns, names_of
+from leyden.datamodules.order import best_first
 from leyden.datamodules.readers import Parts
-from leyden.datamodules.turns import RowError, check_order
+from leyden.datamodules.row_error import RowError
+from leyden.datamodules.turns import check_order
 from leyden.errors import UserError, nearest
 from leyden.example import Example
 
 __all__ = ["FORMATS", "KINDS", "RowError", "describe", "detect", "parse"]
 
 Row = Mapping[str, Any]
-KINDS = ("instruction", "preference", "prompts")
+KINDS = ("instruction", "preference", "prompts", "candidates")
+"""What rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class Format:
     name: str
     needs: tuple[str, ...]
     answers: tuple[str, ...]
-    read: Callable[[dict[str, Any], bool], Parts]
-    """(row under canonical names, whether answers are wanted) -> parts."""
+    read: Callable[[dict[str, Any], str], Parts]
+    """(row under canonical names, kind) -> parts."""
 
     def fits(self, names: Iterable[str], answers: bool = True) -> bool:
         """Whether a row with these canonical columns can be read."""
@@ -49,14 +52,15 @@ def parse(
     """One row as an example of `kind`; raises `RowError`. Pure.
 
     `columns` maps canonical names to the row's own (`{"prompt": "질문"}`). `rank_order` is `lower_is_better` or
-    `higher_is_better` and needed where a row only ranks its completions.
+    `higher_is_better` and needed where a row only ranks its completions. Responses to compare stand best first,
+    candidates in the order of the row.
     """
     form = _form(format, kind)
     named = canonical(row, columns or {})
     if rank_order is not None:
         named["rank_order"] = rank_order
     _require(form, named, row, columns or {}, answers=kind != "prompts")
-    parts = form.read(named, kind != "prompts")
+    parts = form.read(named, kind)
     if parts.text is not None:
         return Example([], text=parts.text, row=row)
     return _finish(parts, kind, row)
@@ -96,18 +100,22 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
             turns.pop()
         check_order(turns)
         if not turns or turns[-1]["role"] not in ("user", "tool"):
-            raise RowError("there is no user turn to answer; write a prompt or drop the row")
+            raise RowError("there is no user turn to answer; write a prompt or drop the row", "no prompt")
         return Example(turns, row=row)
-    responses = parts.responses[:1] if kind == "instruction" else parts.responses
+    responses, worth = parts.responses, parts.worth
+    if kind == "instruction":
+        responses = [responses[worth.index(max(worth)) if worth else 0]]
     for response in responses:
         check_order([*parts.prompt, *response])
         if response[-1]["role"] != "assistant":
-            raise RowError(f"the last turn is {response[-1]['role']}, not assistant: nothing to train; drop that turn")
-    if kind == "instruction":
+            problem = f"the last turn is {response[-1]['role']}, not assistant: nothing to train; drop that turn"
+            raise RowError(problem, "no answer")
+    if kind != "preference":
         return Example(parts.prompt, responses, row=row)
-    if any(response == responses[0] for response in responses[1:]):
-        raise RowError("chosen equals rejected: the row says nothing about preference; drop it")
-    return Example(parts.prompt, responses, scores=parts.scores, row=row)
+    kept = best_first(responses, worth)
+    scores = parts.scores and [parts.scores[number] for number in kept]
+    left_out = len(responses) - len(kept)
+    return Example(parts.prompt, [responses[number] for number in kept], scores, row=row, left_out=left_out)
 
 
 _INSTRUCTION = (
@@ -118,17 +126,29 @@ _INSTRUCTION = (
     Format("sharegpt", ("conversations",), (), readers.sharegpt),
     Format("text", ("text",), ("text",), readers.text),
 )
-_PREFERENCE = (
-    Format("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), readers.pair),
+_PAIR = (
+    Format("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), preference_readers.pair),
     Format(
         "sharegpt-chosen-rejected",
         ("conversations", "chosen", "rejected"),
         ("chosen", "rejected"),
-        readers.sharegpt_pair,
+        preference_readers.sharegpt_pair,
     ),
-    Format("chosen-rejected", ("chosen", "rejected"), (), readers.transcripts),
-    Format("ranked", ("prompt", "completion_0", "completion_1", "ranking"), ("ranking",), readers.ranked),
-    Format("scored", ("prompt", "responses", "scores"), ("responses", "scores"), readers.scored),
+    Format("chosen-rejected", ("chosen", "rejected"), (), preference_readers.transcripts),
+)
+_RANKED = ("prompt", "completion_0", "completion_1")
+_PREFERENCE = (
+    *_PAIR,
+    Format("ranked", (*_RANKED, "ranking"), ("ranking",), preference_readers.ranked),
+    Format(
+        "ranked-columns", (*_RANKED, "ranking_0", "ranking_1"), ("ranking_0", "ranking_1"), preference_readers.ranked
+    ),
+    Format("scored", ("prompt", "responses", "scores"), ("responses", "scores"), preference_readers.scored),
+)
+_UNRANKED = (
+    Format("ranked", ("prompt", "completion_0"), (), preference_readers.ranked),
+    Format("ranked-columns", ("prompt", "completion_0"), (), preference_readers.ranked),
+    Format("scored", ("prompt", "responses"), (), preference_readers.scored),
 )
 _PROMPTS = (Format("prompt", ("prompt",), (), readers.prompt_only),)
 
@@ -141,6 +161,7 @@ FORMATS: dict[str, dict[str, Format]] = {
     "instruction": _by_name(*_PREFERENCE, *_INSTRUCTION),
     "preference": _by_name(*_PREFERENCE),
     "prompts": _by_name(*_PREFERENCE, *_INSTRUCTION[:-1], *_PROMPTS),
+    "candidates": _by_name(*_PAIR, *_UNRANKED, *_INSTRUCTION[:-1]),
 }
 """kind -> name -> format, in order of precedence. Every kind also reads the richer ones and leaves out the rest."""
 
@@ -171,4 +192,4 @@ def _require(form: Format, named: Mapping[str, Any], row: Row, columns: Mapping[
         if name not in named and (answers or name not in form.answers):
             column = columns.get(name, name)
             hint = nearest(column, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"
-            raise RowError(f"no column '{column}' ({form.name}){hint}")
+            raise RowError(f"no column '{column}' ({form.name}){hint}", f"no {name}")

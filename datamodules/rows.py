@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +13,14 @@ from typing import Any, Literal
 from leyden.batch import Tree
 from leyden.chat import load_tokenizer
 from leyden.data import DataModule
-from leyden.datamodules.files import find_files
-from leyden.datamodules.overlength import Overlength, fit
-from leyden.datamodules.prompts import Prompts
+from leyden.datamodules.files import find_files, stem
+from leyden.datamodules.overlength import Overlength, fit, longest
+from leyden.datamodules.predict import Candidates, Prompt, candidates, prompts, share
+from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.datamodules.source import Source
 from leyden.datamodules.split import epoch, hold_out
 from leyden.datamodules.store import Report, Store, Subset, build, cache_folder, fingerprint, key
 from leyden.datamodules.template import Template
-from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -41,16 +39,17 @@ class RowData(DataModule):
         test_path: rows for `leyden test`.
         format: name of the format of a row; `auto` finds it out and says so.
         columns: names of columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
+        rank_order: how a ranking is meant, `lower_is_better` where rank 1 is the best; never guessed.
         batch_size: rows in one optimizer step, over all ranks and accumulated micro-batches.
         max_tokens: most tokens in one micro-batch.
-        max_length: most tokens in one row; a longer plain text is cut into pieces.
+        max_length: most tokens of a prompt with any one response; a longer plain text is cut into pieces.
         overlength: what happens to a longer row: drop it, cut the start of its prompt or the end of its response, or
             stop with an error.
         on_error: whether a row that cannot be used stops the run, or goes to NAME.rejected.jsonl in the run folder.
         chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
         system_prompt: put before conversations that have none.
         seed: of the order of rows and of what is held out.
-        predict_size: prompts answered side by side by `leyden predict`.
+        predict_size: rows that `leyden predict` takes side by side.
     """
 
     kind: str
@@ -67,6 +66,7 @@ class RowData(DataModule):
         test_path: str | None = None,
         format: str = "auto",
         columns: dict[str, str] | None = None,
+        rank_order: Literal["lower_is_better", "higher_is_better"] | None = None,
         batch_size: int = 32,
         max_tokens: int = 16384,
         max_length: int = 1024,
@@ -85,7 +85,7 @@ class RowData(DataModule):
         self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
         self.tokenizer, self.template_choice, self.system_prompt = tokenizer, chat_template, system_prompt
         self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
-        self.format, self.columns = format, columns
+        self.format, self.columns, self.rank_order = format, columns, rank_order
         self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
         self.predict_size = predict_size
         self._stores: list[Store] = []
@@ -111,45 +111,46 @@ class RowData(DataModule):
 
     def _trees(self, path: str, report: Report) -> Iterator[tuple[str, Tree]]:
         """Every usable row of a path as trees; what became of the others goes to the report."""
-        bad: list[tuple[str, str]] = []
+        bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
             settled, examples = source.examples(log.debug)
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
-                    if isinstance(example, str):
-                        raise RowError(example)
+                    if isinstance(example, RowError):
+                        raise example
                     yield from self._usable(place, example, report)
                 except RowError as error:
-                    bad.append((place, str(error)))
+                    bad.append((place, error))
+                except LeftOut as reason:
+                    report.drop(str(reason))
         if bad and self.on_error == "raise":
             place, problem = bad[0]
             more = f" ({len(bad) - 1:,} more rows are bad)" if len(bad) > 1 else ""
             raise UserError(f"{place}: {problem}{more}; or leave such rows out with --data.on_error skip")
-        if bad:
-            report.dropped["bad"], report.rejected = len(bad), bad
+        for place, problem in bad:
+            report.drop(problem.reason)
+            report.rejected.append((place, str(problem)))
 
     def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
-        return Source(path, kind, self.format, self.columns or {}).files(say)
+        return Source(path, kind, self.format, self.columns or {}, self.rank_order).files(say)
 
     def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
         for tree in self.encode(example):
             if not tree.totals().tokens:
-                raise RowError("nothing to train; give the row an answer or drop it")
+                raise RowError("nothing to train; give the row an answer or drop it", "nothing to train")
             fitting = fit(tree, self.max_length, self.overlength)
-            if fitting is None:
-                report.dropped["too long"] = report.dropped.get("too long", 0) + 1
-            else:
-                report.truncated += fitting is not tree
-                yield place, fitting
+            report.truncated += fitting is not tree
+            report.left_out += example.left_out + max(0, len(example.responses) - len(fitting.responses))
+            yield place, fitting
 
     def _stored(self, path: str, anew: bool = False) -> Path:
         """The cache of a file's trees, made if it is not there, or anew."""
         options = {
             "tokenizer": fingerprint(self.template.tokenizer),
             "template": self.template.source,
-            **{name: getattr(self, name) for name in ("kind", "format", "columns", "system_prompt", *self.keyed)},
-            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error")},
+            **{name: getattr(self, name) for name in ("kind", "format", "columns", "rank_order", "system_prompt")},
+            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error", *self.keyed)},
         }
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
         stored = cache_folder() / f"{key(files, options)}.arrow"
@@ -184,8 +185,7 @@ class RowData(DataModule):
         train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
-            places = [self._stores[s].source(i) for s, i in train]
-            train, held = hold_out(train, self.val_fraction, self.seed, places)
+            train, held = hold_out(train, self.val_fraction, self.seed, self.places(train))
         beside = iter(range(len(self.paths), len(self._stores)))
         if self.val_path:
             held = self._all(next(beside))
@@ -198,6 +198,17 @@ class RowData(DataModule):
 
     def _all(self, store: int) -> list[tuple[int, int]]:
         return [(store, i) for i in range(len(self._stores[store]))]
+
+    def places(self, rows: list[tuple[int, int]]) -> Sequence[Hashable]:
+        """Where each row, a number in a store, belongs: what belongs together is held out together."""
+        return [self._stores[store].source(row) for store, row in rows]
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens from a root to the end of a response: the positions that a model needs."""
+        if self.trainer is not None and self.trainer.predicting:
+            return max((longest(tokens) for _, tokens in self._asked if isinstance(tokens, Tree)), default=0)
+        return max((length for store in self._stores for length in store.longest), default=0)
 
     def train_rows(self) -> Sequence[int]:
         return self._repeats
@@ -213,30 +224,24 @@ class RowData(DataModule):
             return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        stem = re.sub(r"[^\w.-]+", "_", Path(path).stem)
-        twins = sum(Path(other).stem == Path(path).stem for other in self._paths()[: self._paths().index(path)])
-        file = folder / f"{stem}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
-        lines = [json.dumps({"source": s, "problem": p}, ensure_ascii=False) for s, p in report.rejected]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        log.info("%s: %s rows left out, listed in %s", path, f"{len(lines):,}", file)
+        names = [re.sub(r"[^\w.-]+", "_", stem(Path(other))) for other in self._paths()]
+        number = self._paths().index(path)
+        twins = names[:number].count(names[number])
+        file = folder / f"{names[number]}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
+        report.write_rejected(file)
+        log.info("%s: %s rows left out, listed in %s", path, f"{len(report.rejected):,}", file)
 
-    # -- prompts for `leyden predict` --------------------------------------------------------------------------------
+    # -- what `leyden predict` reads ---------------------------------------------------------------------------------
 
     def predict_dataloader(self) -> Any:
-        """Lists of (example, prompt ids), `predict_size` at a time; each rank answers its share."""
-        trainer = self._trainer()
-        prompts = [(example, self.template.prompt(example.messages)) for example in self._prompts()]
-        # every rank needs a chunk, or it would not be there when answers are gathered
-        size = max(1, min(self.predict_size, math.ceil(len(prompts) / trainer.world_size)))
-        chunks = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-        return Prompts(chunks[trainer.global_rank :: trainer.world_size] or [[]])
+        """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
+        return share(self._asked, self._trainer(), self.predict_size, self.max_tokens)
 
-    def _prompts(self) -> Iterator[Example]:
-        for source in (source for path in self.paths for source in self._sources(path, "prompts")):
-            for place, example in source.examples(log.debug)[1]:
-                if not isinstance(example, str):
-                    yield example
-                elif self.on_error == "raise":
-                    raise UserError(f"{place}: {example}; or leave such rows out with --data.on_error skip")
-                else:
-                    log.info("left out %s: %s", place, example)
+    @cached_property
+    def _asked(self) -> list[Prompt] | list[Candidates]:
+        scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
+        kind = "candidates" if scores else "prompts"
+        sources = [source for path in self.paths for source in self._sources(path, kind)]
+        if scores:
+            return candidates(sources, self.template, self.max_length, self.on_error)
+        return prompts(sources, self.template, self.on_error)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from leyden.datamodules.row_error import RowError
 from leyden.datamodules.source import Source
-from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -35,20 +35,20 @@ def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
 
 
 def _show_file(source: Source, rows: int, template: Template, console: Console) -> int:
-    _, examples = source.examples(lambda note: console.print(note, markup=False))
+    settled, examples = source.examples(lambda note: console.print(note, markup=False))
     bad = False
     for place, example in islice(examples, rows):
         try:
-            if isinstance(example, str):
-                raise RowError(example)
-            _show_example(place, example, template, console)
+            if isinstance(example, RowError):
+                raise example
+            _show_example(place, example, template, console, settled.kind == "preference")
         except RowError as error:
             bad = True
             console.print(f"\n{place}: {error}", markup=False)
     return int(bad)
 
 
-def _show_example(place: str, example: Example, template: Template, console: Console) -> None:
+def _show_example(place: str, example: Example, template: Template, console: Console, ranked: bool) -> None:
     from leyden.batch import Tree
 
     if example.responses or example.text is not None:
@@ -60,8 +60,16 @@ def _show_example(place: str, example: Example, template: Template, console: Con
     console.print(_marked(tree.prompt, ["prompt"] * len(tree.prompt), template, console))
     for number, (ids, marks) in enumerate(_responses(tree), start=1):
         if len(tree.responses) > 1:
-            console.print(f"-- response {number} of {len(tree.responses)}" + (" (best)" if number == 1 else ""))
+            console.print(f"-- response {number} of {len(tree.responses)}" + (_rank(number, example) if ranked else ""))
         console.print(_marked(ids, marks, template, console))
+
+
+def _rank(number: int, example: Example) -> str:
+    """` (best, score 2.5)`: what the row says about a response."""
+    place = {1: "best", len(example.responses): "worst"}.get(number)
+    score = None if example.scores is None else f"score {example.scores[number - 1]:g}"
+    said = ", ".join(part for part in (place, score) if part)
+    return f" ({said})" if said else ""
 
 
 def _responses(tree: Tree) -> Iterator[tuple[list[int], list[str]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.datamodules.files import find_files, read_rows
 from leyden.datamodules.formats import RowError, describe, detect, parse
+from leyden.datamodules.preference_readers import NO_ORDER
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -25,7 +26,7 @@ class Source:
 
     Args:
         path: a file, folder, glob or `hf:NAME`.
-        kind: instruction, preference or prompts.
+        kind: instruction, preference, prompts or candidates.
         format: a format's name, or `auto`.
         columns: canonical name -> the file's own column.
         rank_order: how to read a ranking column.
@@ -47,10 +48,10 @@ class Source:
             return [self]
         return [replace(self, path=str(file)) for file in find_files(self.path, say)]
 
-    def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | str]]]:
+    def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | RowError]]]:
         """The source with kind and format settled, and an iterator of (`file:line`, example or problem)."""
-        bad: list[tuple[str, str]] = []
-        rows = read_rows(self.path, lambda place, problem: bad.append((place, problem)), on_note=say)
+        bad: list[tuple[str, RowError]] = []
+        rows = read_rows(self.path, lambda at, problem: bad.append((at, RowError(problem, "unreadable"))), on_note=say)
         head = list(islice(rows, HEAD))
         settled = self._settle([row for _, row in head], bad)
         if head:
@@ -72,7 +73,7 @@ class Source:
             return None
         return Template(tokenizer, self.chat_template)
 
-    def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, str]]) -> Source:
+    def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, RowError]]) -> Source:
         if not rows:
             first = f" (first: {bad[0][0]}: {bad[0][1]})" if bad else ""
             raise UserError(f"{self.path}: no usable row in it{first}; give a file with data")
@@ -81,21 +82,26 @@ class Source:
             try:
                 format = detect(rows, kind, self.columns) if self.format == "auto" else self.format
                 describe(rows, format, kind, self.columns)  # raises for a format that this kind does not have
-                return replace(self, kind=kind, format=format)
+                break
             except UserError as error:
                 problem = problem or error
-        raise UserError(f"{self.path}: {problem}")
+        else:
+            raise UserError(f"{self.path}: {problem}")
+        ordered = self.rank_order is not None or all("rank_order" in row for row in rows)
+        if format.startswith("ranked") and kind in ("preference", "instruction") and not ordered:
+            raise UserError(f"{self.path}: {NO_ORDER}")  # once, and not for each row
+        return replace(self, kind=kind, format=format)
 
     def _examples(
-        self, rows: Iterator[tuple[str, dict[str, Any]]], bad: list[tuple[str, str]]
-    ) -> Iterator[tuple[str, Example | str]]:
+        self, rows: Iterator[tuple[str, dict[str, Any]]], bad: list[tuple[str, RowError]]
+    ) -> Iterator[tuple[str, Example | RowError]]:
         for place, row in rows:
             yield from bad  # unreadable lines before this row
             bad.clear()
             try:
                 example = parse(row, self.format, str(self.kind), self.columns, self.rank_order)
             except RowError as error:
-                yield place, str(error)
+                yield place, error
             else:
                 example.source = place
                 yield place, example

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -16,10 +16,13 @@ def shuffled(count: int, seed: int) -> list[int]:
     return order
 
 
-def hold_out(rows: Sequence[Row], fraction: float, seed: int, places: Sequence[str]) -> tuple[list[Row], list[Row]]:
+def hold_out(
+    rows: Sequence[Row], fraction: float, seed: int, places: Sequence[Hashable]
+) -> tuple[list[Row], list[Row]]:
     """Training rows and held-out rows, both in their order: at least one of each where there are two.
 
-    Rows of the same place (the pieces of a long text) are held out together, since each tells about the others.
+    Rows of the same place (the pieces of a long text, comparisons for one prompt) are held out together, since each
+    tells about the others.
     """
     different = list(dict.fromkeys(places))
     count = min(max(1, round(fraction * len(different))), len(different) - 1)

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from leyden.batch import Totals, Tree
+from leyden.datamodules.row_error import by_count
 from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
@@ -47,14 +51,25 @@ class Report:
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason -> rows"""
     truncated: int = 0
+    left_out: int = 0
+    """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
 
+    def drop(self, reason: str) -> None:
+        """Count a row that is not kept."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
     def line(self) -> str:
         """One line for the terminal."""
-        dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        parts = [f"{self.format}", f"{self.kept:,} rows kept", f"dropped: {dropped or 'none'}"]
-        return ", ".join(parts + ([f"{self.truncated:,} truncated"] if self.truncated else []))
+        parts = [f"{self.format}", f"{self.kept:,} rows kept", f"dropped: {by_count(self.dropped) or 'none'}"]
+        parts += [f"{self.truncated:,} truncated"] if self.truncated else []
+        return ", ".join(parts + ([f"{self.left_out:,} responses not compared"] if self.left_out else []))
+
+    def write_rejected(self, file: Path) -> None:
+        """One JSON object for each row that was skipped."""
+        lines = [json.dumps({"source": s, "problem": p}, ensure_ascii=False) for s, p in self.rejected]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class Store:
@@ -75,6 +90,24 @@ class Store:
         responses = pc.list_value_length(self.table["responses"]).to_pylist()
         tokens = self.table["tokens"].to_pylist()
         self.totals: Sequence[Totals] = [Totals(t, n, 1) for t, n in zip(tokens, responses, strict=True)]
+
+    @cached_property
+    def longest(self) -> list[int]:
+        """Tokens of each row's prompt and longest response."""
+        found: list[int] = []
+        for prompts, responses in zip(self.table["prompt"].chunks, self.table["responses"].chunks, strict=True):
+            lengths = pc.list_value_length(responses.values).to_numpy()
+            most = np.maximum.reduceat(lengths, responses.offsets.to_numpy()[:-1])
+            found += (pc.list_value_length(prompts).to_numpy() + most).tolist()
+        return found
+
+    def prompts(self) -> list[bytes]:
+        """The prompt of each row, its token ids as bytes."""
+        found: list[bytes] = []
+        for chunk in self.table["prompt"].chunks:
+            values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+            found += [values[start:stop].tobytes() for start, stop in pairwise(offsets)]
+        return found
 
     def __len__(self) -> int:
         return len(self.lengths)

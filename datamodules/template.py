@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from leyden.batch import Tree
 from leyden.chat import stop_ids, turn_end
 from leyden.datamodules.chat_source import chat_source
-from leyden.datamodules.turns import RowError
+from leyden.datamodules.row_error import RowError
 from leyden.errors import UserError
 from leyden.example import Example, Message
 
@@ -128,7 +128,7 @@ class Template:
         text = self._render(turns)
         answers = [i for i in range(len(messages), len(turns)) if turns[i]["role"] == "assistant"]
         if not answers:
-            raise RowError("no assistant turn: nothing to train; add the answer or drop the row")
+            raise RowError("no assistant turn: nothing to train; add the answer or drop the row", "no answer")
         starts = [self._start(text, turns[:i]) for i in answers]
         spans = []
         for index, first, bound in zip(answers, starts, [*starts[1:], len(text)], strict=True):
@@ -141,7 +141,8 @@ class Template:
             at = next((i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), len(text))
             raise RowError(
                 f"the prompt is not a prefix of the conversation: the chat template writes {prefix[at : at + 20]!r} "
-                f"before an answer but {text[at : at + 20]!r} in a whole conversation; give it another chat template"
+                f"before an answer but {text[at : at + 20]!r} in a whole conversation; give it another chat template",
+                "template does not fit",
             )
         return len(prefix)
 
@@ -158,7 +159,8 @@ class Template:
         at = marked.find(_MARK, first)
         words = next((words for words in (content, content.strip()) if at >= 0 and text.startswith(words, at)), None)
         if words is None:
-            raise RowError("the chat template rewrites the answer, so its tokens cannot be found; give it another one")
+            problem = "the chat template rewrites the answer, so its tokens cannot be found; give it another one"
+            raise RowError(problem, "template does not fit")
         return at + len(words)
 
     def _whole(self, ids: list[int], ends: bool) -> Tree:
@@ -198,6 +200,7 @@ class Template:
             )
         except (TemplateError, TypeError) as error:
             raise RowError(
-                f"the chat template refuses the conversation ({error}); mend the row or the template"
+                f"the chat template refuses the conversation ({error}); mend the row or the template",
+                "template refuses",
             ) from None
         return str(text)

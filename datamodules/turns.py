@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from leyden.datamodules.row_error import RowError
 from leyden.errors import nearest
 from leyden.example import Message
-
-
-class RowError(ValueError):
-    """A row that cannot be used. The message says `what is wrong; what to do`; the caller adds where the row stands."""
-
 
 _ROLES = {
     "system": "system developer 시스템",
@@ -23,35 +20,43 @@ _ROLES = {
 ROLES = {word: role for role, words in _ROLES.items() for word in words.split()}
 """Any word for a role -> the role that chat templates know."""
 
+_EMPTY = {"assistant": "empty response", "user": "empty prompt"}
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
 
 
-def text_of(value: Any, name: str) -> str:
-    """A text value, checked: a string that is not blank and can be written as UTF-8."""
+def text_of(value: Any, name: str, role: str = "") -> str:
+    """A text value, checked: a string that is not blank and can be written as UTF-8. `role` is whose text it is."""
     if isinstance(value, list):  # content in parts
         value = _joined(value, name)
     if value is None or value == "":
-        raise RowError(f"'{name}' is empty; write a text or drop the row")
+        raise RowError(f"'{name}' is empty; write a text or drop the row", _EMPTY.get(role, "empty text"))
     if not isinstance(value, str):
-        raise RowError(f"'{name}' is {value!r:.40}, not a text; write it as a string")
+        raise RowError(f"'{name}' is {value!r:.40}, not a text; write it as a string", "not a text")
     if not value.strip():
-        raise RowError(f"'{name}' holds only blanks; write a text or drop the row")
+        raise RowError(f"'{name}' holds only blanks; write a text or drop the row", _EMPTY.get(role, "empty text"))
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RowError(f"'{name}' holds half a character (a lone surrogate at {error.start}); mend the text") from None
+        problem = f"'{name}' holds half a character (a lone surrogate at {error.start}); mend the text"
+        raise RowError(problem, "broken text") from None
     return value
+
+
+def seen(turns: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """Turns as a reader sees them, to compare them by: blanks around a text and at line ends, the way line ends are
+    written and the composition of letters make no difference. Other blanks do: code and lists live on them."""
+    return tuple((turn["role"], _seen(turn["content"])) for turn in turns)
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
     """Turns from a list of {role, content} or {from, value} objects, or from one of them."""
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise RowError(f"'{name}' is not a list of turns; write [{{'role': 'user', 'content': …}}, …]")
+        raise RowError(f"'{name}' is not a list of turns; write [{{'role': 'user', 'content': …}}, …]", "bad turns")
     if not turns:
-        raise RowError(f"'{name}' is an empty list; write its turns or drop the row")
+        raise RowError(f"'{name}' is an empty list; write its turns or drop the row", "bad turns")
     return [_message(turn, f"{name}[{number}]") for number, turn in enumerate(turns)]
 
 
@@ -59,7 +64,7 @@ def turns_of(value: Any, name: str, role: str) -> list[Message]:
     """A plain text as one turn of `role`, an HH transcript or a list of turns as they are."""
     if isinstance(value, list | dict) and not _is_parts(value):
         return messages_of(value, name)
-    text = text_of(value, name)
+    text = text_of(value, name, role)
     if not is_transcript(text):
         return [Message(role=role, content=text)]
     return transcript(_OPEN_END.sub("", text) if role == "user" else text, name)
@@ -74,9 +79,10 @@ def transcript(text: str, name: str) -> list[Message]:
     """The turns of an HH-RLHF transcript, without the blanks around them."""
     pieces = _TRANSCRIPT.split("\n\n" + text.lstrip())[1:]
     roles, contents = pieces[::2], pieces[1::2]
+    spoken = [(ROLES[role.lower()], content.strip()) for role, content in zip(roles, contents, strict=True)]
     return [
-        Message(role=ROLES[role.lower()], content=text_of(content.strip(), f"{name}, turn {number}"))
-        for number, (role, content) in enumerate(zip(roles, contents, strict=True), start=1)
+        Message(role=role, content=text_of(content, f"{name}, turn {number}", role))
+        for number, (role, content) in enumerate(spoken, start=1)
     ]
 
 
@@ -88,7 +94,7 @@ def check_order(turns: Sequence[Message]) -> None:
     for number, turn in enumerate(turns, start=1):
         role = turn["role"]
         if role not in allowed[before]:
-            raise RowError(f"turn {number} is {role} {_after(before)}; {_remedy(role, before)}")
+            raise RowError(f"turn {number} is {role} {_after(before)}; {_remedy(role, before)}", "turns out of order")
         before = role
 
 
@@ -98,20 +104,25 @@ def with_roles_split(turns: Sequence[Message]) -> tuple[list[Message], list[Mess
     return list(turns[:first]), list(turns[first:])
 
 
+def _seen(text: str) -> str:
+    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()).strip()
+
+
 def _message(turn: dict[str, Any], name: str) -> Message:
     role_key = next((key for key in _ROLE_KEYS if key in turn), None)
     content_key = next((key for key in _CONTENT_KEYS if key in turn), None)
     if role_key is None or content_key is None:
-        raise RowError(f"'{name}' has the keys {', '.join(turn)}; each turn needs role and content (or from and value)")
+        problem = f"'{name}' has the keys {', '.join(turn)}; each turn needs role and content (or from and value)"
+        raise RowError(problem, "bad turns")
     word = turn[role_key]
     role = ROLES.get(word.strip().lower()) if isinstance(word, str) else None
     if role is None:
-        raise RowError(
-            f"'{name}' has the role {word!r}{nearest(str(word), ROLES) or '; use user, assistant or system'}"
-        )
+        problem = f"'{name}' has the role {word!r}{nearest(str(word), ROLES) or '; use user, assistant or system'}"
+        raise RowError(problem, "bad turns")
     if turn.get("tool_calls"):
-        raise RowError(f"'{name}' calls tools, which are not supported; write the call as text in its content")
-    return Message(role=role, content=text_of(turn[content_key], f"{name}.{content_key}"))
+        problem = f"'{name}' calls tools, which are not supported; write the call as text in its content"
+        raise RowError(problem, "calls tools")
+    return Message(role=role, content=text_of(turn[content_key], f"{name}.{content_key}", role))
 
 
 def _is_parts(value: Any) -> bool:
@@ -120,7 +131,8 @@ def _is_parts(value: Any) -> bool:
 
 def _joined(parts: list[Any], name: str) -> str:
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        raise RowError(f"'{name}' is a list that is not all text parts; only text can be trained on, drop the row")
+        problem = f"'{name}' is a list that is not all text parts; only text can be trained on, drop the row"
+        raise RowError(problem, "not a text")
     return "".join(str(part.get("text", "")) for part in parts)
 
 

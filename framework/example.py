@@ -36,6 +36,8 @@ class Example:
     """Where the row stands, as `file:line`."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The row as read, so that rewards can see answers and other columns."""
+    left_out: int = 0
+    """Responses of the row that are not here, since they tie with, or repeat, one that is."""
 
 
 @dataclass

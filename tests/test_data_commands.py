@@ -15,6 +15,7 @@ from rich.console import Console
 from leyden.datamodules import commands
 from leyden.datamodules.commands import main
 from leyden.datamodules.files import read_rows
+from leyden.datamodules.row_error import RowError
 from leyden.datamodules.show import show
 from leyden.datamodules.source import Source
 from leyden.errors import UserError
@@ -185,6 +186,41 @@ def test_what_json_cannot_hold_is_rejected(tmp_path: Path) -> None:
     assert "cannot be written as JSON" in rows(tmp_path / "a.rejected.jsonl")[0]["problem"]
 
 
+RANKED = "질문,completion_0,completion_1,completion_2,{}\n"
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "expected"),
+    [
+        ("ranking", '안녕?,가,나,다,"[2, 3, 1]"\n뭐 해?,가,나,,"[2, 1]"\n', [[2, 3, 1], [2, 1]]),
+        ("ranking_0,ranking_1,ranking_2", "안녕?,가,나,다,2,3,1\n뭐 해?,가,나,,2,1,\n", None),
+    ],
+)
+def test_a_ranked_table_becomes_preferences(
+    tmp_path: Path, header: str, lines: str, expected: list[list[int]] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    source.write_text(RANKED.format(header) + lines, encoding="utf-8")
+    assert main(["convert", str(source), "--prompt", "질문"]) == 0
+    assert "preference data as ranked" in capsys.readouterr().out
+    if expected is not None:
+        assert [row["ranking"] for row in rows(out)] == expected
+    for path in (source, out):
+        _, found = Source(
+            str(path), columns={} if path == out else {"prompt": "질문"}, rank_order="lower_is_better"
+        ).examples(print)
+        best = [["".join(r[0]["content"] for r in e.responses)] for _, e in found if not isinstance(e, RowError)]
+        assert best == [["다가나"], ["나가"]]
+
+
+def test_scores_in_cells_become_lists(tmp_path: Path) -> None:
+    source = tmp_path / "a.csv"
+    source.write_text('prompt,responses,scores\na,"[""b"", ""c""]","[1, 2]"\nd,e,"[1]"\n', encoding="utf-8")
+    assert main(["convert", str(source)]) == 1
+    assert rows(tmp_path / "a.jsonl") == [{"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]}]
+    assert "'responses' is 'e', not a list" in rows(tmp_path / "a.rejected.jsonl")[0]["problem"]
+
+
 # check
 
 
@@ -261,6 +297,72 @@ def test_check_finds_the_kind_and_judges_by_it(
     assert main([*argv, "--kind", "prompts"]) == 0
 
 
+def checked(path: Path, lines: list[Any], capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    code = main(["check", str(path), "--kind", "preference", *flags])
+    return code, capsys.readouterr().out
+
+
+def test_check_counts_pairs_and_says_why_rows_are_bad(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = {"prompt": "a", "chosen": "long answer", "rejected": "no"}
+    flags = ["--tokenizer", tokenizer, "--chat-template", "plain"]
+    bad = [pair | {"rejected": " long answer"}, pair | {"rejected": ""}, pair | {"chosen": " "}]
+    code, said = checked(tmp_path / "a.jsonl", [pair, pair | {"rejected": "a longer answer"}, *bad], capsys, *flags)
+    assert code == 1 and "rows 5 · usable 2 · bad 3 (2 empty response, 1 chosen equals rejected)" in said
+    assert "pairs 2 · rows: 2 with 2 responses\n" in said and "margin" not in said and "left out" not in said
+    assert "chosen is longer than rejected in 50% of the rows, shorter in 50%" in said
+    lines = [pair | {"margin": margin} for margin in (3, 0.5, 2)] + [pair]
+    code, said = checked(tmp_path / "b.jsonl", lines, capsys, *flags)
+    assert code == 0
+    assert "margin of chosen over rejected (3 of 4 rows): least 0.5, median 2, most 3" in said
+
+
+def test_check_of_more_responses(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--tokenizer", tokenizer, "--chat-template", "plain"]
+    scored = {"prompt": "a", "responses": ["b", "cc", "d"]}
+    lines = [scored | {"scores": [1, 2, 3]}, scored | {"scores": [2, 2, 1]}, scored | {"scores": [1, 1, 1]}]
+    code, said = checked(tmp_path / "a.jsonl", lines, capsys, *flags)
+    assert code == 1 and "bad 1 (1 tied)" in said
+    assert "pairs 4 · rows: 1 with 2 responses, 1 with 3 responses" in said
+    assert "the best response is longer than the worst in 0% of the rows, shorter in 0%" in said
+    assert "margin of the best response over the worst (all rows): least 1, median 2, most 2" in said
+    assert "left out: 1 responses that tie with" in said
+    ranked = {"prompt": "a", "completion_0": "b", "completion_1": "c", "ranking": [1, 2]}
+    with pytest.raises(UserError, match=r"b\.jsonl: a ranking can be read both ways; .*--rank-order"):
+        checked(tmp_path / "b.jsonl", [ranked], capsys, *flags)
+    code, said = checked(tmp_path / "b.jsonl", [ranked], capsys, *flags, "--rank-order", "lower_is_better")
+    assert code == 0 and "pairs 1" in said
+
+
+def test_check_warns_of_rows_that_contradict_each_other(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, flags = tmp_path / "a.jsonl", ["--tokenizer", tokenizer, "--chat-template", "plain"]
+    lines = [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "z", "chosen": "c", "rejected": "b"},  # of another prompt
+        {"prompt": "a", "chosen": "c ", "rejected": "b"},
+        {"prompt": "a", "responses": ["d", "b", "c"], "scores": [3, 2, 1]},
+    ]
+    code, said = checked(path, lines[:3], capsys, *flags)
+    warning = "two answers compared the other way round than in an earlier row; keep the one that is right"
+    assert code == 0 and f"warning: 1 rows: {warning} ({path}:3 against 1)" in said
+    assert warning not in checked(path, [lines[0], lines[1], lines[0]], capsys, *flags)[1]
+
+
+def test_check_of_candidates_needs_no_ranks(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "responses": ["b", "b"]}\n{"prompt": "a", "responses": ["b", ""]}\n')
+    argv = [str(path), "--kind", "candidates", "--tokenizer", tokenizer, "--chat-template", "plain"]
+    assert main(["check", *argv]) == 1
+    said = capsys.readouterr().out
+    assert "candidates data as scored (prompt, responses)" in said and "bad 1 (1 empty response)" in said
+    assert main(["show", *argv, "--rows", "1"]) == 0
+    assert "-- response 2 of 2\n" in capsys.readouterr().out
+
+
 def test_check_reports_a_template_that_refuses(
     tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,6 +398,18 @@ def test_show_marks_what_is_trained(tmp_path: Path, tokenizer: str) -> None:
     assert main(["show", str(path), "--tokenizer", tokenizer, "--chat-template", "plain", "--kind", "prompts"]) == 0
 
 
+def test_show_marks_best_and_worst_with_their_scores(tmp_path: Path, tokenizer: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "responses": ["b", "c", "d"], "scores": [1, 2.5, -3]}))
+    said = shown(path, tokenizer)
+    places = [said.index(f"-- response {part}") for part in ("1 of 3 (best, score 2.5)", "2 of 3 (score 1)")]
+    places += [said.index("-- response 3 of 3 (worst, score -3)")]
+    assert places == sorted(places)
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    said = shown(path, tokenizer)
+    assert "1 of 2 (best)" in said and "2 of 2 (worst)" in said
+
+
 # the verbs
 
 
@@ -306,6 +420,9 @@ def test_show_marks_what_is_trained(tmp_path: Path, tokenizer: str) -> None:
         (["check"], "required: FILE"),
         (["check", "a.csv", "--tokeniser", "x"], "did you mean '--tokenizer'"),
         (["check", "a.csv", "--kind", "preferences"], "did you mean 'preference'"),
+        (["check", "a.csv", "--rank-order", "lower"], "--rank-order lower: use lower_is_better, higher_is_better"),
+        (["sample", "--noise", "0.2"], "instruction rows have no labels"),
+        (["sample", "--kind", "preferences"], "did you mean 'preference'"),
         (["convert", "nowhere.csv"], "no such file"),
         (["convert", "a.csv", "b.jsonl", "c"], "'c' is not known"),
         (["show", "a.csv", "--rows", "x"], "argument --rows: invalid int value"),
@@ -340,6 +457,23 @@ def test_sample_writes_tables_that_convert_back(tmp_path: Path, ending: str, del
     assert delimiter in table.read_text(encoding="utf-8").splitlines()[0]
     assert main(["convert", str(table), str(back)]) == 0
     assert rows(back) == rows(plain)
+
+
+@pytest.mark.parametrize("count", ["2", "4"])
+def test_sampled_preferences_survive_a_table(tmp_path: Path, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table, plain, back = tmp_path / "s.csv", tmp_path / "plain.jsonl", tmp_path / "back.jsonl"
+    for path in (table, plain):
+        flags = ["--kind", "preference", "--responses", count, "--noise", "0.2", "--language", "both", "--rows", "20"]
+        assert main(["sample", *flags, "--output", str(path)]) == 0
+    assert main(["convert", str(table), str(back)]) == 0
+    names = ("prompt", "chosen", "rejected", "responses", "scores", "language", "answer", "rivals")
+    kept = [[{name: row.get(name) for name in names} for row in rows(path)] for path in (back, plain)]
+    assert kept[0] == kept[1] and len(kept[0]) == 20
+    capsys.readouterr()
+    assert main(["check", str(back)]) == 0
+    said = capsys.readouterr().out
+    assert "preference data as" in said and "rows 20 · usable 20" in said
+    assert ("margin" in said) == (count == "4")  # the true reward of a pair is no margin of its noisy label
 
 
 def test_convert_needs_nothing_heavy(table: Path) -> None:

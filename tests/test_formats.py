@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import unicodedata
 from typing import Any
 
@@ -32,6 +33,8 @@ def example(row: dict[str, Any], kind: str, **options: Any) -> Example:
     return found
 
 
+NFD = unicodedata.normalize("NFD", "가")
+SCORES = {"score_chosen": 3, "score_rejected": 8}
 USER, ANSWER, OTHER = turns("user: 2+2?"), turns("assistant: 4"), turns("assistant: 5")
 
 INSTRUCTION = {
@@ -59,8 +62,22 @@ PREFERENCE = {
     "HH": {"chosen": HH + A, "rejected": HH + B},
     "HH with prompt": {"prompt": HH, "chosen": A, "rejected": B},
     "sharegpt": {"conversations": shared("user: 2+2?"), "chosen": shared("assistant: 4")[0], "rejected": OTHER[0]},
+    "HH with prompt, a blank between": {"prompt": HH, "chosen": " " + A, "rejected": " " + B},
+    "prompt that starts the conversations": {"prompt": USER, "chosen": USER + ANSWER, "rejected": USER + OTHER},
+    "blanks that nobody sees": {"chosen": USER + ANSWER, "rejected": turns("user: 2+2? \n", "assistant: 5")},
     "ranked": {"prompt": Q, "completion_0": B, "completion_1": A, "ranking": [2, 1]},
+    "ranked in a cell": {"prompt": Q, "completion_0": B, "completion_1": A, "ranking": "[2, 1]"},
+    "ranked in columns": {"prompt": Q, "completion_0": B, "completion_1": A, "ranking_0": "2", "ranking_1": "1"},
+    "ranked in columns for more": {
+        **{"prompt": Q, "completion_0": B, "completion_1": A, "completion_2": ""},
+        **{"ranking_0": "2", "ranking_1": "1", "ranking_2": ""},
+    },
+    "ranked in a table for more": {
+        **{"prompt": Q, "completion_0": B, "completion_1": A, "completion_2": None},
+        **{"ranking": [2, 1]},
+    },
     "scored": {"prompt": Q, "responses": [B, A], "scores": [1, 2.5]},
+    "scored in cells": {"prompt": Q, "responses": json.dumps([B, A]), "scores": "[1, 2.5]"},
 }
 
 
@@ -74,7 +91,7 @@ def test_instruction_rows_mean_the_same(name: str) -> None:
 def test_preference_rows_mean_the_same(name: str) -> None:
     found = example(PREFERENCE[name], "preference", rank_order="lower_is_better")
     assert (found.messages, found.responses) == (USER, [ANSWER, OTHER])
-    assert found.scores == ([2.5, 1.0] if name == "scored" else None)
+    assert found.scores == ([2.5, 1.0] if name.startswith("scored") else None)
 
 
 @pytest.mark.parametrize("name", PREFERENCE)
@@ -126,8 +143,81 @@ def test_ranking_is_never_guessed() -> None:
         for order in ("lower_is_better", "higher_is_better")
     }
     assert best == {"lower_is_better": ["z", "x", "y"], "higher_is_better": ["y", "x", "z"]}
-    with pytest.raises(RowError, match="rank_order: lower_is_better"):
+    with pytest.raises(RowError, match="--data.rank_order lower_is_better .* --rank-order"):
         example(row, "preference")
+
+
+RANKED = {"prompt": Q, "completion_0": "x", "completion_1": "y", "completion_2": "z"}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ({"ranking": [2, 1]}, "one rank for each of the 3 completions"),
+        ({"ranking": [2, 1, 3, 4]}, "one rank for each of the 3 completions"),
+        ({"ranking": "2, 1, 3"}, "'ranking' is '2, 1, 3', not a list; write one in brackets"),
+        ({"ranking": [2, 1, "first"]}, "'ranking[2]' is 'first', not a finite number"),
+        ({"ranking": [1, 1, 1]}, "worth the same"),
+        ({"ranking_0": 1, "ranking_1": 2}, "one rank for each of the 3 completions"),
+        ({"ranking": [2, 1, 3], "completion_2": ""}, "'completion_2' is empty"),
+        ({"ranking": [2, 1, 3], "completion_1": "x", "completion_0": "x", "completion_2": "x"}, "responses are equal"),
+    ],
+)
+def test_rankings_that_cannot_be_read(ranks: dict[str, Any], message: str) -> None:
+    with pytest.raises(RowError) as caught:
+        example(RANKED | ranks, "preference", rank_order="lower_is_better")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "ranks", "kept"),
+    [
+        ("xyz", [1, 1, 2], "xz"),  # a tie: the first of the row
+        ("xyz", [2, 1, 1], "yx"),
+        ("xyx", [1, 2, 1], "xy"),  # a copy with the same rank is no contradiction
+        ("xyxz", [1, 1, 1, 2], "xz"),  # nor where another one ties with both
+        ("xxz", [1, 2, 3], "xz"),  # copies beside each other are one response
+        ("zxx", [3, 2, 1], "xz"),
+    ],
+)
+def test_ties_and_copies_are_left_out_and_counted(texts: str, ranks: list[int], kept: str) -> None:
+    row = {"prompt": Q, "ranking": ranks} | {f"completion_{i}": text for i, text in enumerate(texts)}
+    found = example(row, "preference", rank_order="lower_is_better")
+    assert "".join(response[0]["content"] for response in found.responses) == kept
+    assert found.left_out == len(texts) - len(kept)
+
+
+def test_a_row_can_carry_its_rank_order() -> None:
+    row = PREFERENCE["ranked"] | {"rank_order": "higher_is_better"}
+    assert example(row, "preference").responses == [OTHER, ANSWER]
+
+
+def test_blanks_inside_an_answer_are_a_difference() -> None:
+    """Line ends and indentation are what a preference for readable code or lists is about."""
+    found = example({"prompt": Q, "chosen": "if x:\n  y", "rejected": "if x:\ny"}, "preference")
+    assert len(found.responses) == 2
+
+
+@pytest.mark.parametrize("row", [*INSTRUCTION.values(), *PREFERENCE.values()])
+def test_every_answer_is_a_candidate_in_the_order_of_the_row(row: dict[str, Any]) -> None:
+    found = example(row, "candidates")
+    best_last = any(name in row for name in ("responses", "completion_0"))
+    expected = [ANSWER] if row in INSTRUCTION.values() else [OTHER, ANSWER] if best_last else [ANSWER, OTHER]
+    assert (found.messages, found.responses, found.scores) == (USER, expected, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "texts"),
+    [
+        ({"prompt": Q, "responses": [A, A, "a"]}, [A, A, "a"]),  # no scores, and equal ones
+        ({"prompt": Q, "responses": [A]}, [A]),
+        ({"prompt": Q, "completion_0": A, "completion_1": B, "completion_2": ""}, [A, B]),
+        ({"prompt": Q, "chosen": A, "rejected": A}, [A, A]),
+        ({"prompt": Q, "chosen": A, "rejected": B, **SCORES}, [A, B]),
+    ],
+)
+def test_candidates_need_not_differ_nor_be_ranked(row: dict[str, Any], texts: list[str]) -> None:
+    assert [response[0]["content"] for response in example(row, "candidates").responses] == texts
 
 
 def test_columns_by_mapping_come_before_names() -> None:
@@ -179,6 +269,24 @@ def test_exact_names_come_before_obvious_ones() -> None:
         ({"chosen": USER + ANSWER, "rejected": USER}, "preference", "'rejected' ends where the other goes on"),
         ({"prompt": Q, "responses": [A], "scores": [1, 2]}, "preference", "lists of the same length"),
         ({"prompt": Q, "responses": [A, B], "scores": [1, 1]}, "preference", "worth the same"),
+        ({"prompt": Q, "responses": [A, A, A], "scores": [1, 2, 3]}, "preference", "all responses are equal"),
+        ({"prompt": Q, "responses": [A, B, A], "scores": [1, 2, 3]}, "preference", "both above and below"),
+        ({"prompt": Q, "responses": A, "scores": [1]}, "preference", "'responses' is '4', not a list"),
+        ({"prompt": Q, "responses": [A, ""], "scores": [1, 2]}, "preference", "'responses[1]' is empty"),
+        ({"prompt": Q, "responses": [], "scores": []}, "preference", "'responses' is an empty list"),
+        ({"prompt": Q, "responses": []}, "candidates", "'responses' is an empty list"),
+        ({"prompt": Q, "chosen": A, "rejected": f" {A}\r\n"}, "preference", "chosen equals rejected"),
+        ({"prompt": Q, "chosen": "가", "rejected": NFD}, "preference", "chosen equals rejected"),
+        ({"prompt": Q, "chosen": A, "rejected": HH + B}, "preference", "'chosen' is only an answer and the other a"),
+        ({"prompt": "3+3?", "chosen": HH + A, "rejected": HH + B}, "preference", "'prompt' is not what chosen and"),
+        ({"prompt": Q, "chosen": A, "rejected": B, "margin": -1}, "preference", "'margin' is -1, below 0; swap"),
+        ({"prompt": Q, "chosen": A, "rejected": B, "margin": "?"}, "preference", "'margin' is '?', not a finite"),
+        (
+            {"prompt": Q, "chosen": A, "rejected": B, **SCORES},
+            "preference",
+            "'score_chosen' 3 is below 'score_rejected'",
+        ),
+        ({"prompt": Q, "chosen": A, "rejected": B, **SCORES, "score_chosen": 8}, "preference", "are both 8: a tie"),
         ({"prompt": Q, "responses": [A, B], "scores": [1, "nan"]}, "preference", "'scores[1]' is 'nan', not a finite"),
         ({"prompt": Q, "responses": [A], "scores": [1]}, "preference", "two or more"),
         ({"messages": turns("system: x")}, "prompts", "no user turn"),
@@ -187,7 +295,7 @@ def test_exact_names_come_before_obvious_ones() -> None:
 def test_bad_rows_say_what_is_wrong_and_what_to_do(row: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(RowError) as caught:
         example(row, kind)
-    assert message in str(caught.value) and ("; " in str(caught.value))
+    assert message in str(caught.value) and ("; " in str(caught.value)) and caught.value.reason != "bad"
 
 
 def test_an_equal_pair_is_still_an_instruction() -> None:

@@ -5,43 +5,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prepared import prepared, write
 
 from leyden.batch import Tree
 from leyden.datamodules import InstructionData
 from leyden.datamodules import rows as module
 from leyden.datamodules.overlength import fit, pieces
-from leyden.datamodules.turns import RowError
+from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.errors import UserError
 
 ROWS = [{"prompt": f"{i} 더하기 {i}는?", "response": f"{2 * i}입니다."} for i in range(20)]
 
 
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 def ready(path: Any, tmp_path: Path, stage: str = "fit", **options: Any) -> InstructionData:
-    data = InstructionData(path, **options)
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        predicting=stage == "predict",
-        validating=False,
-        testing=False,
-        default_root_dir=str(tmp_path / "run"),
-        global_rank=0,
-        world_size=1,
-        accumulate_grad_batches=1,
-        limit_train_batches=1.0,
-        limit_val_batches=1.0,
-        lightning_module=SimpleNamespace(experience=lambda loader: loader),
-    )
-    data.prepare_data()
-    data.setup(stage)
-    return data
+    return prepared(InstructionData(path, **options), tmp_path, stage)
 
 
 def texts(data: InstructionData, trees: Any) -> list[str]:
@@ -126,11 +106,13 @@ def test_files_mix_by_weight(tmp_path: Path) -> None:
 
 def test_overlength_policies() -> None:
     tree = Tree([9, 1, 2, 3, 4], [[5, 6, 7]], weights=[[0.0, 1.0, 1.0]])
-    assert fit(tree, 8, "drop") is tree and fit(tree, 7, "drop") is None
+    assert fit(tree, 8, "drop") is tree
+    with pytest.raises(LeftOut, match="too long"):
+        fit(tree, 7, "drop")
     cut = fit(tree, 6, "truncate_prompt")
-    assert cut is not None and cut.prompt == [9, 3, 4] and cut.responses == tree.responses
+    assert cut.prompt == [9, 3, 4] and cut.responses == tree.responses
     cut = fit(tree, 7, "truncate_response")
-    assert cut is not None and cut.responses == [[5, 6]] and cut.weights == [[0.0, 1.0]]
+    assert cut.responses == [[5, 6]] and cut.weights == [[0.0, 1.0]]
     for policy, length in (("error", 7), ("truncate_prompt", 4), ("truncate_response", 6)):
         with pytest.raises(RowError):
             fit(tree, length, policy)  # type: ignore[arg-type]

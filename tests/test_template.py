@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from leyden.batch import Tree
 from leyden.datamodules.chat_source import PLAIN
+from leyden.datamodules.row_error import RowError
 from leyden.datamodules.template import Template
-from leyden.datamodules.turns import RowError
 from leyden.errors import UserError
 from leyden.example import Example, Message
 

@@ -1,8 +1,9 @@
-"""Sample data with checkable answers, made on the spot: instruction rows, prompts and pretraining text.
+"""Sample data with checkable answers, made on the spot: instruction and preference rows, prompts, pretraining text.
 
 Questions ask for facts, sums and small rewriting jobs in Korean or English. Answers are right, and mixed in style:
-half are polite, half are brief, independently, so that there is something to align. Every row but text carries the
-columns that `leyden.rewards.Gold` scores with: `language`, `answer` and `rivals` (wrong answers, joined by `|`).
+half are polite, half are brief, independently, so that there is something to align. Preference rows compare answers in
+all these styles, and wrong ones, by the gold reward, with some labels flipped. Every row but text carries the columns
+that `leyden.rewards.Gold` scores with: `language`, `answer` and `rivals` (wrong answers, joined by `|`).
 
 The split is by content, not by wording: what is asked in held-out rows is asked in no training row, in neither
 language. The same arguments give the same rows on every machine, and fewer rows are a prefix of more.
@@ -18,6 +19,7 @@ from typing import Any
 from leyden.datamodules.sample import phrases
 from leyden.datamodules.sample.corpus import document
 from leyden.datamodules.sample.items import Item
+from leyden.datamodules.sample.preference import MOST, compared
 from leyden.datamodules.sample.rewriting import draw_item
 from leyden.errors import UserError, nearest
 
@@ -29,6 +31,7 @@ RETRIES = 20
 """How often a prompt that has been used is drawn again before it is used twice: small held-out sets run out."""
 
 Row = dict[str, Any]
+Maker = Callable[[Random, str, str], Iterator[Row]]
 
 
 def _checkable(item: Item) -> Row:
@@ -65,38 +68,75 @@ def _bare_prompts(draw: Random, language: str, split: str) -> Iterator[Row]:
         yield {"prompt": prompt} | _checkable(item)
 
 
+def _preference(noise: float, responses: int) -> Maker:
+    def rows(draw: Random, language: str, split: str) -> Iterator[Row]:
+        for prompt, item in _prompts(draw, language, split):
+            yield compared(draw, prompt, item, _checkable(item), noise, responses)
+
+    return rows
+
+
 def _text(draw: Random, language: str, split: str) -> Iterator[Row]:
     while True:
         yield {"text": document(draw, draw.choice(("ko", "en")) if language == "both" else language)}
 
 
-KINDS: dict[str, Callable[[Random, str, str], Iterator[Row]]] = {
+NOISE, RESPONSES = 0.1, 2
+KINDS: dict[str, Maker] = {
     "instruction": _instruction,
+    "preference": _preference(NOISE, RESPONSES),
     "prompts": _bare_prompts,
     "text": _text,
 }
 """Row makers by name: each yields rows without end from a source of randomness, a language and a split."""
 
 
-def sample_rows(kind: str, language: str, rows: int, seed: int, split: str = "train") -> Iterator[Row]:
+def sample_rows(
+    kind: str,
+    language: str,
+    rows: int,
+    seed: int,
+    split: str = "train",
+    noise: float | None = None,
+    responses: int | None = None,
+) -> Iterator[Row]:
     """`rows` generated rows.
 
     Args:
-        kind: `instruction` (prompt, response and the columns to score with), `prompts` (the same without a response)
-            or `text` (documents for pretraining, in the column `text`; `split` only varies the draw).
+        kind: `instruction` (prompt, response and the columns to score with), `preference` (prompt, chosen and rejected
+            instead), `prompts` (the same without a response) or `text` (documents for pretraining, in the column
+            `text`; `split` only varies the draw).
         language: `ko`, `en`, or `both` mixed evenly.
         rows: how many, at least 1.
         seed: rows of another seed are other draws from the same world.
         split: `train` or `heldout`.
+        noise: of preference rows: the share in which two answers have traded their labels, 0.1 where nothing is said.
+        responses: of preference rows: how many answers each compares, 2 where nothing is said; more than two stand in
+            `responses` with their `scores`.
 
     Raises:
-        UserError: for a kind, language, split or number that does not exist.
+        UserError: for a kind, language, split or number that does not exist, or that this kind has no use for.
     """
     for name, value, options in (("kind", kind, KINDS), ("language", language, LANGUAGES), ("split", split, SPLITS)):
         if value not in options:
             raise UserError(f"sample: no {name} '{value}'; use {', '.join(options)}{nearest(value, options)}")
     if rows < 1:
         raise UserError(f"sample: cannot make {rows} rows; use --rows 1 or more")
+    maker = KINDS[kind]
+    if noise is not None or responses is not None:
+        maker = _preference(*_checked(kind, noise, responses))
     # A string seeds Python's generator through SHA-512, so it does not depend on the process's hash seed.
     draw = Random(f"{kind} {language} {split} {seed}")
-    return itertools.islice(KINDS[kind](draw, language, split), rows)
+    return itertools.islice(maker(draw, language, split), rows)
+
+
+def _checked(kind: str, noise: float | None, responses: int | None) -> tuple[float, int]:
+    """Noise and number of answers of preference rows, with what nothing was said of filled in."""
+    if kind != "preference":
+        raise UserError(f"sample: {kind} rows have no labels; use --noise and --responses with --kind preference")
+    noise, responses = NOISE if noise is None else noise, RESPONSES if responses is None else responses
+    if not 0 <= noise <= 1:
+        raise UserError(f"sample: --noise {noise} is not a share; give 0 (every label is right) to 1 (every one wrong)")
+    if not 2 <= responses <= MOST:
+        raise UserError(f"sample: cannot compare {responses} answers; use --responses 2 to {MOST}")
+    return noise, responses

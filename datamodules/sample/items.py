@@ -29,6 +29,8 @@ class Item:
     """Wrong answers that a response must not name beside the right one."""
     asks: tuple[str, ...] = ()
     """Questions and requests that only fit this kind of item, beside those made from `names`."""
+    mistakes: tuple[str, ...] = ()
+    """Wrong answers that a careless writer would give, where there are no rivals."""
 
     @property
     def split(self) -> str:

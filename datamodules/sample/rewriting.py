@@ -57,11 +57,11 @@ def _replace(draw: Random, language: str) -> Item:
     if language == "ko":
         front = f"'{text}'에서 " + fill("{a:을} {b:으로}", a=word[indices[old]], b=word[new])
         asks = (f"{front} 바꿔 줘.", f"{front} 바꿔 주세요.", f"{front} 고쳐 줘.")
-        return Item("replace", key, "ko", (f"{front} 바꾼 것",), "뭐", answer, f"'{answer}'", (), asks)
+        return Item("replace", key, "ko", (f"{front} 바꾼 것",), "뭐", answer, f"'{answer}'", (), asks, (text,))
     change = f"'{word[indices[old]]}' with '{word[new]}'"
     asks = (f"Replace {change} in '{text}'.", f"In '{text}', replace {change}.", f"Please swap {change} in '{text}'.")
     name = f"'{text}' with '{word[new]}' for '{word[indices[old]]}'"
-    return Item("replace", key, "en", (name,), "What", answer, f"'{answer}'", (), asks)
+    return Item("replace", key, "en", (name,), "What", answer, f"'{answer}'", (), asks, (text,))
 
 
 def _manners(draw: Random, language: str) -> Item:
@@ -83,9 +83,10 @@ def _manners(draw: Random, language: str) -> Item:
             f"{front}로 고쳐 줘.",
             f"{front}로 말해 줘.",
         )
-        return Item("manners", key, "ko", (f"{front}로 한 것",), "뭐", answer, f"'{answer}'", (), asks)
+        return Item("manners", key, "ko", (f"{front}로 한 것",), "뭐", answer, f"'{answer}'", (), asks, (text,))
     asks = (f"Make '{text}' polite.", f"Say '{text}' in a polite way.", f"Turn '{text}' into a polite request.")
-    return Item("manners", key, "en", (f"the polite form of '{text}'",), "What", answer, f"'{answer}'", (), asks)
+    name = f"the polite form of '{text}'"
+    return Item("manners", key, "en", (name,), "What", answer, f"'{answer}'", (), asks, (text,))
 
 
 REWRITING: tuple[Callable[[Random, str], Item], ...] = (_repeat, _reverse, _replace, _manners)

@@ -1,0 +1,73 @@
+"""Preference data: responses to one prompt, best first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from leyden.batch import Tree
+from leyden.datamodules.order import above_gap, spread
+from leyden.datamodules.overlength import distinct
+from leyden.datamodules.row_error import LeftOut, RowError
+from leyden.datamodules.rows import RowData
+from leyden.errors import UserError
+from leyden.example import Example
+from leyden.plan import Plan
+
+
+class PreferenceData(RowData):
+    """Rows of any preference format: two or more responses to each prompt, the better before the worse.
+
+    Of responses that tie, or repeat each other, only the first is compared with the others. Rows with the same prompt
+    are held out together. What a row scores its responses with is the batch's `score`: margins are their differences.
+
+    Args:
+        min_gap: of scored responses, from the best down, one that is closer than this to the last one kept is left out,
+            so that no pair is closer; also of pairs with scores or a margin.
+        max_responses: most responses of a row that are compared: 2 keeps the best and the worst, more keeps some
+            evenly between them.
+    """
+
+    kind = "preference"
+    keyed = ("min_gap", "max_responses")
+
+    def __init__(self, *args: Any, min_gap: float = 0.0, max_responses: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not min_gap >= 0:
+            raise UserError(f"--data.min_gap {min_gap}: a gap between scores is 0 or more")
+        if max_responses is not None and max_responses < 2:
+            raise UserError(f"--data.max_responses {max_responses}: a comparison takes two; give 2 or more")
+        self.min_gap, self.max_responses = min_gap, max_responses
+
+    def encode(self, example: Example) -> list[Tree]:
+        kept = list(range(len(example.responses)))
+        if self.min_gap:
+            if example.scores is None:
+                problem = f"no scores to see a gap of {self.min_gap:g} in; leave out --data.min_gap, or drop the row"
+                raise RowError(problem, "no scores")
+            kept = above_gap(example.scores, self.min_gap)
+            if len(kept) < 2:
+                raise LeftOut("closer than min_gap")
+        kept = [kept[place] for place in spread(len(kept), self.max_responses)]
+        tree = self.template.encode(replace(example, responses=[example.responses[number] for number in kept]))
+        tree.scores = example.scores and [example.scores[number] for number in kept]
+        return [distinct(tree)]
+
+    def places(self, rows: list[tuple[int, int]]) -> list[Any]:
+        prompts = [store.prompts() for store in self._stores]
+        return [prompts[store][row] for store, row in rows]
+
+    def train_plan(self) -> Plan:
+        """The optimizer steps of one epoch. Raises `UserError` where a row with all its responses does not fit."""
+        if self._plan is None and self.train_trees is not None:
+            lengths = self.train_trees.lengths
+            row = max(self.train_rows(), key=lambda index: lengths[index], default=None)
+            if row is not None and lengths[row] > self.max_tokens:
+                tree = self.train_trees[row]
+                fewer = "--data.max_responses 2" if len(tree.responses) > 2 else "a lower --data.max_length"
+                raise UserError(
+                    f"{self.source(tree.row)}: a prompt of {len(tree.prompt)} tokens with its {len(tree.responses)} "
+                    f"responses has {lengths[row]} tokens but a micro-batch holds {self.max_tokens}; set "
+                    f"--data.max_tokens {lengths[row]} or more, or {fewer}"
+                )
+        return super().train_plan()
