@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,6 +14,7 @@ from torch import Tensor
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.guard import stop
 from leyden.optim import WarmupCosine, parameter_groups
 from leyden.policy import Policy, Sampling
 
@@ -34,6 +35,13 @@ class Algorithm(LightningModule):
         sampling: how `predict` samples; greedy unless a temperature is given.
     """
 
+    wants: ClassVar[tuple[str, ...]] = ("logp",)
+    """What the policy is asked for: logp, score. Heads that nothing asks for are not made, or not trained."""
+    dropout: ClassVar[bool] = True
+    """Whether the model keeps its dropout. Where two forwards are compared, noise would look like a difference."""
+    predicts: ClassVar[str] = "answers"
+    """What `leyden predict` writes: answers to prompts, or scores of the answers that rows have."""
+
     def __init__(
         self,
         policy: Policy,
@@ -52,8 +60,9 @@ class Algorithm(LightningModule):
         """Tokens and examples trained on so far, by all ranks."""
         self.validated_at = -1
         """The optimizer step of the last validation."""
-        self._window: list[tuple[Tensor, Batch]] = []
+        self._window: list[tuple[Batch, dict[str, Tensor]]] = []
         self._sums: dict[str, Tensor] = {}
+        self._notes: dict[str, Tensor] = {}
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -65,7 +74,14 @@ class Algorithm(LightningModule):
 
     def measures(self, batch: Batch) -> dict[str, Tensor]:
         """What validation logs: each value is this batch's share of a mean, so that summing over batches is exact."""
-        return {"loss": self.loss(batch)}
+        self._notes = {}
+        loss = self.loss(batch)
+        return {"loss": loss} | self._notes
+
+    def note(self, name: str, share: Tensor) -> None:
+        """Log a scalar from inside `loss`, as train/NAME or val/NAME. It is this batch's share of a mean, like the
+        loss: `batch.response_mean(x)`. Every batch must note the same names, since ranks add them up."""
+        self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Validation metrics from the sums of `measures`."""
@@ -84,7 +100,7 @@ class Algorithm(LightningModule):
         return getattr(self.trainer, "datamodule", None)
 
     def configure_model(self) -> None:
-        self.policy.build()
+        self.policy.build(self.wants, self.dropout)
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(
@@ -134,54 +150,35 @@ class Algorithm(LightningModule):
     # -- training ----------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        self._notes = {}
         loss = self.loss(batch)
-        self._window.append((loss.detach(), batch))
+        self._window.append((batch, {"loss": loss.detach()} | self._notes))
         shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
         return loss * shares
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         window, self._window = self._window, []
-        bad = [(loss, batch) for loss, batch in window if not torch.isfinite(loss)]
-        mine = torch.tensor(
-            [
-                float(sum(loss for loss, _ in window)),
-                sum(batch.size for _, batch in window if len(batch.row)),
-                sum(len(batch.row) for _, batch in window),
-                len(bad),
-            ],
-            dtype=torch.float64 if self.device.type != "mps" else torch.float32,
-            device=self.device,
-        )
-        loss, tokens, samples, wrong = self.trainer.strategy.reduce(mine, reduce_op="sum").tolist()
-        if wrong:  # every rank learns of it in the same place, so that none waits for another
-            self._stop("loss", loss, [batch for _, batch in bad])
+        bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]
+        mine = {
+            "wrong": len(bad),
+            "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
+            "samples": sum(len(batch.row) for batch, _ in window),
+        } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
+        now = self._reduced(mine)
+        if now.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
+            stop(self, "loss", now["loss"], bad)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
-            self._stop("gradient", float(norm), [batch for _, batch in window])
-        self.progress = {"tokens": self.progress["tokens"] + tokens, "samples": self.progress["samples"] + samples}
-        now = {"loss": loss, "grad_norm": norm.float(), "lr": optimizer.param_groups[0]["lr"], **self.progress}
+            stop(self, "gradient", float(norm), [batch for batch, _ in window])
+        for name in self.progress:
+            self.progress[name] += now.pop(name)
+        now |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
         self.log_dict({f"train/{name}": value for name, value in now.items()}, on_step=True, on_epoch=False)
+        self.watch(now)
 
-    def _stop(self, what: str, value: float, batches: Sequence[Batch]) -> None:
-        """Stop before the weights are touched, and name the rows of these batches that are to blame."""
-        rows = [row for batch in batches for row in (self._blame(batch) if what == "loss" else batch.row.tolist())]
-        names = [self.data.source(r) if self.data is not None else f"row {r}" for r in rows[:8]]
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        places = ", ".join(names) + more if rows else "rows of another process"
-        raise UserError(
-            f"step {self.trainer.global_step}: the {what} is {value}, from {places}; look at those rows, and try a "
-            "lower --model.optimizer.lr or --trainer.gradient_clip_val 1"
-        )
-
-    @torch.no_grad()
-    def _blame(self, batch: Batch) -> list[int]:
-        """The rows whose loss alone is not finite, or all rows if none is to blame by itself."""
-        if self.device_mesh is not None:  # a forward that only one rank runs would wait for the others for ever
-            return list(batch.row.tolist())
-        parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
-        guilty = [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))]
-        return guilty or list(batch.row.tolist())
+    def watch(self, now: Mapping[str, float]) -> None:
+        """Look at what a step measured (the names of train/… without it), to warn of what goes wrong."""
 
     # -- validation, test and prediction -----------------------------------------------------------------------------
 
@@ -193,7 +190,7 @@ class Algorithm(LightningModule):
             self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
 
     def on_validation_epoch_end(self) -> None:
-        found = {f"{self._stage()}/{name}": value for name, value in self.summary(self._reduced()).items()}
+        found = {f"{self._stage()}/{name}": value for name, value in self.summary(self._reduced(self._sums)).items()}
         whole = not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf")
         for logger in self.trainer.loggers if whole else ():
             # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
@@ -205,12 +202,14 @@ class Algorithm(LightningModule):
     def _stage(self) -> str:
         return "test" if self.trainer.testing else "val"
 
-    def _reduced(self) -> dict[str, float]:
+    def _reduced(self, mine: Mapping[str, Any]) -> dict[str, float]:
         """Sums over all ranks. Every rank has the same names: ranks without rows run batches of weight 0."""
-        names = sorted(self._sums)
+        names = sorted(mine)
         if not names:
             return {}
-        total = self.trainer.strategy.reduce(torch.stack([self._sums[n].float() for n in names]), reduce_op="sum")
+        kind = torch.float64 if self.device.type != "mps" else torch.float32  # counts of tokens need the digits
+        shares = torch.stack([torch.as_tensor(mine[name], dtype=kind, device=self.device) for name in names])
+        total = self.trainer.strategy.reduce(shares, reduce_op="sum")
         return dict(zip(names, total.tolist(), strict=True))
 
     on_test_epoch_start = on_validation_epoch_start

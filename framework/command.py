@@ -17,7 +17,7 @@ class Command:
 
     verb: str
     classes: list[list[str]] = field(default_factory=list)
-    """Which class `model`, `data` and `model.policy` end up with, as flags. They come first, so that a file that only
+    """Which class `model`, `data`, `model.policy` … end up with, as flags. They come first, so that a file that only
     sets arguments may stand anywhere."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """Content of the config files, merged left to right"""
@@ -51,7 +51,7 @@ def read_command(verb: str, args: list[str]) -> Command:
             command.files.append(content)
             command.keys += found
     # A class is chosen before its arguments are given, in whatever order they were typed.
-    order = {"model": 0, "data": 0, "model.policy": 1}
+    order = {kind: kind.count(".") for kind in names.KINDS}
     command.flags = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
     command.keys += flag_keys(command.flags)
     _choose_classes(command)
@@ -65,7 +65,7 @@ def _help_on(flag: list[str]) -> list[str]:
 
 
 def _choose_classes(command: Command) -> None:
-    """Resolve the names of the three classes and put the final ones first."""
+    """Resolve the names of classes that have short ones and put the final ones first."""
     chosen: dict[str, str] = {}
     for key in command.keys:
         kind = ".".join(key.path)
@@ -76,8 +76,9 @@ def _choose_classes(command: Command) -> None:
         if kind not in chosen:
             known = " or ".join(sorted(names.of_kind(kind)))
             raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
-    if any(key.path[:2] == ("model", "policy") for key in command.keys):
-        chosen.setdefault("model.policy", names.class_path("model.policy", "CausalLM", "--model.policy"))
+    for kind, root in names.KINDS.items():  # where there is one policy class, nobody has to name it
+        if root == "Policy" and any(key.path[:2] == tuple(kind.split(".")) for key in command.keys):
+            chosen.setdefault(kind, names.class_path(kind, "CausalLM", f"--{kind}"))
     command.classes = [[kind, chosen[kind]] for kind in names.KINDS if kind in chosen]
     first = [Key(tuple(pair[0].split(".")), pair, 1, f"--{pair[0]}", is_class=True) for pair in command.classes]
     command.keys = [*first, *command.keys]

@@ -107,18 +107,29 @@ class DataModule(LightningDataModule):
         if trees is None or not len(trees) or limit == 0:
             return []
         size = max(self.batch_size, trainer.world_size)
-        budget = max(self.max_tokens, max(trees.lengths))
         kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
         drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        by_length = sorted(drawn[: max(int(kept), 1)], key=lambda r: trees.lengths[r])
-        while True:  # without gradients there is nothing to keep: fewer rows a batch where they do not fit
+        return self._pass(trees, drawn[: max(int(kept), 1)])
+
+    def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:
+        """A loader over these rows, each once and by length, for a look without gradients."""
+        trainer = self._trainer()
+        size, budget = max(self.batch_size, trainer.world_size), max(self.max_tokens, max(trees.lengths))
+        by_length = sorted(rows, key=lambda r: trees.lengths[r])
+        while True:  # there is nothing to keep: fewer rows a batch where they do not fit
             try:
                 whole = plan(by_length, trees.lengths, size, budget, 1, trainer.world_size)
                 break
             except UserError:
                 size = max(size // 2, 1)
         return PlannedLoader(trees, whole, trainer.global_rank, whole=True)
+
+    def sweep(self) -> list[PlannedLoader]:
+        """Loaders over all rows that training and validation will see, for what is worked out before training."""
+        trained = {r for step in self.train_plan().steps for micro in step for r in micro}
+        chosen = [(self.train_trees, sorted(trained)), (self.val_trees, range(len(self.val_trees or ())))]
+        return [self._pass(trees, rows) for trees, rows in chosen if trees is not None and len(rows)]
 
     def val_dataloader(self) -> Any:
         return self._measure(self.val_trees, "val")

@@ -12,7 +12,13 @@ from leyden.errors import UserError, nearest
 
 ROOMS = ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden")
 """Packages whose classes have short names; where two share one, the earlier wins."""
-KINDS = {"model": "Algorithm", "data": "DataModule", "model.policy": "Policy"}
+KINDS = {
+    "model": "Algorithm",
+    "data": "DataModule",
+    "model.policy": "Policy",
+    "model.reference_policy": "Policy",
+    "model.objective": "Objective",
+}
 """Flag -> the class in the framework that everything given there descends from."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)
 _ABSTRACT = re.compile(r"^    @(?:abc\.)?abstractmethod\b", re.MULTILINE)

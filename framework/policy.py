@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from leyden.batch import Batch
+from leyden.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,11 +26,31 @@ class Outputs:
     """
 
     logp: Tensor
-    """[T] log-prob of each response token given its ancestors"""
+    """[T] log-prob of each response token given its ancestors; all 0 where only scores were wanted"""
     entropy: Tensor | None = None
     """[T] entropy of the distribution that predicts each response token"""
     mean_logp: Tensor | None = None
     """[T] mean log-prob over the vocabulary at each response token (label smoothing)"""
+    score: Tensor | None = None
+    """[N] reward of each response, read at its last token"""
+
+
+ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
+
+
+class Reference(nn.Module, ABC):
+    """A fixed model that gives log-probs; never trained, without dropout, not in checkpoints."""
+
+    kind: str
+    """adapter_off, snapshot, copy or precomputed."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """[T] log-prob of each response token, fp32 nats, without gradients; as `Policy.forward` gives it."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Eight hex digits that differ where the weights do."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,8 @@ class Policy(nn.Module, ABC):
     """Hub name or folder of the weights: also where the tokenizer comes from."""
     positions: int | None = None
     """The longest sequence the model has positions for, where there is such a limit; known once it is built."""
+    fresh: frozenset[str] = frozenset()
+    """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 
     @property
     @abstractmethod
@@ -88,8 +111,26 @@ class Policy(nn.Module, ABC):
         """Token ids that end a response."""
 
     @abstractmethod
-    def build(self) -> None:
-        """Load the weights and fix what is trained. Idempotent; leaves the policy in training mode."""
+    def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
+        """Load the weights and fix what is trained. Idempotent; leaves the policy in training mode.
+
+        Args:
+            wants: what training will ask `forward` for. `score` gives the model a scalar head; without log-probs the
+                language-model head is not trained.
+            dropout: False sets every dropout of the model and its adapter to 0.
+        """
+
+    def reference(self, kind: ReferenceKind = "auto") -> Reference:
+        """The policy as it is now, as a fixed thing to compare with while the policy goes on learning.
+
+        Args:
+            kind: `adapter_off` runs the model without its adapter, `snapshot` with a copy of the adapter's weights,
+                `copy` with a copy of all that is trained; `auto` takes the cheapest that is exact.
+
+        Raises:
+            UserError: the kind would not be exact for what this policy trains.
+        """
+        raise UserError(f"{type(self).__name__} gives no reference; write its `reference`, or use CausalLM")
 
     @abstractmethod
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
@@ -97,7 +138,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: prompts and responses.
-            want: any of logp, entropy and mean_logp.
+            want: any of logp, entropy, mean_logp and score.
             temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
         """
 

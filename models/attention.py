@@ -4,9 +4,10 @@ One interface with several back-ends that are checked against each other. A poli
 implementation to `FOREST` and passes `forest=Forest(...)` to the model's forward; the keyword travels down to the
 attention function of every layer. Sliding windows count in `position`, not in the packed row.
 
-- `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response). No work across
-  trees, no T x T mask.
-- `dense`: one T x T mask; the reference, and the one that knows soft caps.
+- `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response); for CPUs.
+- `varlen`: the variable-length flash kernel of NVIDIA GPUs, in half precision.
+- `flex`: FlexAttention, for other GPUs and precisions and for soft caps.
+- `dense`: one T x T mask; the reference, which knows everything and can be run anywhere.
 """
 
 from __future__ import annotations
@@ -19,99 +20,67 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from leyden.batch import Batch
+from leyden.errors import UserError
+from leyden.models import flex, segments, varlen
+from leyden.models.forest import Ask, Forest
+
+__all__ = ["BACKENDS", "FOREST", "Forest", "choose", "forest_attention"]
 
 FOREST = "leyden_forest"
 """The name under which transformers knows this attention."""
 
 
-class Forest:
-    """What attention must know of one batch, shared by all layers: its structure and the masks made from it.
+def _dense(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+    repeat = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeat, 1) if repeat > 1 else x for x in (key, value))
+    mask = forest.mask(ask.window)
+    if ask.softcap is None:
+        out = F.scaled_dot_product_attention(query, key, value, mask, ask.dropout, scale=ask.scale)
+    else:
+        scale = query.shape[-1] ** -0.5 if ask.scale is None else ask.scale
+        scores = ask.softcap * torch.tanh(query @ key.transpose(-1, -2) * (scale / ask.softcap))
+        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype)
+        out = F.dropout(weights, ask.dropout) @ value
+    return out.transpose(1, 2)
+
+
+BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Forest, Ask], Tensor]] = {
+    "segments": segments.attend,
+    "varlen": varlen.attend,
+    "flex": flex.attend,
+    "dense": _dense,
+}
+
+
+def _obstacle(name: str, device: torch.device, dtype: torch.dtype, softcap: float | None) -> str | None:
+    """Why a back-end cannot serve a model on this device, or None if it can."""
+    if softcap and name in ("segments", "varlen"):
+        return "it knows no soft-capped scores"
+    if name == "varlen":
+        return varlen.obstacle(device, dtype)
+    return flex.obstacle(device) if name == "flex" else None
+
+
+def choose(
+    device: torch.device, softcap: float | None, dtype: torch.dtype = torch.float32, wanted: str = "auto"
+) -> str:
+    """The back-end for a model on this device.
 
     Args:
-        batch: T tokens on the device where attention runs.
-        backend: `segments` or `dense`.
+        softcap: the model's limit on its scores, if it has one.
+        dtype: of the model's weights.
+        wanted: what the user asked for; `auto` means the fastest that can run.
+
+    Raises:
+        UserError: the back-end asked for cannot run here.
     """
-
-    def __init__(self, batch: Batch, backend: str) -> None:
-        self.end, self.position, self.attend = batch.end, batch.position, BACKENDS[backend]
-        self.segments: list[tuple[int, int, int, int]] = []
-        """(start, stop, first, cut): queries [start, stop) see the keys [first, cut), and themselves causally."""
-        for span in batch.structure():
-            if len(span.responses) == 1:  # a lone response continues its prompt: one causal piece
-                self.segments.append((span.start, span.stop, span.start, span.start))
-                continue
-            self.segments.append((span.start, span.cut, span.start, span.start))
-            self.segments += [(start, stop, span.start, span.cut) for _, start, stop in span.responses]
-        used = self.segments[-1][1] if self.segments else 0
-        if used < len(batch):  # padding; what it computes is never read
-            self.segments.append((used, len(batch), used, used))
-        self._masks: dict[Any, Tensor] = {}
-
-    def dense_mask(self, window: int | None) -> Tensor:
-        """[T, T] bool, True where the row's query may attend to the column's key."""
-        if window not in self._masks:
-            index = torch.arange(len(self.end), device=self.end.device)
-            mask = (index <= index[:, None]) & (index[:, None] < self.end)
-            if window is not None:
-                mask &= self.position[:, None] - self.position < window
-            self._masks[window] = mask
-        return self._masks[window]
-
-    def segment_mask(self, queries: int, before: int, window: int | None) -> Tensor | None:
-        """[queries, before + queries] bool for one segment, or None where plain causal attention says the same."""
-        if window is not None and before + queries <= window:
-            window = None
-        if before == 0 and window is None:
-            return None
-        key = (queries, before, window)
-        if key not in self._masks:
-            mask = torch.ones(queries, before + queries, dtype=torch.bool, device=self.end.device).tril(before)
-            self._masks[key] = mask if window is None else mask.triu(before - window + 1)
-        return self._masks[key]
-
-
-def _segments(
-    q: Tensor, k: Tensor, v: Tensor, forest: Forest, scale: float | None, dropout: float, window: int | None
-) -> Tensor:
-    sizes = [stop - start for start, stop, _, _ in forest.segments]
-    number = {start: i for i, (start, _, _, _) in enumerate(forest.segments)}
-    # `split` and not slices: the backward of a slice writes a whole row of zeros, once a segment
-    queries, keys, values = (torch.split(x, sizes, dim=2) for x in (q, k, v))
-    out = []
-    for i, (start, stop, first, cut) in enumerate(forest.segments):
-        key, value = keys[i], values[i]
-        if cut > first:
-            key = torch.cat([keys[number[first]], key], 2)
-            value = torch.cat([values[number[first]], value], 2)
-        mask = forest.segment_mask(stop - start, cut - first, window)
-        out.append(
-            F.scaled_dot_product_attention(
-                queries[i], key, value, attn_mask=mask, is_causal=mask is None, scale=scale, dropout_p=dropout
-            )
-        )
-    return torch.cat(out, 2)
-
-
-def _dense(
-    q: Tensor, k: Tensor, v: Tensor, forest: Forest, scale: float | None, dropout: float, window: int | None
-) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=forest.dense_mask(window), scale=scale, dropout_p=dropout)
-
-
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, dropout: float, softcap: float) -> Tensor:
-    """Attention whose scores are squeezed into (-softcap, softcap) before the softmax (Gemma 2)."""
-    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
-    weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype)
-    return F.dropout(weights, dropout) @ v
-
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {"segments": _segments, "dense": _dense}
-
-
-def choose(device: torch.device, softcap: float | None) -> str:
-    """The back-end that `attention: auto` means on this device for a model with or without soft-capped scores."""
-    return "dense" if softcap else "segments"
+    if wanted == "auto":
+        order = ("varlen", "flex", "segments", "dense") if device.type == "cuda" else ("segments", "dense")
+        return next(name for name in order if _obstacle(name, device, dtype, softcap) is None)
+    problem = _obstacle(wanted, device, dtype, softcap)
+    if problem is not None:
+        raise UserError(f"attention {wanted} cannot run here: {problem}; use --model.policy.attention auto")
+    return wanted
 
 
 def forest_attention(
@@ -143,15 +112,16 @@ def forest_attention(
         raise RuntimeError(f"{type(module).__name__}: the forest did not reach the attention function")
     if kwargs.get("s_aux") is not None:
         raise RuntimeError(f"{type(module).__name__}: attention sinks are not known here")
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = (x.repeat_interleave(repeat, 1) for x in (key, value))
-    if softcap is not None:
-        mask = forest.dense_mask(sliding_window)
-        out = _capped(query, key, value, mask, scaling or query.shape[-1] ** -0.5, dropout, softcap)
-    else:
-        out = forest.attend(query, key, value, forest, scaling, dropout, sliding_window)
-    return out.transpose(1, 2).contiguous(), None
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # not every kernel is known to autocast, and rotary embeddings leave fp32
+        query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    backend = forest.backend
+    if dropout and backend in ("flex", "varlen"):  # kernels without dropout
+        backend = "segments"
+    if softcap is not None and backend == "segments":
+        backend = "dense"
+    out = BACKENDS[backend](query, key, value, forest, Ask(scaling, dropout, sliding_window, softcap))
+    return out.contiguous(), None
 
 
 AttentionInterface.register(FOREST, forest_attention)

@@ -9,23 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leyden.batch import Batch
 from leyden.chat import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import attention as forest_attention
 from leyden.models.generate import generate
+from leyden.models.heads import check_language, check_reward, make_head, save_reward, saved_head
 from leyden.models.load import base_of, load_model, parts
 from leyden.models.logprobs import logprobs
 from leyden.models.probe import check_head, takes_forest
-from leyden.policy import Outputs, Policy, Response, Sampling
+from leyden.models.reference import reference, remove_dropout
+from leyden.paths import resolve
+from leyden.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+EXTRA = frozenset({"entropy", "mean_logp"})
+"""What the language-model head gives beside log-probs."""
 
 
 class CausalLM(Policy):
@@ -59,6 +64,7 @@ class CausalLM(Policy):
         self.gradient_checkpointing = gradient_checkpointing
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
+        self.heads = nn.ModuleDict()
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     @property
@@ -72,9 +78,15 @@ class CausalLM(Policy):
         extra = getattr(base_of(self.model), "generation_config", None) if self.model is not None else None
         return stop_ids(self.tokenizer, extra.eos_token_id if extra is not None else None)
 
-    def build(self) -> None:
-        if self.model is not None:
-            return
+    def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
+        if self.model is None:
+            self._load()
+        self._make_heads(wants)
+        if not dropout:
+            remove_dropout(self.model)
+        self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
+
+    def _load(self) -> None:
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
         base = base_of(self.model)
         self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -89,7 +101,25 @@ class CausalLM(Policy):
         self._choose_attention()
         if self.gradient_checkpointing:
             self._enable_checkpointing()
-        self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
+
+    def _make_heads(self, wants: Collection[str]) -> None:
+        """Scalar heads for what is wanted, from the folder where it has them; what nothing asks for is not trained."""
+        body, head, _ = parts(self.model)
+        width = base_of(self.model).config.get_text_config().hidden_size
+        for name in sorted({"score"} & set(wants) - set(self.heads)):
+            check_reward(self)
+            self.heads[name], saved = make_head(width), saved_head(resolve(self.path), name, self.source["revision"])
+            if saved is None:
+                self.fresh |= {name}
+            else:
+                with torch.no_grad():
+                    self.heads[name].weight.copy_(saved)
+        if EXTRA.union({"logp"}) & set(wants):
+            check_language(self)
+        else:
+            tied = {id(parameter) for parameter in body.parameters()}
+            for parameter in head.parameters():
+                parameter.requires_grad_(parameter.requires_grad and id(parameter) in tied)
 
     def _choose_attention(self) -> None:
         """Settle which attention serves packed batches, and prove on a few tokens that it does."""
@@ -153,17 +183,32 @@ class CausalLM(Policy):
                 base.set_attn_implementation(used)
 
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        _, head, squash = parts(self.model)
         hidden = self.hidden(batch)
+        found = {name: self._scalar(name, hidden[batch.last]) for name in {"score"} & set(want)}
+        if not EXTRA.union({"logp"}) & set(want):
+            return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **found)
+        return Outputs(**self._columns(batch, hidden, want, temperature), **found)
+
+    def _scalar(self, name: str, states: Tensor) -> Tensor:
+        """A scalar head on hidden states [S, H], computed in fp32: [S]."""
+        with torch.autocast(states.device.type, enabled=False):
+            value: Tensor = self.heads[name](states.float())[:, 0]
+        return value
+
+    def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
+        """The language-model head where responses are predicted: log-probs and what goes with them, [T] each."""
+        _, head, squash = parts(self.model)
         at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
         nothing = len(at) == 0
         if nothing:  # a batch of weight 0 still has to reach every parameter: other ranks wait for its gradient
             at = torch.zeros(1, dtype=torch.long, device=batch.tokens.device)
         before = batch.parent[at].clamp_min(0)
-        extra = bool({"entropy", "mean_logp"} & set(want))
-        columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, extra)
+        columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
         full = [x.new_zeros(len(batch)).index_put((at,), x * 0 if nothing else x) for x in columns]
-        return Outputs(full[0], full[1] if "entropy" in want else None, full[2] if "mean_logp" in want else None)
+        return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
+
+    def reference(self, kind: ReferenceKind = "auto") -> Reference:
+        return reference(self, kind)
 
     def generate(
         self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
@@ -171,6 +216,8 @@ class CausalLM(Policy):
         return generate(self, prompts, n, sampling or Sampling())
 
     def save(self, folder: str | Path) -> None:
+        if "score" in self.heads:
+            return save_reward(self, folder)
         generation = getattr(base_of(self.model), "generation_config", None)
         if generation is not None:  # so that plain transformers stops where `generate` here does
             generation.eos_token_id = sorted(self.stop)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +56,8 @@ def load_model(
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(resolve(path)) / "adapter_config.json").is_file():
         return _continue_adapter(resolve(path), adapter, options)
-    base: PreTrainedModel = _load("model", path, AutoModelForCausalLM.from_pretrained, **options)
+    with _quiet(is_reward(resolve(path), revision)):
+        base: PreTrainedModel = _load("model", path, AutoModelForCausalLM.from_pretrained, **options)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
             f"{path} is an adapter on the hub; download it and give its folder, so that it can be trained on"
@@ -68,11 +72,44 @@ def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, 
 
     if adapter is not None:
         raise UserError(f"{path} is an adapter already; leave out --model.policy.adapter to go on training it")
-    origin = PeftConfig.from_pretrained(path).base_model_name_or_path or ""
-    base: PreTrainedModel = _load("base model", origin, AutoModelForCausalLM.from_pretrained, **options)
+    config = PeftConfig.from_pretrained(path)
+    origin = config.base_model_name_or_path or ""
+    with _quiet(is_reward(origin, options["revision"])):
+        base: PreTrainedModel = _load("base model", origin, AutoModelForCausalLM.from_pretrained, **options)
     _freeze_unreachable(base)
-    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=True)
+    if config.task_type == "SEQ_CLS":  # a reward model: its head is a head of the policy, and no module of the model
+        config.task_type = "CAUSAL_LM"
+        config.modules_to_save = [name for name in config.modules_to_save or () if name != "score"] or None
+    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=True, config=config)
     return model
+
+
+def is_reward(path: str, revision: str | None = None) -> bool:
+    """Whether a folder or hub name says that it is a sequence classifier, which is how reward models are stored."""
+    from transformers import PreTrainedConfig
+
+    adapter = Path(path) / "adapter_config.json"
+    if adapter.is_file():
+        return bool(json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    except (OSError, ValueError):  # whoever loads it will say
+        return False
+    return any("ForSequenceClassification" in name for name in config.get("architectures") or ())
+
+
+@contextmanager
+def _quiet(reward: bool) -> Iterator[None]:
+    """Without transformers' report of a reward model's score head, which is loaded apart, and of its lost LM head."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if reward:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:

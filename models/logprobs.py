@@ -1,7 +1,8 @@
 """Log-probabilities of chosen tokens without the [T, vocabulary] logits.
 
 The head is applied to chunks of hidden states and its logits are recomputed in the backward pass, so that memory is
-[chunk, V] and not [T, V]. The gradient is written out: for z = logits of one token, p = softmax(z),
+[chunk, V] and not [T, V]; only those of a small batch are kept. The gradient is written out: for z = logits of one
+token, p = softmax(z),
 
     d logp(y) / dz = 1[y] - p        d entropy / dz = -p (log p + entropy)        d mean(log p) / dz = 1/V - p
 """
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 64 << 20
-"""Size of one chunk of fp32 logits. A few such buffers exist at a time, whatever T and V are."""
+"""Size of one chunk of logits, in the head's dtype. A few such buffers exist at a time, whatever T and V are."""
+KEEP_BYTES = 256 << 20
+"""Logits that take no more than this are kept for the backward pass, which saves one of four matrix products."""
+BLOCK_BYTES = 4 << 20
+"""On a CPU what follows the matrix product runs over blocks of fp32 logits that fit its cache."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,70 @@ class Squash:
         return grad * self.scale if self.scale != 1.0 else grad
 
 
+@dataclass
+class _Head:
+    """What logits are computed with: weight [V, H] and bias [V] in the dtype of the product."""
+
+    weight: Tensor
+    bias: Tensor | None
+    squash: Squash
+    temperature: float
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """Hidden states [S, H] to the head's output [S, V], as rough as its dtype."""
+        return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head's output to logits, fp32; never `x` itself."""
+        z = self.squash(x)
+        z = z.clone() if z.data_ptr() == x.data_ptr() else z
+        return z.div_(self.temperature) if self.temperature != 1.0 else z
+
+    def backward(self, x: Tensor, grad: Tensor) -> Tensor:
+        """A gradient at the logits of `x` to one at `x`; works in place."""
+        if self.temperature != 1.0:
+            grad = grad.div_(self.temperature)
+        return self.squash.backward(self.squash(x), grad) if self.squash.cap else self.squash.backward(x, grad)
+
+
+def _cut(rows: int, row_bytes: int, size: int) -> list[slice]:
+    """Slices of so many rows that each takes at most `size` bytes."""
+    step = max(1, size // row_bytes)
+    return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Rows of [S, V] to work on at a time: a GPU takes them all at once."""
+    return _cut(len(x), 4 * x.shape[1], BLOCK_BYTES) if x.device.type == "cpu" else [slice(0, len(x))]
+
+
+def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
+    """Log-prob, entropy, mean log-prob and log-sum-exp of the head's output [S, V], into `out` [4, S]."""
+    for s in _blocks(x):
+        z = head.logits(x[s])
+        lse = z.logsumexp(-1)
+        out[0, s] = z.gather(-1, target[s, None])[:, 0] - lse
+        out[3, s] = lse
+        if extra:
+            out[2, s] = z.mean(-1) - lse
+            out[1, s] = lse - ((z - lse[:, None]).exp_() * z).sum(-1)
+
+
+def _slopes(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
+    """Gradients [3, S] of the columns `out` to gradients at the head's output `x` [S, V], which they replace."""
+    for s in _blocks(x):
+        g_logp, g_entropy, g_mean = (g[:, None] for g in grads[:, s])
+        logp = head.logits(x[s]).sub_(out[3, s, None])
+        if extra:
+            p = logp.exp()
+            slope = logp.add_(out[1, s, None]).mul_(-g_entropy).sub_(g_logp + g_mean)
+            slope = slope.mul_(p).add_(g_mean / x.shape[1])
+        else:
+            slope = logp.exp_().mul_(-g_logp)
+        slope.scatter_add_(-1, target[s, None], g_logp)
+        x[s] = head.backward(x[s], slope)
+
+
 class _LogProbs(torch.autograd.Function):
     """(hidden [S, H], weight [V, H], bias [V] or None, target [S]) -> logp, entropy, mean log-prob, each [S] fp32."""
 
@@ -54,61 +123,51 @@ class _LogProbs(torch.autograd.Function):
         temperature: float,
         extra: bool,
         dtype: torch.dtype,
+        training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean log-prob, log-sum-exp
-        ctx.chunk = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
-        w = weight.to(dtype)
-        for at in range(0, len(hidden), ctx.chunk):
-            s = slice(at, at + ctx.chunk)
-            z = squash(nn.functional.linear(hidden[s].to(dtype), w, None if bias is None else bias.to(dtype)))
-            z = z / temperature if temperature != 1.0 else z
-            lse = z.logsumexp(-1)
-            out[0, s] = z.gather(-1, target[s, None])[:, 0] - lse
-            out[3, s] = lse
-            if extra:
-                out[2, s] = z.mean(-1) - lse
-                out[1, s] = lse - ((z - lse[:, None]).exp_() * z).sum(-1)
+        row = weight.shape[0] * dtype.itemsize
+        keep = training and len(hidden) * row <= KEEP_BYTES
+        ctx.chunks = [slice(0, len(hidden))] if keep else _cut(len(hidden), row, CHUNK_BYTES)
+        ctx.kept = None
+        for s in ctx.chunks:
+            x = head.product(hidden[s])
+            _columns(head, x, target[s], extra, out[:, s])
+            ctx.kept = x if keep else None
         ctx.save_for_backward(hidden, weight, bias, target, out)
-        ctx.squash, ctx.temperature, ctx.extra, ctx.dtype = squash, temperature, extra, dtype
+        ctx.options = squash, temperature, extra, dtype
         return out[0], out[1], out[2]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, target, out = ctx.saved_tensors
-        g_logp, g_entropy, g_mean = (g.float() for g in grads)
-        dtype, squash, temperature = ctx.dtype, ctx.squash, ctx.temperature
-        w = weight.to(dtype)
+        squash, temperature, extra, dtype = ctx.options
+        head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
+        slopes = torch.stack([g.float() for g in grads])
+        kept, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to compute it again
         d_hidden = torch.empty_like(hidden)
-        # sums over chunks are kept in fp32: bf16 would lose the small ones
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for at in range(0, len(hidden), ctx.chunk):
-            s = slice(at, at + ctx.chunk)
+        d_weight = d_bias = None
+        for s in ctx.chunks:
             h = hidden[s].to(dtype)
-            z = squash(nn.functional.linear(h, w, None if bias is None else bias.to(dtype)))
-            raw = z.clone() if squash.cap else z  # the rest works in place: these are the largest tensors there are
-            logp = (z.div_(temperature) if temperature != 1.0 else z).sub_(out[3, s, None])
-            if ctx.extra:
-                p = logp.exp()
-                slope = logp.add_(out[1, s, None]).mul_(-g_entropy[s, None]).sub_((g_logp[s] + g_mean[s])[:, None])
-                slope = slope.mul_(p).add_((g_mean[s] / weight.shape[0])[:, None])
-            else:
-                slope = logp.exp_().mul_(-g_logp[s, None])
-            slope.scatter_add_(-1, target[s, None], g_logp[s, None])
-            if temperature != 1.0:
-                slope.div_(temperature)
-            slope = squash.backward(raw, slope).to(dtype)
-            d_hidden[s] = slope @ w
-            if d_weight is not None:
-                d_weight += slope.T @ h
-            if d_bias is not None:
-                d_bias += slope.sum(0)
+            x = head.product(h) if kept is None else kept
+            _slopes(head, x, target[s], extra, out[:, s], slopes[:, s])
+            d_hidden[s] = x @ head.weight
+            if ctx.needs_input_grad[1]:
+                d_weight = _added(d_weight, x.T @ h)
+            if bias is not None and ctx.needs_input_grad[2]:
+                d_bias = _added(d_bias, x.sum(0, dtype=torch.float32))
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )
+
+
+def _added(total: Tensor | None, x: Tensor) -> Tensor:
+    """A running sum, in fp32 from its second term on: bf16 would lose the small ones."""
+    return x if total is None else total.float().add_(x)
 
 
 def _through_module(
@@ -144,7 +203,8 @@ def logprobs(
     if type(head) is nn.Linear:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        return _LogProbs.apply(hidden, head.weight, head.bias, target, squash, temperature, extra, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        options = squash, temperature, extra, dtype, torch.is_grad_enabled()
+        return _LogProbs.apply(hidden, head.weight, head.bias, target, *options)  # type: ignore[no-any-return, no-untyped-call]
     size = max(1, CHUNK_BYTES // (4 * int(cast(nn.Linear, head).out_features)))
     parts = [
         checkpoint(_through_module, head, hidden[s], target[s], squash, temperature, use_reentrant=False)

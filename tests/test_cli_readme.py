@@ -62,4 +62,6 @@ def test_the_readme_runs(leyden, workplace: Path, capsys: pytest.CaptureFixture[
     (answer,) = (workplace / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     assert {"response", "finished"} <= set(json.loads(answer))
     assert (workplace / "runs/lora/export/adapter_model.safetensors").is_file()
+    scored = [json.loads(line) for line in (workplace / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(scored) == 1000 and all(len(row["responses"]) == len(row["scores"]) == 2 for row in scored)
     exec(compile(load, "README.md", "exec"), {})

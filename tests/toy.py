@@ -30,7 +30,7 @@ class Bigrams(Policy):
         self.path, self.dropout = path, dropout
         self.table: torch.nn.Embedding | None = None
 
-    def build(self) -> None:
+    def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
         if self.path == "missing":
             raise UserError("missing: no such model folder; check the path")
         if self.table is None:

@@ -1,0 +1,67 @@
+"""Direct preference optimisation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leyden.batch import Batch
+from leyden.compared import Compared
+from leyden.objectives import Objective, Sigmoid
+from leyden.pairs import pairs
+
+log = logging.getLogger("leyden")
+USUAL = Sigmoid(beta=0.1)
+
+
+class DPO(Compared):
+    """Make better responses likelier than worse ones, measured against the reference (Rafailov et al. 2023, eq. 7).
+
+    The loss is the mean over prompts of the mean over their pairs; K ranked responses give all K (K - 1) / 2 pairs.
+
+    Args:
+        objective: the loss of a pair as a function of its log-ratios: Sigmoid, Robust, Hinge, IPO, or your own.
+        sft_weight: weight of the better response's cross-entropy, in nats a token averaged over prompts, added to the
+            loss (Pang et al. 2024, eq. 1).
+    """
+
+    def __init__(
+        self, *args: Any, objective: Objective = USUAL, sft_weight: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective, self.sft_weight = objective, sft_weight
+        self.drift = 0.0
+
+    def loss(self, batch: Batch) -> Tensor:
+        logp = self.policy(batch).logp
+        ratio = batch.per_branch(self.log_ratio(batch, logp))
+        logp, tokens = batch.per_branch(logp), batch.per_branch(torch.ones_like(logp)).clamp_min(1)
+        better, worse, _ = found = pairs(batch)
+        given = ratio / tokens if self.objective.per_token else ratio
+        loss = found.mean(batch, self.objective(given[better], given[worse]))
+
+        reward, per_token = self.objective.beta * given, (ratio / tokens)[better]
+        self.note("margin", found.mean(batch, reward[better] - reward[worse]))
+        self.note("accuracy", found.mean(batch, (reward[better] > reward[worse]).float()))
+        for name, which in ("chosen", better), ("rejected", worse):
+            self.note(f"{name}_reward", found.mean(batch, reward[which]))
+            self.note(f"{name}_logp", found.mean(batch, logp[which]))
+        self.note("chosen_drift", found.mean(batch, per_token))
+        if self.sft_weight:
+            loss = loss + self.sft_weight * found.mean(batch, -(logp / tokens)[better])
+        return loss
+
+    def watch(self, now: Mapping[str, float]) -> None:
+        """Warn once when the better responses have lost half a nat a token, smoothed over some ten steps."""
+        before, self.drift = self.drift, 0.9 * self.drift + 0.1 * now["chosen_drift"]
+        if self.drift < -0.5 <= before:
+            log.warning(
+                "the chosen answers have become %.2f nats a token less likely than under the reference, so the policy "
+                "may be forgetting them; try --model.sft_weight 0.1, a larger --model.objective.beta or a lower "
+                "--model.optimizer.lr",
+                -self.drift,
+            )

@@ -1,0 +1,193 @@
+"""Scalar heads on a model's hidden states, and reward models as folders that plain transformers and PEFT load."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from leyden.errors import UserError
+from leyden.models.load import base_of, is_reward
+from leyden.models.scoring import scoring_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from leyden.models.causal_lm import CausalLM
+
+log = logging.getLogger(__name__)
+SCORE = "score.weight"
+
+
+def make_head(width: int) -> nn.Linear:
+    """A new head for states of this width: fp32, no bias, weights N(0, 1 / (H + 1)) (Stiennon et al. 2020)."""
+    head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
+    nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
+    return head
+
+
+def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | None:
+    """The head of this name in a folder (or a hub name that was loaded before), [1, H], or None where there is none.
+
+    Raises:
+        UserError: the folder says that it is a reward model, but has no such head or one of several labels.
+    """
+    folder = _folder(path, revision)
+    if folder is None:
+        return None
+    weight = _find(folder, {f"{name}.weight", f"base_model.model.{name}.weight"})
+    if weight is None and name == "score" and is_reward(str(folder)):
+        raise UserError(
+            f"{path}: it says that it is a reward model, but has no {SCORE} in safetensors files; export it again, or "
+            "give the model that it was made from"
+        )
+    if weight is not None and (weight.ndim != 2 or len(weight) != 1):
+        raise UserError(f"{path}: its head is {list(weight.shape)}, but a reward is one number; use another model")
+    return weight
+
+
+def _folder(path: str, revision: str | None) -> Path | None:
+    """The local folder, or the files that the hub library keeps of a hub name."""
+    from huggingface_hub import snapshot_download
+
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _find(folder: Path, names: set[str]) -> Tensor | None:
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as weights:
+            for key in names & set(weights.keys()):
+                found: Tensor = weights.get_tensor(key)
+                return found
+    return None
+
+
+def check_reward(policy: CausalLM) -> None:
+    """That the policy can be exported as a reward model, before it is trained for hours.
+
+    Raises:
+        UserError: transformers has no sequence classification for the model, or an adapter changes more than its body.
+    """
+    base, blank = base_of(policy.model), _blank(policy).state_dict()
+    if not hasattr(policy.model, "peft_config"):
+        if set(blank) != {SCORE, *_body(base)}:
+            raise _refusal(policy)
+        return
+    inside = {id(p) for p in base.base_model.parameters()}
+    odd = [name for name, p in policy.model.named_parameters() if p.requires_grad and id(p) not in inside]
+    if odd:
+        raise UserError(
+            f"{policy.path}: the adapter changes {odd[0]}, which a reward model does not have; name only layers of "
+            "the body in --model.policy.adapter.target_modules and modules_to_save"
+        )
+
+
+def check_language(policy: CausalLM) -> None:
+    """That there is a language-model head that was trained: the folder of a reward model has none, unless it is tied.
+
+    Raises:
+        UserError: there is none, so log-probs would be of random weights.
+    """
+    base = base_of(policy.model)
+    tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
+    if not tied and any("ForSequenceClassification" in name for name in base.config.architectures or ()):
+        raise UserError(
+            f"{policy.path}: a reward model, which has no language-model head and so no answers; give "
+            "--model.policy.path the model that it was made from"
+        )
+
+
+def _refusal(policy: CausalLM) -> UserError:
+    name = type(base_of(policy.model)).__name__
+    return UserError(
+        f"{policy.path}: transformers has no sequence classification with one score for {name}, so a reward model "
+        "of it could not be loaded elsewhere; use a model of another family, such as Llama, Qwen or Gemma"
+    )
+
+
+def _body(base: PreTrainedModel) -> dict[str, Tensor]:
+    """The body's tensors under the names that they have in the whole model."""
+    return base.base_model.state_dict(prefix=f"{base.base_model_prefix}.")  # type: ignore[no-any-return]
+
+
+def _blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
+    """The policy's model as a sequence classifier with one label, without memory for its weights."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(base_of(policy.model).config)
+    config.num_labels, config.problem_type = 1, "regression"  # so that pipelines leave the score as it is
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config._attn_implementation = policy._native
+    text = config.get_text_config()
+    text.pad_token_id = config.pad_token_id = pad
+    text.vocab_size = max(text.vocab_size, 0 if pad is None else pad + 1)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    except ValueError as problem:
+        raise _refusal(policy) from problem
+    return model
+
+
+def save_reward(policy: CausalLM, folder: str | Path) -> None:
+    """Write the policy and its score head as a folder for `AutoModelForSequenceClassification`, or as a PEFT adapter
+    of the task SEQ_CLS with the head in it, with a tokenizer that makes plain transformers score the same token.
+
+    The head is stored in fp32 whatever the dtype of the body. A folder in bfloat16 is loaded in bfloat16, head
+    included, unless another dtype is asked for.
+    """
+    base = base_of(policy.model)
+    configured = base.config.get_text_config().pad_token_id
+    tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, configured)
+    head = policy.heads["score"].weight.detach()
+    if hasattr(policy.model, "peft_config"):
+        _save_adapter(policy, head, tokenizer, Path(folder))
+    else:
+        _save_model(policy, head, tokenizer, Path(folder))
+    tokenizer.save_pretrained(folder)
+
+
+def _save_model(policy: CausalLM, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    base, pad = base_of(policy.model), int(tokenizer.pad_token_id)
+    model, tensors = _blank(policy, pad), _body(base) | {SCORE: head}
+    for name, wanted in model.state_dict().items():  # rows for a pad token that was added; nothing looks at them
+        if missing := len(wanted) - len(tensors[name]) if wanted.ndim else 0:
+            tensors[name] = torch.cat([tensors[name], tensors[name][:1].expand(missing, -1)])
+    model.load_state_dict(tensors, assign=True)
+    model._weight_conversions = getattr(base, "_weight_conversions", None)  # how names in files differ, if they do
+    model.save_pretrained(folder)
+
+
+def _save_adapter(policy: CausalLM, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    from peft import PeftConfig
+    from safetensors.torch import load_file, save_file
+
+    base = base_of(policy.model)
+    policy.model.save_pretrained(folder)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file) | {f"base_model.model.{SCORE}": head.cpu()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save = "SEQ_CLS", [*(config.modules_to_save or []), "score"]
+    config.save_pretrained(folder)
+    pad = tokenizer.pad_token_id
+    if base.config.get_text_config().pad_token_id != pad:
+        new = pad >= base.get_input_embeddings().num_embeddings
+        log.warning(
+            "%s has no pad token that suits a reward model; to load the adapter in plain transformers, %sset "
+            "config.pad_token_id = %s on the base model first",
+            base.config.name_or_path,
+            "call resize_token_embeddings(len(tokenizer)) and " if new else "",
+            pad,
+        )
