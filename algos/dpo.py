@@ -29,9 +29,7 @@ class DPO(Compared):
             loss (Pang et al. 2024, eq. 1).
     """
 
-    def __init__(
-        self, *args: Any, objective: Objective = USUAL, sft_weight: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, objective: Objective = USUAL, sft_weight: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight = objective, sft_weight
         self.drift = 0.0

@@ -171,7 +171,7 @@ class PredictionWriter(Callback):
                 write_whole(self.file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
             except OSError as error:  # the disk filled up meanwhile, say
                 raise self._unwritable(error) from error
-            print(f"{len(rows)} answers in {self.file}")
+            print(f"{len(rows)} {'scored rows' if pl_module.predicts == 'scores' else 'answers'} in {self.file}")
         self._batches = []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -49,6 +50,10 @@ class Compared(Algorithm):
         self.reference: Reference | None = None
         self._agreed = False
 
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one micro-batch, as for every algorithm, from `log_ratio(batch, logp)`."""
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.reference is not None or self.trainer.predicting:
@@ -75,7 +80,7 @@ class Compared(Algorithm):
     def log_ratio(self, batch: Batch, logp: Tensor) -> Tensor:
         """log pi / ref of each response token: [T] nats. `logp` [T] is the policy's."""
         assert self.reference is not None
-        ratio = logp - self.reference(batch)
+        ratio: Tensor = logp - self.reference(batch)
         if not self._agreed and self.trainer.state.fn == "fit":
             self._agreed = self._check(batch, ratio.detach())
         return ratio

@@ -57,10 +57,17 @@ class Scored(Algorithm):
 
     # -- prediction --------------------------------------------------------------------------------------------------
 
-    def predict_step(self, batch: Sequence[tuple[Example, Tree]], index: int) -> list[dict[str, Any]]:
-        """The rewards of the responses that rows have, which keep their order, as rows for a JSONL file:
-        `{"prompt", "responses", "scores", "row"}`, which is preference data itself, or `{"prompt", "response",
-        "score", "row"}` where a row has one response."""
+    def predict_step(self, batch: Sequence[tuple[Example, Any]], index: int) -> list[dict[str, Any]]:
+        """The rewards of the responses that rows have, which keep their order, as rows for a JSONL file.
+
+        Args:
+            batch: rows and their trees.
+            index: of the batch.
+
+        Returns:
+            `{"prompt", "responses", "scores", "row"}`, which is preference data itself, or `{"prompt", "response",
+            "score", "row"}` where a row has one response.
+        """
         scores: list[float] = []
         for trees in packs([tree for _, tree in batch], getattr(self.data, "max_tokens", 16384)):
             scores += self.rewards(pack(trees).to(self.device)).tolist()

@@ -53,7 +53,7 @@ class CausalLM(Policy):
         path: str = "tiny",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         adapter: PeftConfig | None = None,
-        attention: Literal["auto", "segments", "dense", "rows"] = "auto",
+        attention: Literal["auto", "segments", "varlen", "flex", "dense", "rows"] = "auto",
         gradient_checkpointing: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -113,7 +113,7 @@ class CausalLM(Policy):
                 self.fresh |= {name}
             else:
                 with torch.no_grad():
-                    self.heads[name].weight.copy_(saved)
+                    self.heads[name].get_parameter("weight").copy_(saved)
         if EXTRA.union({"logp"}) & set(wants):
             check_language(self)
         else:
@@ -129,9 +129,9 @@ class CausalLM(Policy):
         self._native = base.config._attn_implementation
         if self.attention == "rows":
             return
-        wanted, config = self.attention, base.config.get_text_config()
-        cap = getattr(config, "attn_logit_softcapping", None)
-        self.attention = forest_attention.choose(self.device, cap) if wanted == "auto" else wanted
+        wanted = self.attention
+        if wanted != "auto":  # weights may be on their way to the GPU
+            self.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
         base.set_attn_implementation(forest_attention.FOREST)
         if takes_forest(self, tolerance):
             return
@@ -141,6 +141,12 @@ class CausalLM(Policy):
         if wanted != "auto":
             raise UserError(f"{self.path}: {name} cannot take attention {wanted}; use --model.policy.attention rows")
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
+
+    def backend(self, device: torch.device) -> str:
+        """The forest attention that serves batches on this device. UserError where the one asked for cannot."""
+        cap = getattr(base_of(self.model).config.get_text_config(), "attn_logit_softcapping", None)
+        before = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
+        return forest_attention.choose(device, cap, self.dtype, "auto" if before else self.attention)
 
     def _enable_checkpointing(self) -> None:
         base = base_of(self.model)
@@ -155,7 +161,7 @@ class CausalLM(Policy):
         if self.attention == "rows":
             return self.hidden_by_rows(batch)
         body, _, _ = parts(self.model)
-        forest = forest_attention.Forest(batch, self.attention)
+        forest = forest_attention.Forest(batch, self.backend(batch.tokens.device))
         out = body(
             input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest
         ).last_hidden_state

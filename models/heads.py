@@ -150,7 +150,7 @@ def save_reward(policy: CausalLM, folder: str | Path) -> None:
     base = base_of(policy.model)
     configured = base.config.get_text_config().pad_token_id
     tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, configured)
-    head = policy.heads["score"].weight.detach()
+    head = policy.heads["score"].get_parameter("weight").detach()
     if hasattr(policy.model, "peft_config"):
         _save_adapter(policy, head, tokenizer, Path(folder))
     else:

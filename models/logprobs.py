@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 << 20
-"""Size of one chunk of logits, in the head's dtype. A few such buffers exist at a time, whatever T and V are."""
-KEEP_BYTES = 256 << 20
-"""Logits that take no more than this are kept for the backward pass, which saves one of four matrix products."""
-BLOCK_BYTES = 4 << 20
-"""On a CPU what follows the matrix product runs over blocks of fp32 logits that fit its cache."""
+CHUNK_BYTES = 256 << 20
+"""Size of one chunk of logits, in the head's dtype. Logits that all fit in one are kept for the backward pass, which
+saves one of four matrix products."""
+BLOCK_BYTES = {"cpu": 4 << 20}
+"""What follows the product runs over blocks of fp32 logits: as much as a processor's cache holds, or else 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def _cut(rows: int, row_bytes: int, size: int) -> list[slice]:
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Rows of [S, V] to work on at a time: a GPU takes them all at once."""
-    return _cut(len(x), 4 * x.shape[1], BLOCK_BYTES) if x.device.type == "cpu" else [slice(0, len(x))]
+    """Rows of [S, V] to work on at a time."""
+    return _cut(len(x), 4 * x.shape[1], BLOCK_BYTES.get(x.device.type, 64 << 20))
 
 
 def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
@@ -127,14 +126,12 @@ class _LogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean log-prob, log-sum-exp
-        row = weight.shape[0] * dtype.itemsize
-        keep = training and len(hidden) * row <= KEEP_BYTES
-        ctx.chunks = [slice(0, len(hidden))] if keep else _cut(len(hidden), row, CHUNK_BYTES)
+        ctx.chunks = _cut(len(hidden), weight.shape[0] * dtype.itemsize, CHUNK_BYTES)
         ctx.kept = None
         for s in ctx.chunks:
             x = head.product(hidden[s])
             _columns(head, x, target[s], extra, out[:, s])
-            ctx.kept = x if keep else None
+            ctx.kept = x if training and len(ctx.chunks) == 1 else None
         ctx.save_for_backward(hidden, weight, bias, target, out)
         ctx.options = squash, temperature, extra, dtype
         return out[0], out[1], out[2]

@@ -94,7 +94,8 @@ class AdapterOff(_Frozen):
     @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         with self._still(), without_adapter(self.policy.model):
-            return self.policy(batch, {"logp"}, temperature).logp
+            logp: Tensor = self.policy(batch, {"logp"}, temperature).logp
+        return logp
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((n, p.detach()) for n, p in self.policy.model.named_parameters() if not p.requires_grad)

@@ -58,9 +58,9 @@ def pad_token(tokenizer: PreTrainedTokenizerBase, stop: Collection[int], configu
     """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     free = special.union(tokenizer.all_special_ids) - set(stop) - {tokenizer.eos_token_id}
-    kept = [i for i in (configured, tokenizer.pad_token_id) if i in free]
-    if kept:
-        return int(kept[0])
+    for own in (configured, tokenizer.pad_token_id):
+        if own is not None and own in free:
+            return int(own)
     free -= {tokenizer.bos_token_id, *tokenizer(ODD, add_special_tokens=False).input_ids}
     if tokenizer.chat_template is not None:
         free -= set(tokenizer(_conversation(tokenizer, answer=True), add_special_tokens=False).input_ids)

@@ -10,9 +10,11 @@ import torch
 from small import small
 
 from leyden.batch import Batch, Tree, pack
-from leyden.models import CausalLM
-from leyden.models.attention import Forest
+from leyden.errors import UserError
+from leyden.models import CausalLM, flex
+from leyden.models.attention import Forest, choose, forest_attention
 from leyden.models.load import base_of, parts
+from leyden.models.segments import segment_mask
 
 COMMON = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 GQA = COMMON | dict(intermediate_size=48, num_key_value_heads=2)
@@ -96,7 +98,7 @@ def policy(request: pytest.FixtureRequest) -> CausalLM:
 
 
 def test_packed_equals_separate(policy: CausalLM) -> None:
-    assert policy.attention == ("dense" if policy.path == "gemma2" else "segments")
+    assert policy.backend(torch.device("cpu")) == ("dense" if policy.path == "gemma2" else "segments")
     for batch in (pack(trees()), pack(trees(), length=80), pack(trees()).unshare()):
         logp, gradient = error(policy, batch, batch)
         assert logp < 1e-5 and gradient < 1e-5
@@ -169,4 +171,36 @@ def test_forest_that_does_not_arrive_raises() -> None:
 
 def test_masks_are_shared_by_layers() -> None:
     forest = Forest(pack(trees()), "segments")
-    assert forest.segment_mask(4, 7, None) is forest.segment_mask(4, 7, None)
+    assert segment_mask(forest, 4, 7, None) is segment_mask(forest, 4, 7, None)
+    assert forest.mask(3) is forest.mask(3) and forest.mask(3) is not forest.mask(None)
+
+
+def test_auto_takes_what_the_device_and_the_model_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert choose(cpu, None) == choose(cpu, None, torch.bfloat16) == "segments" and choose(cpu, 30.0) == "dense"
+    monkeypatch.setattr(flex, "find_spec", lambda name: None)  # no triton
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))  # no flash attention
+    assert choose(gpu, None, torch.bfloat16) == "segments" and choose(gpu, 30.0, torch.bfloat16) == "dense"
+    monkeypatch.setattr(flex, "find_spec", lambda name: name)
+    assert choose(gpu, None, torch.bfloat16) == choose(gpu, 30.0, torch.bfloat16) == "flex"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert choose(gpu, None, torch.bfloat16) == "varlen"
+    assert choose(gpu, None, torch.float32) == choose(gpu, 30.0, torch.bfloat16) == "flex"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "softcap", "reason"),
+    [("varlen", None, "NVIDIA"), ("flex", None, "GPUs"), ("segments", 30.0, "soft-capped"), ("varlen", 30.0, "soft")],
+)
+def test_a_backend_that_cannot_run_here_is_refused(wanted: str, softcap: float | None, reason: str) -> None:
+    with pytest.raises(UserError, match=f"attention {wanted}.*{reason}.*--model.policy.attention auto"):
+        choose(torch.device("cpu"), softcap, torch.bfloat16, wanted)
+
+
+def test_backends_without_dropout_leave_it_to_one_that_has_it() -> None:
+    x = torch.ones(1, 2, 40, 4)  # without dropout every output is 1
+    for backend in ("varlen", "flex"):
+        forest = Forest(pack([Tree([1] * 10, [[2] * 30])]), backend)
+        out, _ = forest_attention(torch.nn.Module(), x, x, x, None, dropout=0.5, forest=forest)
+        assert out.std() > 0.01

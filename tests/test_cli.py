@@ -171,12 +171,15 @@ def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
 def test_every_shipped_config_parses(name: str, leyden) -> None:
     base = [] if name != "lora" else ["--config", "sft"]
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
-    assert config["model"]["class_path"] == "leyden.algos.sft.SFT"
-    assert config["data"]["class_path"] == "leyden.datamodules.instruction.InstructionData"
+    algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel"}.get(name, "sft.SFT")
+    assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
+    data = "instruction.InstructionData" if algorithm == "sft.SFT" else "preference.PreferenceData"
+    assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name == "lora")
     assert name != "lora" or adapter["init_args"]["r"] == 16
-    assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
+    if algorithm == "sft.SFT":
+        assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
 
 
 def test_lora_by_flags(leyden) -> None:

@@ -26,10 +26,12 @@ class Wrapped(nn.Linear):
 @pytest.mark.parametrize("squash", [Squash(), Squash(0.3), Squash(2.0, 1.5)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
 def test_equals_the_plain_formula(
-    kind: type[nn.Linear], squash: Squash, temperature: float, extra: bool, monkeypatch: pytest.MonkeyPatch
+    kind: type[nn.Linear], squash: Squash, temperature: float, extra: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 23 * 4)  # 4 rows a chunk, so that 11 rows leave a remainder
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 23 * (11 if kept else 4))  # 11 rows leave a remainder
+    monkeypatch.setattr(module, "BLOCK_BYTES", {"cpu": 4 * 23 * 3})
     torch.manual_seed(1)
     head = kind(6, 23)
     hidden = HIDDEN.clone().requires_grad_()
@@ -80,6 +82,28 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(monkeypatch: pytest.M
             logprobs(head, hidden, torch.zeros(tokens, dtype=torch.long))[0].sum().backward()
         sizes.append(seen.size)
     assert sizes == [16 * 500, 16 * 500]
+
+
+def test_logits_of_a_small_batch_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    linear = nn.functional.linear
+    monkeypatch.setattr(nn.functional, "linear", lambda *args: calls.append(0) or linear(*args))
+    counts = []
+    for rows in (10, 11):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 23 * rows)
+        calls.clear()
+        logprobs(nn.Linear(6, 23), HIDDEN, TARGET)[0].sum().backward()
+        counts.append(len(calls))
+    assert counts == [4, 1]  # two chunks, forward and backward; one chunk, once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_backward_pass_gives_the_same(dtype: torch.dtype) -> None:
+    """Kept logits are overwritten by the first one."""
+    head, hidden = nn.Linear(6, 23).to(dtype), HIDDEN.detach().to(dtype).requires_grad_()
+    loss = (logprobs(head, hidden, TARGET)[0] * torch.arange(11)).sum()
+    first, second = (torch.autograd.grad(loss, [hidden, head.weight], retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_autocast_and_bf16_keep_fp32_log_probs() -> None:

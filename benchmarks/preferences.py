@@ -1,0 +1,150 @@
+"""Do preferences help? A reward model and DPO on generated pairs, judged by the exact reward that made the pairs.
+
+    python benchmarks/preferences.py FOLDER [--seeds 3]
+
+Fine-tunes the embedded model once, then for every seed trains a reward model and a DPO policy on new noisy pairs. It
+reports how often the reward model agrees with the true order of held-out pairs, and the gold reward of sampled answers
+(temperature 1) to held-out questions before and after DPO, with the KL divergence from the fine-tuned model: nats
+summed over an answer, averaged over answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from leyden.demo import gain, scores
+from leyden.launcher import main as leyden
+
+
+def run(*words: object) -> None:
+    arguments = [str(word) for word in words]
+    print("leyden", *arguments, flush=True)
+    code = leyden(arguments)
+    if code:
+        raise SystemExit(code)
+
+
+def last(metrics: Path, name: str) -> float:
+    """The last value of a column of metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)][-1]
+
+
+def divergence(policy: Path, reference: Path, answers: Path) -> tuple[float, float]:
+    """KL of the policy from the reference, estimated on the policy's own answers, and its standard error."""
+    import torch
+
+    from leyden.batch import Tree, pack
+    from leyden.datamodules.template import Template
+    from leyden.example import Example, Message
+    from leyden.models import CausalLM
+
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    models = [CausalLM(str(path)) for path in (policy, reference)]
+    for model in models:
+        model.build()
+        model.eval()
+    template = Template(models[0].tokenizer)
+    found: list[float] = []
+    for row in rows:
+        turn = Message(role="assistant", content=row["response"])
+        tree: Tree = template.encode(Example(row["prompt"], [[turn]]))
+        with torch.no_grad():
+            batch = pack([tree])
+            first, second = (batch.per_branch(model(batch).logp) for model in models)
+        found.append(float(first - second))
+    return statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found))
+
+
+def one_seed(folder: Path, sft: Path, files: dict[str, Path], options: Any, seed: int) -> dict[str, float]:
+    """Train on fresh pairs and measure."""
+    pairs, rm, dpo = folder / f"pairs-{seed}.jsonl", folder / f"rm-{seed}", folder / f"dpo-{seed}"
+    run("data", "sample", "--kind", "preference", "--language", "both", "--rows", options.rows,
+        "--seed", 10 + seed, "--output", pairs)  # fmt: skip
+    common = [
+        "--model.policy.path",
+        sft,
+        "--data.path",
+        pairs,
+        "--data.val_path",
+        files["pairs"],
+        "--data.max_length",
+        256,
+    ]
+    common += ["--seed_everything", seed, "--data.seed", seed]
+    start = time.monotonic()
+    run(
+        "fit",
+        "--config",
+        "reward_model",
+        *common,
+        "--model.optimizer.lr",
+        options.rm_lr,
+        "--trainer.default_root_dir",
+        rm,
+    )
+    middle = time.monotonic()
+    run("fit", "--config", "dpo", *common, "--model.optimizer.lr", options.dpo_lr, "--trainer.default_root_dir", dpo)
+    end = time.monotonic()
+    answers = {}
+    for name, model in ("sft", sft), ("dpo", dpo / "export"):
+        answers[name] = folder / f"answers-{name}-{seed}.jsonl"
+        run("predict", "--config", "demo", "--model.policy.path", model, "--data.path", files["questions"],
+            "--model.sampling.temperature", 1, "--model.sampling.seed", seed, "--output", answers[name])  # fmt: skip
+    before, after = scores(answers["sft"]), scores(answers["dpo"])
+    difference, error = gain(before, after)
+    kl, kl_error = divergence(dpo / "export", sft, answers["dpo"])
+    return {
+        "rm_accuracy": last(rm / "metrics.csv", "val/accuracy"),
+        "before": statistics.fmean(before),
+        "after": statistics.fmean(after),
+        "gain": difference,
+        "error": error,
+        "kl": kl,
+        "kl_error": kl_error,
+        "rm_minutes": (middle - start) / 60,
+        "dpo_minutes": (end - middle) / 60,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=2000, help="pairs to train on")
+    parser.add_argument("--heldout", type=int, default=400)
+    parser.add_argument("--rm-lr", default="3e-4")
+    parser.add_argument("--dpo-lr", default="5e-5")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True)
+    files = {name: folder / f"{name}.jsonl" for name in ("questions", "rows", "pairs")}
+    sample = ["data", "sample", "--language", "both"]
+    heldout = ["--split", "heldout", "--seed", 7, "--rows", options.heldout]
+    run(*sample, "--kind", "instruction", "--rows", 4000, "--seed", 1, "--output", files["rows"])
+    run(*sample, "--kind", "prompts", *heldout, "--output", files["questions"])
+    run(*sample, "--kind", "preference", "--noise", 0, *heldout, "--output", files["pairs"])
+    run("fit", "--config", "demo", "--data.path", files["rows"], "--trainer.max_epochs", 2,
+        "--trainer.default_root_dir", folder / "sft")  # fmt: skip
+    results = [one_seed(folder, folder / "sft" / "export", files, options, seed) for seed in range(options.seeds)]
+    n = options.heldout
+    print(f"\n{options.rows} noisy pairs; {n} held-out pairs without noise, {n} held-out questions, temperature 1\n")
+    print("seed  reward model  gold before  after  gain (s.e.)      in s.e.  KL (s.e.)      minutes: rm, dpo")
+    for seed, r in enumerate(results):
+        interval = 1.96 * math.sqrt(r["rm_accuracy"] * (1 - r["rm_accuracy"]) / n)
+        print(
+            f"{seed:<5} {r['rm_accuracy']:.3f} ± {interval:.3f} {r['before']:11.3f} {r['after']:7.3f} "
+            f"{r['gain']:6.3f} ({r['error']:.3f}) {r['gain'] / r['error']:9.1f}   {r['kl']:6.2f} ({r['kl_error']:.2f})"
+            f"   {r['rm_minutes']:.1f}, {r['dpo_minutes']:.1f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

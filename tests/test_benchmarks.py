@@ -1,0 +1,51 @@
+"""The benchmarks' proof that both sides do the same work, on the embedded model, and their figures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("trl", reason="runs TRL: pip install 'leyden[bench]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # its libraries warn of much
+KINDS = {"sft": "instruction", "dpo": "preference", "reward_model": "preference"}
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+
+
+@pytest.mark.parametrize("name", [*KINDS])
+def test_both_sides_take_the_same_first_step(name: str, tmp_path: Path, leyden: Any) -> None:
+    import contest
+    import sides
+
+    from leyden.paths import resolve
+
+    script, kind = importlib.import_module(name), KINDS[name]
+    rows, trees = tmp_path / "sampled.jsonl", tmp_path / "trees.json"
+    code, _, said = leyden("data", "sample", "--kind", kind, "--rows", "20", "--language", "en", "--output", rows)
+    assert code == 0, said
+    options = argparse.Namespace(model=resolve("tiny"), data=str(rows), trees=str(trees), device="cpu", dtype="float32")
+    vars(options).update(batch_size=3, max_length=256, warmup=1, steps=1)
+    trees.write_text(sides.written(sides.make_trees(options, kind)), encoding="utf-8")
+    ours, theirs = script.run(options, None), script.run(options, script.CONTESTANTS["trl, defaults"])
+    assert ours["first"] == pytest.approx(theirs["first"], rel=1e-4)
+    assert ours["tokens"] == theirs["tokens"] and len(ours["seconds"]) == len(theirs["seconds"]) == 2
+    assert contest.speed(ours, 1) == ours["tokens"][1] / ours["seconds"][1]
+    assert [*script.CONTESTANTS][:2] == [contest.OURS, "trl, defaults"]
+
+
+def test_figures() -> None:
+    import contest
+    import sides
+
+    from leyden.batch import Tree
+
+    assert contest.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == "3.00 [2.00, 4.00]"
+    assert contest.speed({"tokens": [100, 30, 50], "seconds": [50.0, 1.0, 3.0]}, 1) == 20
+    assert sides.tokens_of(Tree([1, 2, 3], [[4], [5, 6]])) == 9
