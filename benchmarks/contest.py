@@ -97,9 +97,11 @@ def compare(options: argparse.Namespace, script: str, contestants: Mapping[str, 
         loss, norm = work(name, options, script, dtype="float32", steps=1, warmup=0)["first"]
         print(f"{name:<26} {loss:.6f} {norm:.5f}", flush=True)
     runs: dict[str, list[Result]] = {name: [] for name in (PEAK, *contestants)}
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         for name, results in runs.items():
             results.append(work(name, options, script))
+            done = "" if name == PEAK else f" {speed(results[-1], options.warmup):.0f} tokens/s"
+            print(f"round {number + 1}: {name}{done}", file=sys.stderr, flush=True)
     trees = read(options.trees)
     per_example = sum(map(tokens_of, trees)) / len(trees)
     speeds = {name: [speed(result, options.warmup) for result in runs[name]] for name in contestants}

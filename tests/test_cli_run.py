@@ -209,7 +209,7 @@ def test_validate_shows_and_predict_writes(leyden, workplace: Path) -> None:
 
 
 def test_odd_values_in_a_row_do_not_lose_its_answer(tmp_path: Path) -> None:
-    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True)
+    trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True, predicts="answers")
     row = {
         "day": date(2024, 5, 1),
         "price": Decimal("1.5"),
