@@ -91,7 +91,20 @@ def one_seed(folder: Path, sft: Path, files: dict[str, Path], options: Any, seed
         rm,
     )
     middle = time.monotonic()
-    run("fit", "--config", "dpo", *common, "--model.optimizer.lr", options.dpo_lr, "--trainer.default_root_dir", dpo)
+    run(
+        "fit",
+        "--config",
+        "dpo",
+        *common,
+        "--model.optimizer.lr",
+        options.dpo_lr,
+        "--model.sft_weight",
+        options.sft_weight,
+        "--data.batch_size",
+        16,
+        "--trainer.default_root_dir",
+        dpo,
+    )
     end = time.monotonic()
     answers = {}
     for name, model in ("sft", sft), ("dpo", dpo / "export"):
@@ -118,10 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=2000, help="pairs to train on")
-    parser.add_argument("--heldout", type=int, default=400)
+    parser.add_argument("--rows", type=int, default=4000, help="pairs to train on")
+    parser.add_argument("--heldout", type=int, default=800)
     parser.add_argument("--rm-lr", default="3e-4")
-    parser.add_argument("--dpo-lr", default="5e-5")
+    parser.add_argument("--dpo-lr", default="1e-4")
+    parser.add_argument("--sft-weight", default="1", help="of DPO: without it the small model forgets its facts")
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True)
