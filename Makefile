@@ -22,6 +22,8 @@ lint: .venv/ready
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/sft.py
+	$(BIN)/python benchmarks/reward_model.py
+	$(BIN)/python benchmarks/dpo.py
 
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
