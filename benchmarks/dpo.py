@@ -18,6 +18,7 @@ GROUPED = {
     "gradient_checkpointing": False,
     "train_sampling_strategy": "group_by_length",
     "remove_unused_columns": False,  # or the lengths are taken away before they are read
+    "grouped": True,
 }
 CONTESTANTS: dict[str, sides.Settings] = {
     contest.OURS: {},

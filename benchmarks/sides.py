@@ -31,7 +31,7 @@ def now(options: argparse.Namespace) -> float:
 
 
 def make_trees(options: argparse.Namespace, kind: str) -> list[Any]:
-    """The first rows of a file as token ids: what everyone trains on. All tokens of a preferred response count."""
+    """The first rows of a file as token ids, up to 200 steps of them. All tokens of compared responses count."""
     from leyden.chat import load_tokenizer
     from leyden.datamodules.files import read_rows
     from leyden.datamodules.formats import RowError, detect, parse
@@ -50,8 +50,10 @@ def make_trees(options: argparse.Namespace, kind: str) -> list[Any]:
             tree.responses, tree.scores, tree.weights = tree.responses[:2], None, None
         if longest(tree) <= options.max_length and (kind != "preference" or tree.responses[0] != tree.responses[1]):
             trees.append(tree)
-        if len(trees) == needed:
-            return trees
+        if len(trees) == 200 * options.batch_size:
+            break
+    if len(trees) >= needed:
+        return trees
     sys.exit(f"{options.data} has {len(trees)} rows of at most {options.max_length} tokens, {needed} are needed")
 
 
@@ -99,7 +101,7 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
             return self.trees[index]
 
     class Data(DataModule):
-        train_trees = Rows(read(options.trees))
+        train_trees = Rows(read(options.trees)[: options.batch_size * (options.warmup + options.steps)])
 
         def train_plan(self) -> Any:  # in the order of the file, as the other side is told to
             return plan(range(len(self.train_trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
@@ -163,6 +165,17 @@ def forward_work(model: Any, tree: Any, head: bool) -> float:
 # -- theirs --------------------------------------------------------------------------------------------------------
 
 
+def middle(order: list[int], size: int, options: Any, lengths: Sequence[int]) -> list[int]:
+    """Few batches that stand for a whole epoch of a sampler that groups rows by length: its batches at evenly spaced
+    quantiles of length, the median one first, to warm up."""
+    batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    batches.sort(key=lambda rows: sum(lengths[i] for i in rows))
+    wanted = options.warmup + options.steps
+    chosen = [batches[int((n + 0.5) * len(batches) / wanted)] for n in range(wanted)]
+    chosen.insert(0, chosen.pop(wanted // 2))
+    return [i for rows in chosen for i in rows]
+
+
 def trl_run(trainer_class: Any, config_class: Any, model: Any, rows: list[Settings], options: Any, own: Any) -> Result:
     """One run of a trainer of TRL with the settings of both sides and its own."""
     from datasets import Dataset
@@ -178,7 +191,14 @@ def trl_run(trainer_class: Any, config_class: Any, model: Any, rows: list[Settin
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(now(options) - self.began)
 
+    grouped, size = own.pop("grouped", False), own.get("per_device_train_batch_size", options.batch_size)
+    own = {"bf16": True, "per_device_train_batch_size": size} | own
+
     class Counting(trainer_class):  # type: ignore[misc]
+        def _get_train_sampler(self, *rest: Any) -> Any:
+            order = super()._get_train_sampler(*rest)
+            return middle([*order], size, options, self.train_dataset["length"]) if grouped else order
+
         def training_step(self, model: Any, inputs: Any, *rest: Any, **kwargs: Any) -> Any:
             mask = inputs.get("attention_mask")
             tokens.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
@@ -191,7 +211,6 @@ def trl_run(trainer_class: Any, config_class: Any, model: Any, rows: list[Settin
     with tempfile.TemporaryDirectory() as folder:
         common = {
             "output_dir": folder,
-            "per_device_train_batch_size": options.batch_size,
             "learning_rate": RATE,
             "lr_scheduler_type": "constant",
             "weight_decay": 0.0,
@@ -205,10 +224,9 @@ def trl_run(trainer_class: Any, config_class: Any, model: Any, rows: list[Settin
             "train_sampling_strategy": "sequential",
             "disable_tqdm": True,
         }
-        low = own.get("bf16", True) and options.dtype == "bfloat16"
         trainer = Counting(
             model,
-            args=config_class(**(common | own | {"bf16": low})),
+            args=config_class(**(common | own | {"bf16": own["bf16"] and options.dtype == "bfloat16"})),
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(options.model),
             callbacks=[Clock()],

@@ -12,6 +12,7 @@ Adapters are switched here and not by PEFT, whose switches leave `requires_grad`
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,9 @@ class _Frozen(Reference):
             digest.update(name.encode() + some.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:8]
 
+    @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        raise NotImplementedError
+        """What makes this reference differ from another, by name."""
 
 
 class AdapterOff(_Frozen):

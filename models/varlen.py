@@ -25,11 +25,12 @@ except ImportError:
 
 NEEDED = {"scale", "window_size", "enable_gqa"}
 """Arguments that the kernel did not have when it was new."""
+USABLE = varlen_attn is not None and set(inspect.signature(varlen_attn).parameters) >= NEEDED
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this back-end cannot run here, or None if it can."""
-    if varlen_attn is None or not NEEDED <= set(inspect.signature(varlen_attn).parameters):
+    if not USABLE:
         return "this version of torch lacks the kernel"
     if device.type != "cuda" or torch.version.hip is not None:
         return "the kernel is one of NVIDIA GPUs"

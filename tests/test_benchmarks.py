@@ -49,3 +49,14 @@ def test_figures() -> None:
     assert contest.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == "3.00 [2.00, 4.00]"
     assert contest.speed({"tokens": [100, 30, 50], "seconds": [50.0, 1.0, 3.0]}, 1) == 20
     assert sides.tokens_of(Tree([1, 2, 3], [[4], [5, 6]])) == 9
+
+
+def test_a_few_batches_stand_for_an_epoch_of_grouped_ones() -> None:
+    import sides
+
+    options = argparse.Namespace(warmup=1, steps=4)
+    lengths = list(range(101))  # fifty batches of two
+    order = [*range(100, 50, -1), *range(50, -1, -1)]
+    chosen = sides.middle(order, 2, options, lengths)
+    middles = [sum(chosen[i : i + 2]) / 2 for i in range(0, 10, 2)]
+    assert middles[0] == pytest.approx(50, abs=2) and sorted(middles) == pytest.approx([10, 30, 50, 70, 90], abs=2)
