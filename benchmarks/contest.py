@@ -26,6 +26,19 @@ from sides import Result, Settings, make_trees, now, read, tokens_of, written
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 lets --model name one of the hub
 os.environ |= {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 OURS, PEAK = "leyden", "matrix product"
+GROUPED = {
+    "gradient_checkpointing": False,
+    "train_sampling_strategy": "group_by_length",
+    "remove_unused_columns": False,  # or the lengths are taken away before they are read
+    "grouped": True,
+}
+FOR_PAIRS: dict[str, Settings] = {
+    OURS: {},
+    "trl, defaults": {},
+    "trl, best, bf16 weights": GROUPED | {"bf16": False},
+    "trl, best, bf16 autocast": GROUPED,
+}
+"""Who trains on pairs: us, the peer with its defaults, and at its best, where rows of one length share a batch."""
 
 
 def peak_memory(options: argparse.Namespace) -> float:

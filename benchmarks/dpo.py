@@ -14,18 +14,7 @@ import argparse
 import contest
 import sides
 
-GROUPED = {
-    "gradient_checkpointing": False,
-    "train_sampling_strategy": "group_by_length",
-    "remove_unused_columns": False,  # or the lengths are taken away before they are read
-    "grouped": True,
-}
-CONTESTANTS: dict[str, sides.Settings] = {
-    contest.OURS: {},
-    "trl, defaults": {},
-    "trl, best, bf16 weights": GROUPED | {"bf16": False},
-    "trl, best, bf16 autocast": GROUPED,
-}
+CONTESTANTS = contest.FOR_PAIRS
 BETA = 0.1
 
 

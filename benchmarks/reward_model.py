@@ -15,18 +15,7 @@ from typing import Any
 import contest
 import sides
 
-GROUPED = {
-    "gradient_checkpointing": False,
-    "train_sampling_strategy": "group_by_length",
-    "remove_unused_columns": False,  # or the lengths are taken away before they are read
-    "grouped": True,
-}
-CONTESTANTS: dict[str, sides.Settings] = {
-    contest.OURS: {},
-    "trl, defaults": {},
-    "trl, best, bf16 weights": GROUPED | {"bf16": False},
-    "trl, best, bf16 autocast": GROUPED,
-}
+CONTESTANTS = contest.FOR_PAIRS
 
 
 def set_head(head: Any) -> None:

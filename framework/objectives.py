@@ -56,7 +56,7 @@ class Sigmoid(Objective):
 
 
 @dataclass
-class Robust(Objective):
+class Robust(Sigmoid):
     """(-(1 - e) log s(beta d) + e log s(-beta d)) / (1 - 2 e): unbiased under label noise (Chowdhury et al. 2024).
 
     Args:
@@ -64,11 +64,7 @@ class Robust(Objective):
         label_smoothing: e, the share of labels that are wrong, below 0.5.
     """
 
-    beta: float = 0.1
     label_smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        _need(self.beta > 0 and 0 <= self.label_smoothing < 0.5, f"{self}: beta > 0, 0 <= label_smoothing < 0.5")
 
     def __call__(self, better: Tensor, worse: Tensor) -> Tensor:
         logit, e = self.beta * (better - worse), self.label_smoothing

@@ -144,25 +144,12 @@ def test_packed_is_unshared_is_rows(attention: str) -> None:
     losses, gradients = [], []
     for layout in (batch, batch.unshare() if attention != "rows" else batch.select([4, 0, 2, 1, 3])):
         algorithm.zero_grad()
-        loss = algorithm.loss(layout) if layout is batch or attention == "rows" else unshared_loss(algorithm, layout)
+        loss = algorithm.loss(layout)
         loss.backward()
         losses.append(float(loss.detach()))
         gradients.append(torch.cat([p.grad.flatten() for p in algorithm.policy.parameters() if p.grad is not None]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert off(gradients[0], gradients[1]) < 1e-5
-
-
-def unshared_loss(algorithm: DPO, layout: Batch) -> Tensor:
-    """The same maths over repeated prompts, whose `structure` has one tree a response but whose groups are the same."""
-    assert algorithm.reference is not None
-    ratio = layout.per_branch(algorithm.policy(layout).logp - algorithm.reference(layout))
-    total = []
-    for group in layout.group.unique():
-        mine = ratio[layout.group == group]
-        total.append(
-            torch.stack([-F.logsigmoid(0.1 * (a - b)) for i, a in enumerate(mine) for b in mine[i + 1 :]]).mean()
-        )
-    return torch.stack(total).mean()
 
 
 def test_starts_at_ln_2_and_any_cut_of_a_step_has_one_gradient(ranks: Ranks) -> None:
