@@ -63,9 +63,9 @@ def product_speed(options: argparse.Namespace, size: int = 2048) -> Result:
     return {"peak": best}
 
 
-def work(name: str, options: argparse.Namespace, script: str, **changes: Any) -> Result:
-    """Run one contestant in a process of its own."""
-    command = [sys.executable, script, "--worker", name]
+def work(name: str, options: argparse.Namespace, script: str, python: str = sys.executable, **changes: Any) -> Result:
+    """Run one contestant in a process of its own, of this Python or another."""
+    command = [python, script, "--worker", name]
     for key, value in (vars(options) | changes).items():
         if key != "worker":
             command += [f"--{key.replace('_', '-')}", str(value)]
@@ -87,8 +87,8 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def machine() -> str:
-    names = ("leyden", "trl", "torch", "transformers", "lightning")
+def machine(names: Sequence[str] = ("leyden", "trl", "torch", "transformers", "lightning")) -> str:
+    """The processor, and the versions of these packages."""
     known = Path("/proc/cpuinfo")  # Linux only, and not every processor has a name there
     lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

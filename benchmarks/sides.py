@@ -36,7 +36,7 @@ def make_trees(options: argparse.Namespace, kind: str) -> list[Any]:
     from leyden.datamodules.files import read_rows
     from leyden.datamodules.formats import RowError, detect, parse
     from leyden.datamodules.overlength import longest
-    from leyden.datamodules.template import Template
+    from leyden.template import Template
 
     template, trees = Template(load_tokenizer(options.model)), []
     rows = [row for _, row in read_rows(options.data)]

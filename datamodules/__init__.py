@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from leyden.datamodules.instruction import InstructionData
     from leyden.datamodules.preference import PreferenceData
+    from leyden.datamodules.prompts import PromptData
 
-__all__ = ["InstructionData", "PreferenceData"]
+__all__ = ["InstructionData", "PreferenceData", "PromptData"]
 
-_MODULES = {"InstructionData": "instruction", "PreferenceData": "preference"}
+_MODULES = {"InstructionData": "instruction", "PreferenceData": "preference", "PromptData": "prompts"}
 
 
 def __getattr__(name: str) -> Any:

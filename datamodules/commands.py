@@ -1,4 +1,4 @@
-"""`leyden data convert | check | show | sample`: what can be done to data files without training."""
+"""`leyden data convert | check | show | sample | label`: what can be done to data files without training."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _columns(found: argparse.Namespace) -> dict[str, str]:
-    names = ("prompt", "response", "chosen", "rejected", "text", "system")
+    names = ("prompt", "response", "responses", "chosen", "rejected", "text", "system")
     return {name: value for name in names if (value := getattr(found, name, None)) is not None}
 
 
@@ -88,6 +88,7 @@ def _convert(argv: list[str]) -> int:
     parser = _Parser("convert", "Convert CSV, TSV, JSON or Parquet to JSONL: a file, or every one of a folder.")
     parser.add_argument("source", metavar="IN", help="a file, a folder or a glob")
     parser.add_argument("target", metavar="OUT", nargs="?", help="default: beside the original, as .jsonl")
+    parser.choice("--kind", KINDS[:3], help="what the rows are for (default: by columns)")
     parser.columns("prompt", "response", "chosen", "rejected", "text", "system")
     parser.add_argument("--encoding", metavar="NAME", help="default: UTF-8, else CP949 where the file is that")
     parser.add_argument("--delimiter", metavar="CHARACTER", help="default: found from the first rows; tab for a tab")
@@ -96,7 +97,7 @@ def _convert(argv: list[str]) -> int:
     from leyden.datamodules.convert import Conversion, convert
 
     delimiter = {"tab": "\t", "\\t": "\t"}.get(found.delimiter, found.delimiter)
-    how = Conversion(_columns(found), found.encoding, delimiter, found.overwrite)
+    how = Conversion(_columns(found), found.encoding, delimiter, found.overwrite, found.kind)
     return convert(found.source, found.target, how)
 
 
@@ -104,10 +105,14 @@ def _check(argv: list[str]) -> int:
     parser = _Parser("check", "Check every row of a data file. Exit code: 0 all usable, 1 some bad, 2 unusable.")
     parser.reading()
     parser.add_argument("--max-length", type=int, metavar="N", help="count rows with more tokens than this")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="prompts: what of it an answer may take")
+    parser.add_argument("--min-gap", type=float, default=0.0, metavar="G", help="preference: as in training")
+    parser.add_argument("--max-responses", type=int, metavar="K", help="preference: as in training")
     found = parser.read(argv)
-    from leyden.datamodules.check import check
+    from leyden.datamodules.check import Limits, check
 
-    return check(_source(found), found.max_length)
+    limits = Limits(found.max_length, found.max_new_tokens, found.min_gap, found.max_responses)
+    return check(_source(found), limits)
 
 
 def _show(argv: list[str]) -> int:
@@ -158,6 +163,34 @@ def _sample(argv: list[str]) -> int:
     return 0
 
 
+def _label(argv: list[str]) -> int:
+    from leyden.datamodules.reward_flags import asked, described, reward_from
+
+    parser = _Parser("label", "Turn several responses to each prompt into preferences, by a reward.")
+    parser.add_argument("source", metavar="IN", help="rows of prompts with responses: a file, a folder or a glob")
+    parser.add_argument("output", metavar="OUT", help="a .jsonl file")
+    text = "what scores them, such as Gold, ModelReward, HTTPJudge, Function or my_file.MyReward"
+    parser.add_argument("--reward", metavar="CLASS", help=f"{text}; --reward.KEY VALUE for what it takes")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--scored", action="store_true", help="write prompt, responses, scores (default)")
+    form.add_argument("--pairs", action="store_true", help="write prompt, chosen, rejected, margin instead")
+    parser.add_argument("--min-gap", type=float, default=0.0, metavar="G", help="leave out what is closer than this")
+    parser.add_argument("--max-responses", type=int, metavar="K", help="most of a prompt: best, worst and some between")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="responses scored at a time")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
+    parser.columns("prompt", "response", "responses")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    rest, flags = asked(argv)
+    found = parser.read(rest)
+    reward = reward_from(flags)
+    from leyden.datamodules.label import Labels, label
+    from leyden.datamodules.source import Source
+
+    how = Labels(found.pairs, found.min_gap, found.max_responses, found.batch_size, found.overwrite)
+    source = Source(found.source, "candidates", found.format, _columns(found))
+    return label(source, found.output, reward, described(flags), how)
+
+
 def _cell(value: object) -> object:
     """A value as the cell of a table; lists are written as JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
@@ -180,10 +213,12 @@ VERBS: dict[str, Callable[[list[str]], int]] = {
     "check": _check,
     "show": _show,
     "sample": _sample,
+    "label": _label,
 }
 USAGE = {
     "convert IN [OUT] --prompt COLUMN …": "CSV, TSV, JSON or Parquet to JSONL: a file, or all of a folder",
     "check FILE": "counts, lengths, duplicates, and every bad row as file:line",
     "show FILE": "rows as the model sees them, with what is trained",
     "sample --output FILE": "sample rows with checkable answers",
+    "label IN OUT --reward CLASS": "several responses to each prompt to preferences, by any reward",
 }

@@ -32,7 +32,7 @@ class Comparisons:
         self.sizes[len(lengths)] += 1
         self.longer += lengths[0] > lengths[-1]
         self.shorter += lengths[0] < lengths[-1]
-        self.left_out += example.left_out
+        self.left_out += example.left_out + len(example.responses) - len(lengths)
         if example.scores is not None:
             self.margins.append(example.scores[0] - example.scores[-1])
         prompt, opposite = seen(example.messages), None

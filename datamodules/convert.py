@@ -21,10 +21,8 @@ from leyden.datamodules.files import extension, find_files, read_rows, stem
 from leyden.datamodules.formats import FORMATS, RowError, describe, detect, parse
 from leyden.datamodules.hangul import composed
 from leyden.datamodules.preference_readers import listed
+from leyden.datamodules.source import HEAD
 from leyden.errors import UserError
-
-HEAD = 100
-"""How many rows the format is detected from."""
 
 _LISTS = ("ranking", "responses", "scores")
 """Columns that hold lists, which the cells of a table hold as text."""
@@ -34,12 +32,13 @@ _T = TypeVar("_T")
 
 @dataclass
 class Conversion:
-    """How to convert: `columns` (canonical name -> column), `encoding` and `delimiter` override what is detected."""
+    """How to convert: `columns` (canonical name -> column), `encoding`, `delimiter`, `kind` replace what is found."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
     delimiter: str | None = None
     overwrite: bool = False
+    kind: str | None = None
 
 
 def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = print) -> int:
@@ -153,7 +152,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
     if not head:
         first = f" (first: {rejects[0]['place']}: {rejects[0]['problem']})" if rejects else ""
         raise UserError(f"{file}: no usable row in it{first}; give a file with data")
-    plan = _plan(file, [row for _, row in head], composed(dict(how.columns)))
+    plan = _plan(file, [row for _, row in head], composed(dict(how.columns)), how.kind)
     with whole_file(out) as output:
         for place, row in counted(chain(head, rows), file.name):
             try:
@@ -163,7 +162,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
                 rejects.append({"place": place, "problem": str(error), "row": row})
         if written == 0:
             raise UserError(f"{file}: none of its {len(rejects)} rows can be used; {rejects[0]['problem']}")
-        _write_rejects(rejected_path(out), rejects, how.overwrite)
+        write_rejects(rejected_path(out), rejects, how.overwrite)
     kept = [str(column) for column in head[0][1] if column not in plan.renames.values()]
     extra = f"; kept {', '.join(kept)}" if kept else ""
     say(f"{file} -> {out}: {written:,} rows, {plan.kind} data as {plan.description}{extra}")
@@ -199,17 +198,18 @@ class _Plan:
         return line
 
 
-def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str]) -> _Plan:
+def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str], kind: str | None) -> _Plan:
     for name, column in columns.items():
         if name != column and name in rows[0] and name not in columns.values():
             raise UserError(f"{file}: '{column}' cannot become '{name}', there is such a column; rename one of them")
     try:
         check_columns(rows, columns)
-        kind, format = _kind_and_format(rows, columns)
+        kind, format = (kind, detect(rows, kind, columns)) if kind else _kind_and_format(rows, columns)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     found = names_of(rows[0], columns)
-    wanted = [*FORMATS[kind][format].needs, *(["input"] if format == "alpaca" else []), *columns]
+    reads = FORMATS[kind][format].reads(answers=kind != "prompts")
+    wanted = [*reads, *(["input"] if format == "alpaca" else []), *columns]
     renames = {name: found[name] for name in wanted if name in found}
     return _Plan(kind, format, renames, describe(rows, format, kind, columns))
 
@@ -231,7 +231,8 @@ def _kind_and_format(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> 
     raise problem
 
 
-def _write_rejects(path: Path, rejects: list[dict[str, Any]], overwrite: bool) -> None:
+def write_rejects(path: Path, rejects: list[dict[str, Any]], overwrite: bool) -> None:
+    """Write what was rejected, one object a row; with nothing to write, remove what an earlier time left."""
     if rejects:
         with whole_file(path) as file:
             for reject in rejects:

@@ -39,7 +39,11 @@ class Format:
 
     def fits(self, names: Iterable[str], answers: bool = True) -> bool:
         """Whether a row with these canonical columns can be read."""
-        return set(self.needs if answers else set(self.needs) - set(self.answers)) <= set(names)
+        return set(self.reads(answers)) <= set(names)
+
+    def reads(self, answers: bool = True) -> tuple[str, ...]:
+        """The columns that are read, with or without the answers."""
+        return self.needs if answers else tuple(name for name in self.needs if name not in self.answers)
 
 
 def parse(
@@ -89,7 +93,8 @@ def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, 
     """One line that says how rows are read: `prompt-response (prompt: 질문, response: 답변)`."""
     check_columns(rows, columns or {})
     form, found = _form(format, kind), names_of(rows[0], columns or {})
-    uses = [f"{name}: {found[name]}" if found[name] != name else name for name in form.needs if name in found]
+    reads = form.reads(answers=kind != "prompts")
+    uses = [f"{name}: {found[name]}" if found[name] != name else name for name in reads if name in found]
     return f"{form.name} ({', '.join(uses)})"
 
 
@@ -188,8 +193,8 @@ def _no_format(row: Row, kind: str) -> str:
 
 
 def _require(form: Format, named: Mapping[str, Any], row: Row, columns: Mapping[str, str], answers: bool) -> None:
-    for name in form.needs:
-        if name not in named and (answers or name not in form.answers):
+    for name in form.reads(answers):
+        if name not in named:
             column = columns.get(name, name)
             hint = nearest(column, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"
             raise RowError(f"no column '{column}' ({form.name}){hint}", f"no {name}")

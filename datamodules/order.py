@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
-from leyden.datamodules.row_error import RowError
+from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.datamodules.turns import seen
-from leyden.example import Message
+from leyden.example import Example, Message
 
 
 def best_first(responses: Sequence[Sequence[Message]], worth: Sequence[float] | None = None) -> list[int]:
@@ -56,6 +57,27 @@ def apart(keys: Sequence[Hashable]) -> list[int]:
             "contradicts itself",
         )
     return kept
+
+
+def compared(example: Example, min_gap: float = 0.0, most: int | None = None) -> Example:
+    """The example with those of its responses, best first, that two options leave: `above_gap` and `spread`.
+
+    Raises:
+        RowError: a gap is asked for and there are no scores.
+        LeftOut: all responses are closer than the gap.
+    """
+    kept = list(range(len(example.responses)))
+    if min_gap:
+        if example.scores is None:
+            problem = f"no scores to see a gap of {min_gap:g} in; leave out --data.min_gap, or drop the row"
+            raise RowError(problem, "no scores")
+        kept = above_gap(example.scores, min_gap)
+        if len(kept) < 2:
+            raise LeftOut("closer than min_gap")
+    kept = [kept[place] for place in spread(len(kept), most)]
+    scores = example.scores and [example.scores[number] for number in kept]
+    left_out = example.left_out + len(example.responses) - len(kept)
+    return replace(example, responses=[example.responses[n] for n in kept], scores=scores, left_out=left_out)
 
 
 def above_gap(scores: Sequence[float], min_gap: float) -> list[int]:

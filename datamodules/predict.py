@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -12,9 +12,9 @@ from leyden.batch import Tree
 from leyden.datamodules.overlength import longest
 from leyden.datamodules.row_error import RowError
 from leyden.datamodules.source import Source
-from leyden.datamodules.template import Template
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.template import Template
 
 log = logging.getLogger("leyden")
 
@@ -37,6 +37,12 @@ class Chunks(Generic[_T]):
 
     def __iter__(self) -> Iterator[Sequence[_T]]:
         return iter(self.chunks)
+
+
+def origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row that a prompt came from. Files of sampled answers keep it whole, in their column `row`."""
+    kept = row.get("row")
+    return kept if isinstance(kept, Mapping) else row
 
 
 def prompts(sources: Iterable[Source], template: Template, on_error: OnError) -> list[Prompt]:
@@ -85,8 +91,9 @@ def cut(items: Sequence[_T], lengths: Sequence[int], size: int, most: int) -> li
     return chunks
 
 
-def share(items: Sequence[Prompt] | Sequence[Candidates], trainer: Any, size: int, most: int) -> Chunks[Any]:
-    """The chunks of one rank. Every rank has one, or it would not be there when answers are gathered."""
-    size = max(1, min(size, math.ceil(len(items) / trainer.world_size)))
-    chunks = cut(items, [len(tokens) for _, tokens in items], size, most)
-    return Chunks(chunks[trainer.global_rank :: trainer.world_size] or [[]])
+def share(items: Sequence[_T], lengths: Sequence[int], trainer: Any, size: int, most: int) -> Chunks[_T]:
+    """The chunks of one rank. All ranks have equally many, some of them empty, so that none waits for another."""
+    world = trainer.world_size
+    chunks = cut(items, lengths, max(1, min(size, math.ceil(len(items) / world))), most)
+    chunks += [[] for _ in range(-len(chunks) % world or world * (not chunks))]
+    return Chunks(chunks[trainer.global_rank :: world])

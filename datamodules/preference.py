@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from leyden.batch import Tree
-from leyden.datamodules.order import above_gap, spread
+from leyden.datamodules.order import compared
 from leyden.datamodules.overlength import distinct
-from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.datamodules.rows import RowData
 from leyden.errors import UserError
 from leyden.example import Example
@@ -40,17 +38,9 @@ class PreferenceData(RowData):
         self.min_gap, self.max_responses = min_gap, max_responses
 
     def encode(self, example: Example) -> list[Tree]:
-        kept = list(range(len(example.responses)))
-        if self.min_gap:
-            if example.scores is None:
-                problem = f"no scores to see a gap of {self.min_gap:g} in; leave out --data.min_gap, or drop the row"
-                raise RowError(problem, "no scores")
-            kept = above_gap(example.scores, self.min_gap)
-            if len(kept) < 2:
-                raise LeftOut("closer than min_gap")
-        kept = [kept[place] for place in spread(len(kept), self.max_responses)]
-        tree = self.template.encode(replace(example, responses=[example.responses[number] for number in kept]))
-        tree.scores = example.scores and [example.scores[number] for number in kept]
+        chosen = compared(example, self.min_gap, self.max_responses)
+        tree = self.template.encode(chosen)
+        tree.scores = chosen.scores
         return [distinct(tree)]
 
     def places(self, rows: list[tuple[int, int]]) -> list[Any]:

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from leyden.errors import RowError
 
-class RowError(ValueError):
-    """A row that cannot be used. The message says `what is wrong; what to do`; the caller adds where the row stands.
-
-    `reason` is the same in a few words, without the row's own: what summaries count by.
-    """
-
-    def __init__(self, message: str, reason: str = "bad") -> None:
-        super().__init__(message)
-        self.reason = reason
+__all__ = ["LeftOut", "RowError", "by_count"]
 
 
 class LeftOut(Exception):

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from leyden.batch import Tree
 from leyden.chat import load_tokenizer
@@ -19,12 +19,14 @@ from leyden.datamodules.predict import Candidates, Prompt, candidates, prompts, 
 from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.datamodules.source import Source
 from leyden.datamodules.split import epoch, hold_out
-from leyden.datamodules.store import Report, Store, Subset, build, cache_folder, fingerprint, key
-from leyden.datamodules.template import Template
+from leyden.datamodules.store import Report, Store, Subset, build, fingerprint, key
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.paths import cache_folder
+from leyden.template import Template
 
 log = logging.getLogger("leyden")
+_T = TypeVar("_T")
 
 
 class RowData(DataModule):
@@ -85,9 +87,8 @@ class RowData(DataModule):
         self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
         self.tokenizer, self.template_choice, self.system_prompt = tokenizer, chat_template, system_prompt
         self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
-        self.format, self.columns, self.rank_order = format, columns, rank_order
+        self.format, self.columns, self.rank_order, self.predict_size = format, columns, rank_order, predict_size
         self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
-        self.predict_size = predict_size
         self._stores: list[Store] = []
         self._repeats: list[int] = []
 
@@ -109,8 +110,8 @@ class RowData(DataModule):
     def encode(self, example: Example) -> list[Tree]:
         """The trees of one example, however long. Raises `RowError`."""
 
-    def _trees(self, path: str, report: Report) -> Iterator[tuple[str, Tree]]:
-        """Every usable row of a path as trees; what became of the others goes to the report."""
+    def _made(self, path: str, report: Report, make: Callable[[str, Example, Report], Iterator[_T]]) -> Iterator[_T]:
+        """What `make` gives for every usable row of a path; what became of the others goes to the report."""
         bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
             settled, examples = source.examples(log.debug)
@@ -119,7 +120,7 @@ class RowData(DataModule):
                 try:
                     if isinstance(example, RowError):
                         raise example
-                    yield from self._usable(place, example, report)
+                    yield from make(place, example, report)
                 except RowError as error:
                     bad.append((place, error))
                 except LeftOut as reason:
@@ -155,7 +156,7 @@ class RowData(DataModule):
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
         stored = cache_folder() / f"{key(files, options)}.arrow"
         if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
-            build(stored, lambda report: self._trees(path, report))
+            build(stored, lambda report: self._made(path, report, self._usable))
         return stored
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
@@ -167,10 +168,7 @@ class RowData(DataModule):
         for path in self._paths():
             self._sources(path, self.kind, log.info)  # says which files of a folder are left out
             # what a hub name stands for may change, and its content is not hashed
-            report = Store(self._stored(path, anew=path.startswith("hf:"))).report
-            log.info("%s: %s", path, report.line())
-            if report.rejected:
-                self._write_rejected(path, report)
+            self._tell(path, Store(self._stored(path, anew=path.startswith("hf:"))).report)
 
     def _paths(self) -> list[str]:
         return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
@@ -217,8 +215,12 @@ class RowData(DataModule):
         store = next(s for s in reversed(self._stores) if s.offset <= row)
         return store.source(row - store.offset)
 
-    def _write_rejected(self, path: str, report: Report) -> None:
+    def _tell(self, path: str, report: Report) -> None:
+        """Say what became of the rows of a path, and list those that were rejected in the run folder."""
         trainer = self._trainer()
+        log.info("%s: %s", path, report.line())
+        if not report.rejected:
+            return
         if trainer.validating or trainer.testing:  # there is no run folder
             log.info("%s: %s rows left out, the first: %s: %s", path, len(report.rejected), *report.rejected[0])
             return
@@ -235,7 +237,8 @@ class RowData(DataModule):
 
     def predict_dataloader(self) -> Any:
         """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
-        return share(self._asked, self._trainer(), self.predict_size, self.max_tokens)
+        lengths = [len(tokens) for _, tokens in self._asked]
+        return share(self._asked, lengths, self._trainer(), self.predict_size, self.max_tokens)
 
     @cached_property
     def _asked(self) -> list[Prompt] | list[Candidates]:

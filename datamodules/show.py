@@ -16,7 +16,7 @@ from leyden.example import Example
 
 if TYPE_CHECKING:
     from leyden.batch import Tree
-    from leyden.datamodules.template import Template
+    from leyden.template import Template
 
 STYLES = {"prompt": "cyan", "trained": "bold green", "untrained": "yellow"}
 BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", "⟩")}

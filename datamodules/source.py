@@ -14,7 +14,7 @@ from leyden.errors import UserError
 from leyden.example import Example
 
 if TYPE_CHECKING:
-    from leyden.datamodules.template import Template
+    from leyden.template import Template
 
 HEAD = 100
 """How many rows the format is detected from."""
@@ -62,7 +62,7 @@ class Source:
     def template(self, say: Callable[[str], None]) -> Template | None:
         """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
         from leyden.chat import load_tokenizer
-        from leyden.datamodules.template import Template
+        from leyden.template import Template
 
         try:
             tokenizer = load_tokenizer(self.tokenizer or "tiny")

@@ -138,16 +138,6 @@ class Subset:
         return self.stores[store][row]
 
 
-def cache_folder() -> Path:
-    """Where tokenised data is kept: `$LEYDEN_CACHE`, or `~/.cache/leyden`."""
-    folder = Path(os.environ.get("LEYDEN_CACHE") or Path.home() / ".cache" / "leyden")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: the cache cannot be written ({error}); set LEYDEN_CACHE to a folder") from None
-    return folder
-
-
 def fingerprint(tokenizer: Any) -> str:
     """A hash of everything in a tokenizer that changes token ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

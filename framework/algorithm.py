@@ -15,7 +15,7 @@ from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.guard import stop
-from leyden.optim import WarmupCosine, parameter_groups
+from leyden.optim import WarmupCosine, parameter_groups, reapply
 from leyden.policy import Policy, Sampling
 
 GREEDY = Sampling(temperature=0.0)
@@ -79,8 +79,9 @@ class Algorithm(LightningModule):
         return {"loss": loss} | self._notes
 
     def note(self, name: str, share: Tensor) -> None:
-        """Log a scalar from inside `loss`, as train/NAME or val/NAME. It is this batch's share of a mean, like the
-        loss: `batch.response_mean(x)`. Every batch must note the same names, since ranks add them up."""
+        """Log a scalar from inside `loss`, as train/NAME or val/NAME (as it is where the name has a slash). It is this
+        batch's share of a mean, like the loss: `batch.response_mean(x)`. Every batch must note the same names, since
+        ranks add them up."""
         self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -128,24 +129,20 @@ class Algorithm(LightningModule):
         trainer, ends = self.trainer, []
         if trainer.max_steps >= 0:
             ends.append(trainer.max_steps)
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and self.data is not None:
-            ends.append(trainer.max_epochs * self.data.steps_per_epoch)
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and self.steps_per_epoch is not None:
+            ends.append(trainer.max_epochs * self.steps_per_epoch)
         return min(ends) if ends else None
 
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in one epoch, or None where plain loaders are used."""
+        return None if self.data is None else int(self.data.steps_per_epoch)
+
     def on_train_start(self) -> None:
-        """Undo what restoring a checkpoint did to learning rates and the like: the configuration is the truth."""
-        if self.trainer.ckpt_path is None:
-            return
-        for optimizer in self.trainer.optimizers:
-            for group, settings in zip(optimizer.param_groups, self._settings, strict=True):
-                group.update(settings)
-        for config in self.trainer.lr_scheduler_configs:
-            scheduler = config.scheduler
-            if isinstance(scheduler, WarmupCosine):
-                scheduler.apply()
-            else:  # its own state says how far it has come
-                for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-                    group["lr"] = rate
+        if self.trainer.ckpt_path is not None:
+            for optimizer in self.trainer.optimizers:
+                schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+                reapply(optimizer, self._settings, cast(Any, schedulers))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -174,7 +171,8 @@ class Algorithm(LightningModule):
         for name in self.progress:
             self.progress[name] += now.pop(name)
         now |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
-        self.log_dict({f"train/{name}": value for name, value in now.items()}, on_step=True, on_epoch=False)
+        named = {name if "/" in name else f"train/{name}": value for name, value in now.items()}
+        self.log_dict(named, on_step=True, on_epoch=False)
         self.watch(now)
 
     def watch(self, now: Mapping[str, float]) -> None:

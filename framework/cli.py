@@ -77,7 +77,8 @@ class _Lines(logging.Handler):
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
+    """What an error comes from; an error that is phrased for the user says it better than its cause."""
+    while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 

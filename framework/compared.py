@@ -77,10 +77,10 @@ class Compared(Algorithm):
         self._agreed = self.trainer.ckpt_path is not None or self._other[0] is not None
         log.info("reference: %s %s", self.reference.kind, self.reference.fingerprint())
 
-    def log_ratio(self, batch: Batch, logp: Tensor) -> Tensor:
-        """log pi / ref of each response token: [T] nats. `logp` [T] is the policy's."""
+    def log_ratio(self, batch: Batch, logp: Tensor, temperature: float = 1.0) -> Tensor:
+        """log pi / ref of each response token: [T] nats. `logp` [T] is the policy's, at the same temperature."""
         assert self.reference is not None
-        ratio: Tensor = logp - self.reference(batch)
+        ratio: Tensor = logp - self.reference(batch, temperature)
         if not self._agreed and self.trainer.state.fn == "fit":
             self._agreed = self._check(batch, ratio.detach())
         return ratio

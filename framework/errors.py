@@ -13,6 +13,17 @@ class UserError(Exception):
     """
 
 
+class RowError(ValueError):
+    """A row that cannot be used. The message says `what is wrong; what to do`; the caller adds where the row stands.
+
+    `reason` is the same in a few words, without the row's own: what summaries count by.
+    """
+
+    def __init__(self, message: str, reason: str = "bad") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The option that looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
     candidates = list(options)

@@ -52,3 +52,5 @@ class Sample:
     """The row that the prompt came from."""
     finished: bool = True
     """Whether the response ended by itself (an end-of-turn token) and was not cut at the length limit."""
+    source: str = ""
+    """Where the prompt stands, as `file:line`."""

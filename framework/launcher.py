@@ -18,7 +18,7 @@ TRAINER_VERBS = {
     "predict": "write a model's answers to prompts (answers.jsonl)",
 }
 OTHER_VERBS = {
-    "data": ("leyden.datamodules.commands", "convert, check and show data files, and make sample rows"),
+    "data": ("leyden.datamodules.commands", "convert, check, show and label data files, and make sample rows"),
     "demo": ("leyden.demo", "fine-tune the embedded model on generated questions and compare before and after"),
 }
 ENVIRONMENT = {
@@ -129,6 +129,7 @@ def _verb_help(verb: str) -> str:
         "--data.path FILE": "jsonl, json, csv, tsv, parquet, a folder or a glob",
         "--model.policy.path": "hub name, model folder, or `tiny`, the embedded model",
         "--model.policy.adapter": "any PEFT config, such as LoraConfig; then --model.policy.adapter.r 8",
+        "--model.reward CLASS": f"reward: {', '.join(sorted(names.of_kind('model.reward')))}, or my_file.Mine",
         "--model.optimizer.lr": "and the optimizer's other arguments; --model.optimizer CLASS changes it",
         "--trainer.max_steps": "and Lightning's other Trainer arguments",
         "--trainer.default_root_dir": "the run's folder (default: runs/NAME-N)",

@@ -17,7 +17,10 @@ KINDS = {
     "data": "DataModule",
     "model.policy": "Policy",
     "model.reference_policy": "Policy",
+    "model.value_policy": "Policy",
     "model.objective": "Objective",
+    "model.reward": "Reward",
+    "model.engine": "Engine",
 }
 """Flag -> the class in the framework that everything given there descends from."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)

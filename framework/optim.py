@@ -61,6 +61,24 @@ class WarmupCosine(LRScheduler):
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": list(self._last_lr)}
 
 
+def reapply(optimizer: Optimizer, settings: list[dict[str, Any]], schedulers: Iterable[LRScheduler]) -> None:
+    """Undo what restoring a checkpoint did to learning rates and the like: the configuration is the truth.
+
+    Args:
+        optimizer: just restored.
+        settings: of each parameter group as it was made, without the parameters.
+        schedulers: of the optimizer, restored too.
+    """
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for scheduler in schedulers:
+        if isinstance(scheduler, WarmupCosine):
+            scheduler.apply()
+        else:  # its own state says how far it has come
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices as the optimizer decays them, norms and biases without decay."""
     trained = [p for p in module.parameters() if p.requires_grad]

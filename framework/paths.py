@@ -1,8 +1,9 @@
-"""Where the files of a model lie: the embedded one, a local folder, or a name on the hub."""
+"""Where files lie: those of a model (the embedded one, a local folder, a name on the hub), and the cache."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from leyden.errors import UserError, nearest
@@ -35,3 +36,13 @@ def _embedded() -> Path:
         if (embedded := Path(folder) / "tiny").is_dir():
             return embedded
     raise UserError("tiny: the embedded model is missing from this installation; install leyden again")
+
+
+def cache_folder() -> Path:
+    """Where what was worked out once is kept, tokenised data for one: `$LEYDEN_CACHE`, or `~/.cache/leyden`."""
+    folder = Path(os.environ.get("LEYDEN_CACHE") or Path.home() / ".cache" / "leyden")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the cache cannot be written ({error}); set LEYDEN_CACHE to a folder") from None
+    return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +33,8 @@ class Outputs:
     """[T] mean log-prob over the vocabulary at each response token (label smoothing)"""
     score: Tensor | None = None
     """[N] reward of each response, read at its last token"""
+    value: Tensor | None = None
+    """[T] value of the state before each response token, from which that token is predicted"""
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
@@ -115,8 +117,8 @@ class Policy(nn.Module, ABC):
         """Load the weights and fix what is trained. Idempotent; leaves the policy in training mode.
 
         Args:
-            wants: what training will ask `forward` for. `score` gives the model a scalar head; without log-probs the
-                language-model head is not trained.
+            wants: what training will ask `forward` for. `score` and `value` give the model a scalar head each; without
+                log-probs the language-model head is not trained.
             dropout: False sets every dropout of the model and its adapter to 0.
         """
 
@@ -132,21 +134,42 @@ class Policy(nn.Module, ABC):
         """
         raise UserError(f"{type(self).__name__} gives no reference; write its `reference`, or use CausalLM")
 
+    def critic(self) -> nn.Module:
+        """A value function of its own on the policy's frozen weights: maps a batch to values [T], as `Outputs.value`.
+
+        Raises:
+            UserError: this policy has none to give.
+        """
+        raise UserError(f"{type(self).__name__} gives no critic; set --model.value head, or give --model.value_policy")
+
     @abstractmethod
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
         """One forward through the body over T packed tokens; see `Outputs` for shapes and units.
 
         Args:
             batch: prompts and responses.
-            want: any of logp, entropy, mean_logp and score.
+            want: any of logp, entropy, mean_logp, score and value.
             temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
         """
 
     @abstractmethod
     def generate(
-        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[list[int]],
+        n: int = 1,
+        sampling: Sampling | None = None,
+        keys: Sequence[int] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Response]]:
         """`n` responses to each prompt of token ids, dropout off and without gradients.
+
+        Args:
+            prompts: token ids.
+            n: responses to each.
+            sampling: how; the defaults of `Sampling` where nothing is given.
+            keys: a number for each prompt, which its noise depends on together with the seed and the number of the
+                sample; 0, 1, 2 … where none are given. So a response does not depend on what else is sampled.
+            on_progress: called now and then with how many responses have ended since.
 
         Raises:
             ValueError: a prompt without tokens.

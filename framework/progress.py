@@ -44,6 +44,13 @@ class Progress(ProgressBar):
         print(f"\r{text:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
         self._width = 0 if last else len(text)
 
+    def say(self, text: str) -> None:
+        """Show something else than steps for a while; not more often than the line is repeated."""
+        now = time.monotonic()
+        if self._enabled and now - self._shown >= (0.2 if sys.stderr.isatty() else self.every):
+            self._shown = now
+            self._write(text, last=False)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._shown = (time.monotonic(), trainer.global_step), 0.0
 
@@ -115,3 +122,28 @@ def summarise(module: nn.Module) -> str:
         size += parameter.numel() * parameter.element_size()
     share = f"{100 * trained / total:.3g} %" if total else "nothing"
     return f"{total:,} parameters ({size / 1e6:,.1f} MB), {trained:,} trained ({share})"
+
+
+class RolloutBar:
+    """Tells how far a rollout is, where the run shows its progress.
+
+    Args:
+        trainer: whose progress bar it is shown by.
+        rollout: its number, from 0.
+        total: responses of this process.
+    """
+
+    def __init__(self, trainer: Any, rollout: int, total: int) -> None:
+        shown = trainer.progress_bar_callback
+        self.progress = shown if isinstance(shown, Progress) and trainer.global_rank == 0 else None
+        self.rollout, self.total, self.done = rollout, total, 0
+
+    def add(self, responses: int) -> None:
+        """So many more have been sampled."""
+        self.done += responses
+        if self.progress is not None:
+            self.progress.say(f"rollout {self.rollout + 1} · {min(self.done, self.total):,}/{self.total:,} responses")
+
+    def scored(self, responses: int) -> None:
+        """So many in all have been sampled and scored."""
+        self.done = responses

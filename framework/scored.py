@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from leyden.algorithm import GREEDY, Algorithm
-from leyden.batch import Batch, Tree, pack
+from leyden.batch import Batch, pack
 from leyden.calibration import agreement, length_sums, pair_sums
 from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.losses import bradley_terry
 from leyden.pairs import pairs
+from leyden.tree import packs
 
 
 class Scored(Algorithm):
@@ -83,18 +84,6 @@ class Scored(Algorithm):
             )
 
     on_validation_start = on_test_start = on_predict_start = _needs_head
-
-
-def packs(trees: Sequence[Tree], budget: int) -> Iterator[list[Tree]]:
-    """Trees in their order, as many at a time as have at most `budget` tokens; a larger one comes alone."""
-    together: list[Tree] = []
-    for tree in trees:
-        if together and sum(map(len, together)) + len(tree) > budget:
-            yield together
-            together = []
-        together.append(tree)
-    if together:
-        yield together
 
 
 def _row(example: Example, scores: list[float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,3 +125,15 @@ def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
     if tree.responses:
         columns["row"].append(tree.row)
     return Span(root, root + n, tuple(placed))
+
+
+def packs(trees: Sequence[Tree], budget: int) -> Iterator[list[Tree]]:
+    """Trees in their order, as many at a time as have at most `budget` tokens; a larger one comes alone."""
+    together: list[Tree] = []
+    for tree in trees:
+        if together and sum(map(len, together)) + len(tree) > budget:
+            yield together
+            together = []
+        together.append(tree)
+    if together:
+        yield together

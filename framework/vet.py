@@ -77,7 +77,10 @@ def parameters(kind: Any) -> dict[str, Any]:
 
     These are the parser's own eyes (a private function of jsonargparse 4.53), so that both accept the same keys.
     """
-    return {parameter.name: parameter.annotation for parameter in get_signature_parameters(kind, None)}
+    try:
+        return {parameter.name: parameter.annotation for parameter in get_signature_parameters(kind, None)}
+    except ValueError:  # a class without a constructor of its own, derived from one that is not written in Python
+        return {}
 
 
 def takes_class(annotation: Any) -> bool:
@@ -118,6 +121,10 @@ def _find(key: Key, strict: bool) -> Any:
         known_names = [*known, *(n for shelf in _SHELVES for n in _classes(shelf))]
         reason = f" ({error})" if "." in path else nearest(name, known_names)
         raise UserError(f"{key.where}: no class is called '{name}'{reason}") from error
+    if not callable(found):
+        if strict:
+            raise UserError(f"{key.where}: {path} is no class, but {type(found).__name__}")
+        return None
     key.box[key.slot] = path
     return found
 

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from leyden.errors import UserError
 from leyden.models import flex, segments, varlen
 from leyden.models.forest import Ask, Forest
+from leyden.models.step import Reading, Step
 
 __all__ = ["BACKENDS", "FOREST", "Forest", "choose", "forest_attention"]
 
@@ -93,14 +94,14 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    forest: Forest | None = None,
+    forest: Forest | Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer.
 
     Args:
         query: [1, H, T, D]; key and value: [1, H or fewer, T, D]
-        forest: the packed forest, handed to the model's forward.
+        forest: the packed forest, handed to the model's forward; while sampling, one that keeps a cache.
 
     Returns:
         [1, T, H, D], and no attention weights.
@@ -115,6 +116,10 @@ def forest_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # not every kernel is known to autocast, and rotary embeddings leave fp32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+    if isinstance(forest, Step):
+        return forest.attend(module, query, key, value, Ask(scaling, 0.0, sliding_window, softcap)), None
+    if isinstance(forest, Reading):
+        forest.keep(module, key, value)
     backend = forest.backend
     if dropout and backend in ("flex", "varlen"):  # kernels without dropout
         backend = "segments"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,8 +15,9 @@ from leyden.batch import Batch
 from leyden.chat import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import attention as forest_attention
+from leyden.models.critic import Critic
 from leyden.models.generate import generate
-from leyden.models.heads import check_language, check_reward, make_head, save_reward, saved_head
+from leyden.models.heads import check_language, check_reward, placed, predicted, save_reward, start_head
 from leyden.models.load import base_of, load_model, parts
 from leyden.models.logprobs import logprobs
 from leyden.models.probe import check_head, takes_forest
@@ -106,14 +107,11 @@ class CausalLM(Policy):
         """Scalar heads for what is wanted, from the folder where it has them; what nothing asks for is not trained."""
         body, head, _ = parts(self.model)
         width = base_of(self.model).config.get_text_config().hidden_size
-        for name in sorted({"score"} & set(wants) - set(self.heads)):
-            check_reward(self)
-            self.heads[name], saved = make_head(width), saved_head(resolve(self.path), name, self.source["revision"])
-            if saved is None:
-                self.fresh |= {name}
-            else:
-                with torch.no_grad():
-                    self.heads[name].get_parameter("weight").copy_(saved)
+        for name in sorted({"score", "value"} & set(wants) - set(self.heads)):
+            if name == "score":
+                check_reward(self)
+            self.heads[name], fresh = start_head(width, name, resolve(self.path), self.source["revision"])
+            self.fresh |= {name} if fresh else set()
         if EXTRA.union({"logp"}) & set(wants):
             check_language(self)
         else:
@@ -189,8 +187,12 @@ class CausalLM(Policy):
                 base.set_attn_implementation(used)
 
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        hidden = self.hidden(batch)
-        found = {name: self._scalar(name, hidden[batch.last]) for name in {"score"} & set(want)}
+        hidden, found = self.hidden(batch), {}
+        if "score" in want:
+            found["score"] = self._scalar("score", hidden[batch.last])
+        if "value" in want:
+            at, real = predicted(batch)
+            found["value"] = placed(batch, at, self._scalar("value", hidden[batch.parent[at].clamp_min(0)]) * real)
         if not EXTRA.union({"logp"}) & set(want):
             return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **found)
         return Outputs(**self._columns(batch, hidden, want, temperature), **found)
@@ -204,22 +206,27 @@ class CausalLM(Policy):
     def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
         """The language-model head where responses are predicted: log-probs and what goes with them, [T] each."""
         _, head, squash = parts(self.model)
-        at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
-        nothing = len(at) == 0
-        if nothing:  # a batch of weight 0 still has to reach every parameter: other ranks wait for its gradient
-            at = torch.zeros(1, dtype=torch.long, device=batch.tokens.device)
+        at, real = predicted(batch)
         before = batch.parent[at].clamp_min(0)
         columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
-        full = [x.new_zeros(len(batch)).index_put((at,), x * 0 if nothing else x) for x in columns]
+        full = [placed(batch, at, x * real) for x in columns]
         return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
 
     def reference(self, kind: ReferenceKind = "auto") -> Reference:
         return reference(self, kind)
 
+    def critic(self) -> Critic:
+        return Critic(self)
+
     def generate(
-        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[list[int]],
+        n: int = 1,
+        sampling: Sampling | None = None,
+        keys: Sequence[int] | None = None,
+        on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Response]]:
-        return generate(self, prompts, n, sampling or Sampling())
+        return generate(self, prompts, n, sampling or Sampling(), keys, on_progress)
 
     def save(self, folder: str | Path) -> None:
         if "score" in self.heads:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.models.load import base_of, is_reward
 from leyden.models.scoring import scoring_tokenizer
@@ -28,6 +29,36 @@ def make_head(width: int) -> nn.Linear:
     head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
     nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
     return head
+
+
+def start_head(width: int, name: str, path: str, revision: str | None = None) -> tuple[nn.Linear, bool]:
+    """The head of this name as training starts with it, and whether it is new.
+
+    A head that the folder has is taken from there; values start from a reward model's scores where it has those. New
+    values are 0: any other start would be noise in the advantages.
+    """
+    head, names = make_head(width), (name, "score") if name == "value" else (name,)
+    saved = next((found for kind in names if (found := saved_head(path, kind, revision)) is not None), None)
+    with torch.no_grad():
+        if saved is not None:
+            head.weight.copy_(saved)
+        elif name == "value":
+            head.weight.zero_()
+    return head, saved is None
+
+
+def predicted(batch: Batch) -> tuple[Tensor, float]:
+    """Indices of the tokens that are predicted and count, and 1; or where there are none, one index and 0: what is
+    computed there and multiplied still reaches every parameter, since other ranks wait for its gradient."""
+    at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
+    if len(at):
+        return at, 1.0
+    return torch.zeros(1, dtype=torch.long, device=batch.tokens.device), 0.0
+
+
+def placed(batch: Batch, at: Tensor, x: Tensor) -> Tensor:
+    """[T], `x` at the indices `at` and 0 elsewhere."""
+    return x.new_zeros(len(batch)).index_put((at,), x)
 
 
 def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | None:

@@ -37,13 +37,13 @@ def reference(policy: CausalLM, kind: ReferenceKind = "auto") -> Reference:
     trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
     adapted = hasattr(policy.model, "peft_config")
     new = adapted and policy.adapter is not None
-    only_adapter = adapted and set(trained) <= _adapter_weights(policy.model)
+    only_adapter = adapted and set(trained) <= adapter_weights(policy.model)
     if kind == "auto":
         kind = "adapter_off" if new and only_adapter else "snapshot" if only_adapter else "copy"
     if kind != "copy" and not adapted:
         raise UserError(f"reference {kind}: all weights are trained, there is no adapter; use reference copy")
     if kind != "copy" and not only_adapter:
-        other = sorted(set(trained) - _adapter_weights(policy.model))[0]
+        other = sorted(set(trained) - adapter_weights(policy.model))[0]
         raise UserError(f"reference {kind}: more than the adapter is trained ({other}); use reference copy")
     if kind == "adapter_off" and not new:
         raise UserError(
@@ -133,7 +133,7 @@ def _layers(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
-def _adapter_weights(model: nn.Module) -> set[str]:
+def adapter_weights(model: nn.Module) -> set[str]:
     """Names of parameters that no longer act when the adapter is off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper

@@ -170,10 +170,13 @@ def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
 @pytest.mark.parametrize("name", sorted(names.configs()))
 def test_every_shipped_config_parses(name: str, leyden) -> None:
     base = [] if name != "lora" else ["--config", "sft"]
+    samples = {"ppo": "ppo.PPO", "grpo": "grpo.GRPO", "rejection_sampling": "rejection_sampling.RejectionSampling"}
+    base += ["--model.reward", "Gold"] if name in samples else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
-    algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel"}.get(name, "sft.SFT")
+    algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel", **samples}.get(name, "sft.SFT")
     assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
-    data = "instruction.InstructionData" if algorithm == "sft.SFT" else "preference.PreferenceData"
+    data = "preference.PreferenceData" if name in ("dpo", "reward_model") else "instruction.InstructionData"
+    data = "prompts.PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name == "lora")

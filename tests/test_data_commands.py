@@ -2,22 +2,25 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from chat import CHATML, THINKING, byte_level
 from rich.console import Console
 
-from leyden.datamodules import commands
+from leyden.datamodules import PreferenceData, commands
 from leyden.datamodules.commands import main
 from leyden.datamodules.files import read_rows
 from leyden.datamodules.row_error import RowError
 from leyden.datamodules.show import show
 from leyden.datamodules.source import Source
+from leyden.datamodules.store import Store
 from leyden.errors import UserError
 
 TABLE = "질문,답변,번호\n안녕?,네.,1\n뭐 해?,쉬어요.,2\n"
@@ -334,6 +337,44 @@ def test_check_of_more_responses(tmp_path: Path, tokenizer: str, capsys: pytest.
         checked(tmp_path / "b.jsonl", [ranked], capsys, *flags)
     code, said = checked(tmp_path / "b.jsonl", [ranked], capsys, *flags, "--rank-order", "lower_is_better")
     assert code == 0 and "pairs 1" in said
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"min_gap": 0.3}, {"max_responses": 2}, {"min_gap": 0.3, "max_responses": 3}, {"min_gap": 5.0}]
+)
+def test_check_counts_what_training_compares(
+    tmp_path: Path, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = [[0.3, 0.9, 0.2, 0.5], [1, 1, 1, 0], [0.1, 0.2, 0.15, 0.2], [4, 3, 2, 9]]
+    lines: list[Any] = [{"prompt": f"{i}?", "responses": list("abcd"), "scores": row} for i, row in enumerate(scores)]
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    code, said = checked(tmp_path / "a.jsonl", lines, capsys, *flags)
+    data = PreferenceData(str(tmp_path / "a.jsonl"), val_fraction=0.0, **options)
+    data.trainer = SimpleNamespace(predicting=False, lightning_module=None)  # type: ignore[assignment]
+    report = Store(data._stored(str(tmp_path / "a.jsonl"))).report
+    assert code == 0 and f"usable {report.kept} · bad 0" in said
+    why = f" · left out {4 - report.kept} (" + "".join(f"{n} {reason})" for reason, n in report.dropped.items())
+    assert (why in said) == bool(report.dropped) and ("left out:" in said) == bool(report.left_out)
+    assert f"left out: {report.left_out} responses that tie" in said or not report.left_out
+    trees = [Store(data._stored(str(tmp_path / "a.jsonl")))[i] for i in range(report.kept)]
+    assert f"pairs {sum(len(t.responses) * (len(t.responses) - 1) // 2 for t in trees)} ·" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-gap", "-1"], "--min-gap -1"),
+        (["--max-responses", "1"], "--max-responses 1: a comparison takes two"),
+        (["--max-new-tokens", "8"], "--max-new-tokens 8: the answer's part of --max-length; give both"),
+        (["--max-length", "9", "--max-new-tokens", "8"], "prompts need room for an answer, these are instruction data"),
+        (["--min-gap", "0.5"], "of preferences, these are instruction data; --kind preference"),
+    ],
+)
+def test_check_says_which_rows_an_option_is_for(tmp_path: Path, flags: list[str], message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message)):
+        main(["check", str(path), *flags])
 
 
 def test_check_warns_of_rows_that_contradict_each_other(

@@ -37,7 +37,7 @@ def test_your_own_algorithm_runs_from_an_empty_folder(leyden, workplace: Path) -
             words = shlex.split(line)
             code, _, error = leyden(*words[1:], *(SHORT if words[1] == "fit" else []))
             assert code == 0, (line, error)
-    for run in ("apo", "simpo", "simpo-lora"):
+    for run in ("apo", "simpo", "simpo-lora", "online-dpo"):
         with (workplace / "runs" / run / "metrics.csv").open(encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         assert any(row.get("train/accuracy") for row in rows) and (workplace / "runs" / run / "export").is_dir()

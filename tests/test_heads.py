@@ -25,13 +25,13 @@ from transformers import (
 
 from leyden.batch import Tree, pack
 from leyden.chat import load_tokenizer, stop_ids
-from leyden.datamodules.template import Template
 from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.models import CausalLM
 from leyden.models.heads import make_head, saved_head
 from leyden.models.load import base_of
 from leyden.models.scoring import pad_token, scoring_tokenizer
+from leyden.template import Template
 
 LORA = LoraConfig(r=4, target_modules="all-linear")
 QUESTION: list[Message] = [{"role": "user", "content": "안녕? How are you?"}]

@@ -26,7 +26,7 @@ from leyden.example import Example
 from leyden.losses import bradley_terry, plackett_luce
 from leyden.models import CausalLM
 from leyden.policy import Sampling
-from leyden.scored import packs
+from leyden.tree import packs
 
 RATE = 0.5
 

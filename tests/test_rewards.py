@@ -1,193 +1,410 @@
-"""The gold reward by hand: every expected score is derived in the comment or obvious from the formula."""
+"""What is asked of rewards and what is made of their answers: checks, functions of the user, sums, the command line."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from torch import Tensor, nn
 
+from leyden import gold, names
 from leyden.errors import UserError
 from leyden.example import Sample
-from leyden.rewards import Gold
+from leyden.rewards import Function, Gold, Reward, WeightedSum, name_of, score
 
 
-def sample(prompt: str, response: str, answer: str, rivals: str = "", language: str = "ko", **more: Any) -> Sample:
-    row = {"language": language, "answer": answer, "rivals": rivals}
-    return Sample([{"role": "user", "content": prompt}], response, row, **more)
+def samples(*responses: str) -> list[Sample]:
+    asked: Any = [{"role": "user", "content": "안녕?"}]
+    return [Sample(asked, text, source=f"rows.jsonl:{line}") for line, text in enumerate(responses, start=1)]
 
 
-def korean(response: str, **more: Any) -> Sample:
-    return sample("프랑스의 수도는 어디야?", response, "파리", "런던|로마|서울|빈", **more)
+THREE = samples("네", "아니요, 그렇지 않습니다", "")
 
 
-def english(response: str) -> Sample:
-    return sample("What is the capital of France?", response, "Paris", "London|Rome|New Delhi", "en")
+class Constant(nn.Module, Reward):
+    """A reward with a weight."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, samples: Sequence[Sample]) -> Tensor:
+        return self.value.expand(len(samples))
+
+
+# -- score ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("response", "score"),
+    "found",
     [
-        ("파리예요.", 2.0),
-        ("프랑스의 수도는 파리입니다.", 2.0),
-        ("파리야.", 1.5),
-        ("파리.", 1.5),
-        # 13 + 2 + 10 characters are brief; 10 more would be worth nothing. 30 characters: 1 - 5/10 = 0.5 of 0.5.
-        ("네, 알려 드릴게요. 프랑스의 수도는 역시 파리입니다.", 1.75),
-        ("좋은 질문이에요. 프랑스의 수도는 파리예요. 도움이 되었으면 좋겠어요.", 1.5),
-        ("좋은 질문이네. 프랑스의 수도는 파리야. 물어봐 줘서 정말로 고마워.", 1.0),
-        # One plain sentence spoils the manner: 22 characters, brief.
-        ("파리예요. 또 물어봐.", 1.5),
+        torch.tensor([1.0, 2.0, 0.0]),
+        torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True),
+        torch.tensor([1, 2, 0]),
+        torch.tensor([1.0, 2.0, 0.0], dtype=torch.bfloat16),
+        [1.0, 2, False],
+        (1.0, 2.0, 0.0),
+        [torch.tensor(1.0), np.float32(2), np.int64(0)],
+        np.array([1.0, 2.0, 0.0]),
+        range(3),
     ],
 )
-def test_korean_scores(response: str, score: float) -> None:
-    assert Gold()([korean(response)]).item() == pytest.approx(score)
+def test_numbers_of_any_kind_become_float32(found: Any) -> None:
+    scores = score(lambda given: found, THREE)
+    assert scores.dtype == torch.float32 and not scores.requires_grad
+    assert scores.tolist() == ([0, 1, 2] if isinstance(found, range) else [1, 2, 0])
+
+
+def test_generators_and_no_samples() -> None:
+    assert score(lambda given: (float(len(sample.response)) for sample in given), THREE).tolist() == [1, 13, 0]
+    assert score(lambda given: 1 / 0, []).shape == (0,)
 
 
 @pytest.mark.parametrize(
-    ("response", "score"),
+    ("found", "message"),
     [
-        ("Certainly, it is Paris.", 2.0),
-        ("It is paris.", 1.5),
-        ("Paris", 1.5),
-        # 30 + 5 + 40 = 75 characters are brief; this has 95: 1 - 20/40 = 0.5 of 0.5, and it is polite.
-        ("Thank you for your question. The capital of France is Paris. Let me know if there is more to do", 1.75),
+        ([1.0, 2.0], "gave 2 scores for 3 samples; return one number for each"),
+        (torch.zeros(2), r"gave shape \[2\] for 3 samples"),
+        (torch.zeros(3, 1), r"gave shape \[3, 1\] for 3 samples"),
+        (np.zeros((3, 2)), r"gave shape \[3, 2\] for 3 samples"),
+        (0.5, "gave float for 3 samples"),
+        (None, "gave NoneType for 3 samples"),
+        ("abc", "gave str for 3 samples"),
+        ({"a": 1.0, "b": 2.0, "c": 3.0}, "gave dict for 3 samples"),
+        ({1.0, 2.0, 3.0}, "gave set for 3 samples"),
+        (torch.zeros(3, dtype=torch.complex64), "complex"),
+        (np.array(["a", "b", "c"]), "gave ndarray for 3 samples"),
+        ([1.0, None, 2.0], r"^rows.jsonl:2 \(response '아니요, 그렇지 않습니다'\): mine gave None, not a number"),
+        ([1.0, 2.0, "3"], r"^rows.jsonl:3 \(response ''\): mine gave '3', not a number"),
+        ([1.0, [2.0], 3.0], r"^rows.jsonl:2 .*gave \[2.0\], not a number"),
+        ([10**400, 1, 2], r"^rows.jsonl:1 "),
+        ([1.0, math.nan, math.inf], r"^rows.jsonl:2 \(response '아니요, 그렇지 않습니다'\): mine gave nan"),
+        (torch.tensor([1.0, 2.0, -math.inf]), r"^rows.jsonl:3 .*mine gave -inf"),
+        (torch.tensor([1e300, 2.0, 3.0], dtype=torch.float64), r"^rows.jsonl:1 .*mine gave inf"),
     ],
 )
-def test_english_scores(response: str, score: float) -> None:
-    assert Gold()([english(response)]).item() == pytest.approx(score)
+def test_anything_else_is_an_error_that_says_what(found: Any, message: str) -> None:
+    def mine(given: Sequence[Sample]) -> Any:
+        return found
 
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        "",
-        "   \n",
-        "네, 알려 드릴게요.",
-        "도움이 되었으면 좋겠어요.",
-        "파리예요, 런던이에요, 로마예요.",
-        "파리나 런던이에요.\n파리예요. 로마입니다.",
-        "파리가 아니에요.",
-        "파리인지 모르겠어요.",
-        "파리예요?",
-        "파리채예요.",
-        "대파리예요.",
-        "Paris예요.",
-        "런던이에요.",
-    ],
-)
-def test_korean_hacks_earn_nothing(response: str) -> None:
-    assert Gold()([korean(response)]).item() == 0
-
-
-@pytest.mark.parametrize(
-    "response",
-    [
-        "Certainly, thank you, please.",
-        "Paris, London, Rome, New Delhi.",
-        "It is not Paris.",
-        "It isn't Paris.",
-        "I never said Paris.",
-        "Is it Paris?",
-        "Parisian.",
-        "Comparison: Pariss",
-    ],
-)
-def test_english_hacks_earn_nothing(response: str) -> None:
-    assert Gold()([english(response)]).item() == 0
-
-
-def test_a_response_cut_at_the_limit_earns_nothing() -> None:
-    assert Gold()([korean("파리예요.", finished=False)]).item() == 0
-
-
-@pytest.mark.parametrize(
-    ("response", "correct"),
-    [
-        ("7", 1),
-        ("3 + 4는 7이에요.", 1),
-        ("답은 7개예요.", 1),
-        ("7, 8", 0),
-        ("3, 4, 5, 6, 7", 0),
-        ("17이에요.", 0),
-        ("7.5예요.", 0),
-        ("-7이에요.", 0),
-        ("70이에요.", 0),
-    ],
-)
-def test_numbers(response: str, correct: float) -> None:
-    assert Gold().parts(sample("3 + 4는 얼마야?", response, "7")).correct == correct
-
-
-def test_numbers_of_the_question_do_not_excuse_themselves_when_one_is_the_answer() -> None:
-    asked = "6과 3 가운데 작은 수는?"
-    assert Gold().parts(sample(asked, "3이에요.", "3")).correct == 1
-    assert Gold().parts(sample(asked, "6, 3", "3")).correct == 0
-
-
-@pytest.mark.parametrize(
-    ("response", "correct"),
-    [("'별 별 별'이에요.", 1), ("별 별", 0), ("별 별 별 별이에요.", 0), ("별 별 별 별 별 별", 0)],
-)
-def test_repeating_too_often_is_wrong(response: str, correct: float) -> None:
-    asked = sample("'별'을 세 번 써 줘.", response, "별 별 별", "별 별 별 별")
-    assert Gold().parts(asked).correct == correct
-
-
-def test_a_plain_sentence_does_not_stand_in_its_polite_form() -> None:
-    def correct(response: str) -> float:
-        return Gold().parts(sample("'밥을 먹었어요'를 반말로 바꿔 줘.", response, "밥을 먹었어")).correct
-
-    assert correct("'밥을 먹었어'예요.") == 1
-    assert correct("'밥을 먹었어요'예요.") == 0
-
-
-def test_a_letter_is_not_an_article() -> None:
-    def correct(response: str) -> float:
-        return Gold().parts(sample("What is the first letter of 'ant'?", response, "A", "B|C", "en")).correct
-
-    assert correct("It is A.") == 1
-    assert correct("It is a letter.") == 0
-    assert correct("A, B or C.") == 0
-
-
-def test_manner_is_judged_on_own_words_only() -> None:
-    gold = Gold()
-    assert gold.parts(korean("'파리예요'")).polite == 0  # all of it is quoted
-    assert gold.parts(korean("'파리'예요")).polite == 1
-    # "please" in the answer is no courtesy of the answerer.
-    asked = ("Make 'sit down' polite.", "please sit down", "", "en")
-    assert gold.parts(sample(asked[0], "Please sit down.", *asked[1:])).polite == 0
-    assert gold.parts(sample(asked[0], "Of course, it is 'please sit down'.", *asked[1:])).polite == 1
-
-
-def test_decomposed_hangul_is_read_as_composed() -> None:
-    import unicodedata
-
-    assert Gold()([korean(unicodedata.normalize("NFD", "파리예요."))]).item() == 2
-
-
-def test_weights_and_type() -> None:
-    scores = Gold(correct=2.0, polite=1.0, brief=0.0)([korean("파리예요."), korean("파리야."), korean("로마야.")])
-    assert scores.dtype == torch.float32
-    assert scores.tolist() == [3.0, 2.0, 0.0]
-    assert Gold()([]).shape == (0,)
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({}, "no language, answer, rivals"),
-        ({"language": "ko", "answer": "x"}, "no rivals"),
-        ({"language": "ko", "answer": "", "rivals": ""}, "no answer"),
-        ({"language": "jp", "answer": "x", "rivals": ""}, "'jp'; use ko or en"),
-    ],
-)
-def test_rows_that_cannot_be_scored(row: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Gold()([Sample([{"role": "user", "content": "?"}], "x", row)])
+        score(mine, THREE)
 
 
-def test_csv_turns_empty_rivals_into_none() -> None:
-    row = {"language": "en", "answer": 7, "rivals": None}
-    assert Gold()([Sample([{"role": "user", "content": "3 + 4?"}], "7", row)]).item() == 1.5
+def test_a_long_response_is_shortened_in_messages() -> None:
+    with pytest.raises(UserError) as error:
+        score(lambda given: [math.nan], samples("가\n나" * 200))
+    assert len(str(error.value)) < 200 and "\n" not in str(error.value)
+
+
+def test_an_error_of_a_reward_names_the_row_and_the_line_and_keeps_its_cause() -> None:
+    def careless(given: Sequence[Sample]) -> list[float]:
+        return [1 / len(sample.response) for sample in given]
+
+    line = careless.__code__.co_firstlineno + 1
+    with pytest.raises(UserError, match=r"^rows.jsonl:3 \(response ''\): careless failed with ZeroDiv") as error:
+        score(careless, THREE)
+    assert f"at test_rewards.py:{line}" in str(error.value) and "mend the reward or the row" in str(error.value)
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    with pytest.raises(UserError, match=r"^rows.jsonl:3 .*ZeroDivisionError"):  # generators fail when they are read
+        score(lambda given: (1 / len(sample.response) for sample in given), THREE)
+
+
+def test_an_error_that_no_row_has_alone_names_all() -> None:
+    def few(given: Sequence[Sample]) -> list[float]:
+        if len(given) > 2:
+            raise RuntimeError
+        return [0.0] * len(given)
+
+    with pytest.raises(UserError, match="^3 samples from rows.jsonl:1 to rows.jsonl:3: few failed with RuntimeError"):
+        score(few, THREE)
+
+
+def test_errors_for_the_user_and_interrupts_pass_as_they_are() -> None:
+    def stops(error: BaseException) -> Callable[..., Any]:
+        def reward(given: Any) -> Any:
+            raise error
+
+        return reward
+
+    with pytest.raises(UserError, match="^as it is$"):
+        score(stops(UserError("as it is")), THREE)
+    with pytest.raises(KeyboardInterrupt):
+        score(stops(KeyboardInterrupt()), THREE)
+
+
+def test_what_counts_as_a_reward() -> None:
+    class Mine:
+        def __call__(self, given: Sequence[Sample]) -> list[float]:
+            return [0.0] * len(given)
+
+    class Silent:
+        pass
+
+    assert issubclass(Mine, Reward) and isinstance(Mine(), Reward) and isinstance(lambda given: given, Reward)
+    assert isinstance(Constant(1.0), Reward) and issubclass(Gold, Reward)
+    assert not issubclass(Silent, Reward) and not isinstance("a.b", Reward) and not isinstance(Mine, Reward)
+    assert not isinstance(Gold, Reward)  # a class is a reward only once it is made
+    assert not issubclass(Mine, Gold)
+    assert Gold is gold.Gold and name_of(Gold()) == "Gold" and name_of(score) == "score"
+    with pytest.raises(TypeError, match="abstract"):
+        Reward()  # type: ignore[abstract]
+
+
+# -- functions of the user --------------------------------------------------------------------------------------------
+
+MODULE = """
+import math
+LIMIT = 5
+
+def brevity(samples):
+    return [-len(sample.response) for sample in samples]
+
+def broken(samples):
+    return [math.sqrt(-len(sample.response)) for sample in samples]
+
+class Scorer:
+    def __call__(self, samples):
+        return [1.0] * len(samples)
+"""
+
+
+@pytest.fixture
+def module(workplace: Path, request: pytest.FixtureRequest) -> str:
+    """A module of its own for each test, since Python imports one only once."""
+    name = f"rewards_of_{request.node.originalname}"
+    (workplace / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    return name
+
+
+def test_a_function_is_found_in_the_current_folder(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(Path.cwd())])
+    reward = Function(f"{module}.brevity")
+    assert reward(THREE).tolist() == [-1, -13, 0] and name_of(reward) == f"{module}.brevity"
+    assert score(reward, THREE).dtype == torch.float32
+
+
+def test_an_error_in_a_function_names_row_and_line(module: str) -> None:
+    with pytest.raises(UserError, match=rf"^rows.jsonl:1 .*broken failed with ValueError.* at {module}.py:9; mend"):
+        score(Function(f"{module}.broken"), THREE)
+
+
+def test_functions_that_cannot_be_had(module: str, workplace: Path) -> None:
+    (workplace / "half.py").write_text("import not_there_at_all\n")
+    (workplace / "wrong.py").write_text("def f(:\n")
+    cases = {
+        "brevity": r"give MODULE.FUNCTION, such as my_rewards.brevity",
+        f"{module}x.brevity": rf"no module '{module}x' in this folder; did you mean '{module}'",
+        f"{module}.brevty": rf"{module} has no function 'brevty'; did you mean 'brevity'",
+        f"{module}.Scorer": rf"Scorer is a class; give it as a reward itself, such as --model.reward {module}.Scorer",
+        f"{module}.LIMIT": "LIMIT is no function but int",
+        "half.f": r"half cannot be imported \(ModuleNotFoundError: No module named 'not_there_at_all'\)",
+        "wrong.f": r"wrong cannot be imported \(SyntaxError: ",
+    }
+    for path, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            Function(path)
+
+
+# -- sums -------------------------------------------------------------------------------------------------------------
+
+
+def lengths(given: Sequence[Sample]) -> list[int]:
+    return [len(sample.response) for sample in given]
+
+
+def test_a_weighted_sum_adds_up_and_keeps_its_parts() -> None:
+    whole = WeightedSum([Constant(2.0), lengths, Constant(3.0)], [1.0, -0.5, 10])  # type: ignore[list-item]
+    assert score(whole, THREE).tolist() == [31.5, 25.5, 32.0]
+    assert {name: part.tolist() for name, part in whole.terms.items()} == {
+        "Constant-1": [2, 2, 2],
+        "lengths": [1, 13, 0],
+        "Constant-2": [3, 3, 3],
+    }
+    assert score(WeightedSum([whole, Constant(1.0)]), THREE).tolist() == [32.5, 26.5, 33.0]
+    assert not whole.terms["Constant-1"].requires_grad and dict(Gold().terms) == {}
+    assert len(list(whole.parameters())) == 2
+    assert all(p.dtype == torch.float64 for p in whole.to(torch.float64).parameters())  # as for a device
+
+
+def test_weights_and_rewards_must_fit() -> None:
+    with pytest.raises(UserError, match="2 rewards but 1 weights; give one weight for each"):
+        WeightedSum([Constant(1.0), Constant(2.0)], [1.0])
+    with pytest.raises(UserError, match="0 rewards"):
+        WeightedSum([])
+    with pytest.raises(UserError, match="finite"):
+        WeightedSum([Constant(1.0)], [math.nan])
+    with pytest.raises(UserError, match="rows.jsonl:1 .*Constant gave nan"):
+        score(WeightedSum([Constant(math.nan)]), THREE)
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+ALGORITHM = """
+from leyden.example import Sample
+from leyden.policy import Policy
+from leyden.reward import Reward
+from leyden.rewards import score
+from toy import Toy
+
+class Learner(Toy):
+    def __init__(self, *args, reward: Reward, value_policy: Policy | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.reward = (reward,)
+
+    def on_fit_start(self):
+        print("scores", score(self.reward[0], [Sample([], "four", source="rows.jsonl:1")]).tolist())
+"""
+OWN = """
+LIMIT = 5
+
+class Own:  # no base class: whatever can be called will do
+    def __init__(self, factor: float = 1.0):
+        self.factor = factor
+
+    def __call__(self, samples):
+        return [self.factor * len(sample.response) for sample in samples]
+
+def brevity(samples):
+    return [-len(sample.response) for sample in samples]
+"""
+BASE = """\
+model:
+  class_path: learner.Learner
+  init_args:
+    policy: {class_path: toy.Bigrams}
+data:
+  class_path: toy.ToyData
+  init_args: {path: rows.jsonl}
+"""
+
+
+@pytest.fixture
+def learner(leyden: Any, workplace: Path) -> Any:
+    """Run `leyden fit` with an algorithm that takes a reward."""
+    (workplace / "learner.py").write_text(ALGORITHM)
+    (workplace / "my_rewards.py").write_text(OWN)
+    (workplace / "base.yaml").write_text(BASE)
+    return lambda *args: leyden("fit", "--config", "base.yaml", *args)
+
+
+def shown(learner: Any, *args: str) -> Any:
+    """The reward in the resolved configuration."""
+    code, out, err = learner(*args, "--print_config")
+    assert code == 0, err
+    return yaml.safe_load(out)["model"]["init_args"]["reward"]
+
+
+SPECS: dict[str, tuple[str, dict[str, Any]]] = {
+    # what is typed: the class it becomes, and some of its arguments
+    "--model.reward Gold": ("leyden.gold.Gold", {"polite": 0.5}),
+    "--model.reward Gold --model.reward.polite 0.25": ("leyden.gold.Gold", {"polite": 0.25}),
+    "--model.reward.polite 0.25 --model.reward Gold": ("leyden.gold.Gold", {"polite": 0.25}),
+    "--model.reward leyden.rewards.Gold": ("leyden.rewards.Gold", {"brief": 0.5}),
+    "--model.reward leyden.rewards.Function --model.reward.path my_rewards.brevity": (
+        "leyden.rewards.Function",
+        {"path": "my_rewards.brevity"},
+    ),
+    "--model.reward ModelReward --model.reward.path FOLDER": (
+        "leyden.models.reward.ModelReward",
+        {"path": "FOLDER", "batch_tokens": 16384},
+    ),
+    "--model.reward HTTPJudge --model.reward.url http://h:1 --model.reward.model m --model.reward.scale [1,5]": (
+        "leyden.judge.HTTPJudge",
+        {"model": "m", "scale": [1.0, 5.0], "key_env": "OPENAI_API_KEY"},
+    ),
+    "--model.reward my_rewards.Own --model.reward.factor 2": ("my_rewards.Own", {"factor": 2.0}),
+}
+
+
+@pytest.mark.parametrize("typed", SPECS)
+def test_a_reward_by_name_or_class_path(typed: str, learner: Any) -> None:
+    path, arguments = SPECS[typed]
+    found = shown(learner, *typed.split())
+    assert found["class_path"] == path
+    assert {name: found["init_args"][name] for name in arguments} == arguments
+
+
+def test_rewards_nest_in_a_file_and_the_resolved_file_says_the_same(learner: Any, workplace: Path) -> None:
+    part = """\
+model:
+  init_args:
+    reward:
+      class_path: WeightedSum
+      init_args:
+        rewards:
+        - class_path: Gold
+          init_args: {polite: 0.0}
+        - class_path: Function
+          init_args: {path: my_rewards.brevity}
+        - my_rewards.Own
+        weights: [1.0, 0.5, 1]
+"""
+    (workplace / "part.yaml").write_text(part)
+    found = shown(learner, "--config", "part.yaml")
+    kinds = [inner["class_path"] for inner in found["init_args"]["rewards"]]
+    assert found["class_path"] == "leyden.rewards.WeightedSum"
+    assert kinds == ["leyden.gold.Gold", "leyden.rewards.Function", "my_rewards.Own"]
+    (workplace / "resolved.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"reward": found}}}))
+    assert shown(learner, "--config", "resolved.yaml") == found
+
+
+@pytest.mark.parametrize(
+    ("typed", "scores"),
+    [
+        ("my_rewards.Own --model.reward.factor 2", "[8.0]"),
+        ("Function --model.reward.path my_rewards.brevity", "[-4.0]"),
+        ("my_rewards.brevity", "[-4.0]"),
+    ],
+)
+def test_rewards_of_the_user_are_made_and_run(typed: str, scores: str, learner: Any, workplace: Path) -> None:
+    code, out, err = learner("--trainer.max_steps", "1", "--model.reward", *typed.split())
+    assert code == 0, err
+    assert f"scores {scores}" in out
+    (config,) = workplace.glob("runs/*/config.yaml")
+    again = learner("--config", str(config), "--trainer.default_root_dir", "runs/again")
+    assert again[0] == 0 and f"scores {scores}" in again[1], again[2]
+
+
+def test_a_value_policy_is_a_policy(learner: Any) -> None:
+    code, out, err = learner("--model.reward", "Gold", "--model.value_policy.path", "tiny", "--print_config")
+    assert code == 0, err
+    value = yaml.safe_load(out)["model"]["init_args"]["value_policy"]
+    assert value["class_path"] == "leyden.models.causal_lm.CausalLM" and value["init_args"]["path"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"),
+    [
+        ("--model.reward Gld", ["--model.reward", "no Reward is called 'Gld'", "did you mean 'Gold'"]),
+        ("--model.reward RewardModel", ["did you mean 'ModelReward'"]),
+        ("--model.reward Gold --model.reward.polit 1", ["Gold has no key 'polit'", "did you mean 'polite'"]),
+        ("--model.reward my_rewards.Onw", ["my_rewards.py defines no class 'Onw'", "did you mean 'Own'"]),
+        ("--model.reward Function", ["path", "missing"]),
+        ("--model.reward Function --model.reward.path my_rewards.brevty", ["did you mean 'brevity'"]),
+        ("--model.reward Function --model.reward.path bad.f", ["bad cannot be imported", "ZeroDivisionError"]),
+        ("--model.reward HTTPJudge --model.reward.url here --model.reward.model m", ["url here: give the address"]),
+        ("--model.reward toy.Rows --model.reward.x 1", ["Rows has no key 'x'"]),
+        ("--model.reward toy.Rows", ["toy.Rows"]),
+        ("--model.reward my_rewards.LIMIT", ["my_rewards.LIMIT is no class, but int"]),
+    ],
+)
+def test_a_wrong_reward_is_one_line(typed: str, parts: list[str], learner: Any, workplace: Path) -> None:
+    (workplace / "bad.py").write_text("1 / 0\n")
+    code, out, err = learner(*typed.split())
+    assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1, err
+    assert [part for part in parts if part not in err] == [], err
+
+
+def test_the_names_of_rewards() -> None:
+    known = names.of_kind("model.reward")
+    assert {"Gold", "Function", "WeightedSum", "HTTPJudge", "ModelReward"} <= set(known)
+    assert "Reward" not in known and "RewardModel" not in known

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from leyden.batch import Tree
-from leyden.datamodules.chat_source import PLAIN
+from leyden.chat import PLAIN
 from leyden.datamodules.row_error import RowError
-from leyden.datamodules.template import Template
 from leyden.errors import UserError
 from leyden.example import Example, Message
+from leyden.template import Template
 
 TALK = [
     Message(role="user", content="What is two plus two?"),
@@ -287,3 +287,19 @@ def test_no_template_says_what_to_type(tmp_path: Path) -> None:
         Template(byte_level(), str(tmp_path / "chat.jinga"))
     with pytest.raises(UserError, match="no EOS"):
         Template(byte_level(eos=None), NO_END)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("words", ["four", " say <|im_end|> and <end_of_turn>", "수도입니다 🙂", "im_end", "think", ""])
+def test_an_answer_that_was_cut_off_ends_with_its_words(
+    name: str, words: str, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", fast)
+    template = Template(byte_level(), TEMPLATES[name])
+    whole = example([*TALK[:3], Message(role="assistant", content=words)], cut=3)
+    ended, cut = template.encode(whole), template.encode(whole, finished=False)
+    assert cut.prompt == ended.prompt and len(cut.responses[0]) < len(ended.responses[0])
+    said = template.tokenizer.decode(cut.responses[0])
+    assert said.removeprefix("<think>\n\n</think>\n\n").strip() == words.strip()
+    assert (said == said.rstrip() or not words) and cut.weights == [[1.0] * len(cut.responses[0])]

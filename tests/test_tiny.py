@@ -13,8 +13,8 @@ import leyden.models
 from leyden.datamodules.sample import phrases, sample_rows
 from leyden.datamodules.sample.items import facts
 from leyden.errors import UserError
+from leyden.gold import _word
 from leyden.models.recipe import blank_model, main, syllables, train_tokenizer
-from leyden.rewards import _word
 
 TINY = Path(leyden.models.__file__).parent / "tiny"
 

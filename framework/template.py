@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from leyden.batch import Tree
-from leyden.chat import stop_ids, turn_end
-from leyden.datamodules.chat_source import chat_source
-from leyden.datamodules.row_error import RowError
-from leyden.errors import UserError
+from leyden.chat import chat_source, stop_ids, turn_end
+from leyden.errors import RowError, UserError
 from leyden.example import Example, Message
 
 if TYPE_CHECKING:
@@ -31,7 +29,7 @@ class Template:
 
     Args:
         tokenizer: any transformers tokenizer.
-        chat_template: None is the tokenizer's own, "plain" the template `chat_source.PLAIN`, else a Jinja file or text.
+        chat_template: None is the tokenizer's own, "plain" the template `leyden.chat.PLAIN`, else a Jinja file or text.
         system_prompt: put first in conversations that have no system turn.
         stop: further token ids that end a turn, such as those of a generation config.
 
@@ -68,11 +66,14 @@ class Template:
         """The ids to generate an answer from: the turns and the generation prompt."""
         return self._ids(self._render(self._with_system(messages), answer=True))
 
-    def encode(self, example: Example, train_on: Literal["response", "all"] = "response") -> Tree:
+    def encode(
+        self, example: Example, train_on: Literal["response", "all"] = "response", finished: bool = True
+    ) -> Tree:
         """Prompt, responses and weights: 1 on what an assistant turn says and its end, 0 on other speakers' tokens.
 
         With `train_on="all"` the whole first conversation is trained on, and the prompt is the BOS token, if there is
-        one. Plain text is always trained on whole, and ends with EOS. Raises `RowError`.
+        one. Plain text is always trained on whole, and ends with EOS. Responses that are not `finished` were cut at a
+        length limit: nothing follows the words of their last turn. Raises `RowError`.
         """
         if example.text is not None:
             return self._whole(self._ids(example.text), ends=False)
@@ -82,18 +83,21 @@ class Template:
             return self._whole(self._ids(text), ends=self.terminator is not None)
         start = self._render(messages, answer=True)
         prompt = self._ids(start)
-        encoded = [self._encode(messages, response, prompt) for response in example.responses]
+        encoded = [self._encode(messages, response, prompt, finished) for response in example.responses]
         return Tree(prompt, [ids for ids, _ in encoded], weights=[weights for _, weights in encoded])
 
     def _encode(
-        self, messages: list[Message], response: list[Message], prompt: list[int]
+        self, messages: list[Message], response: list[Message], prompt: list[int], finished: bool
     ) -> tuple[list[int], list[float]]:
         text, spans = self._spans(messages, response)
+        if not finished:
+            spans[-1] = self._words(text, response[-1]["content"], *spans[-1])
+            text = text[: spans[-1][1]]
         cuts = [cut for span in spans for cut in span]
         pieces = self._cut_whole(text, cuts, prompt) or self._cut_pieces(text, cuts)
         ids = [token for piece in pieces for token in piece]
         weights = [float(number % 2 == 0) for number, piece in enumerate(pieces) for _ in piece]
-        if self.terminator is None:
+        if self.terminator is None and finished:
             ids, weights = [*ids, self._end()], [*weights, 1.0]
         return ids, weights
 
@@ -162,6 +166,13 @@ class Template:
             problem = "the chat template rewrites the answer, so its tokens cannot be found; give it another one"
             raise RowError(problem, "template does not fit")
         return at + len(words)
+
+    def _words(self, text: str, content: str, first: int, stop: int) -> Span:
+        """What an answer that stands at [first, stop) says, up to the last of its words."""
+        if self.terminator is not None and text[first:stop].endswith(self.terminator):
+            stop -= len(self.terminator)
+        ends = [at + len(words) for words in (content, content.strip()) if (at := text.rfind(words, first, stop)) >= 0]
+        return first, ends[0] if ends else stop
 
     def _whole(self, ids: list[int], ends: bool) -> Tree:
         """A tree that trains on all of `ids`; its prompt is BOS where there is one, which is never doubled."""

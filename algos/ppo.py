@@ -1,0 +1,100 @@
+"""Proximal policy optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from leyden.advantages import gae, whiten
+from leyden.batch import Batch
+from leyden.errors import UserError
+from leyden.losses import clipped_value
+from leyden.policy import Outputs, Policy
+from leyden.policy_gradient import PolicyGradient
+from leyden.trajectory import Trajectory
+
+
+class PPO(PolicyGradient):
+    """Learn from rewards with a value function that says what was to be expected (Schulman et al. 2017; Ouyang et al.
+    2022). Advantages are whitened over the whole rollout of all processes; returns are those before whitening.
+
+    Args:
+        value: where values come from: a `head` on the policy's own hidden states, which costs no forward of its own,
+            or an `adapter` (with a head) of its own on the policy's frozen weights.
+        value_policy: a separate model for values, instead; from a reward model's folder it starts with its scores.
+        value_weight: weight of the value loss.
+        value_clip: how far values may move within a rollout before their gradient ends; None is no limit.
+        discount: g, of the reward of the next token.
+        trace: l of generalised advantage estimation, 1 for plain returns.
+    """
+
+    wants: ClassVar[tuple[str, ...]] = ("logp", "value")
+
+    def __init__(
+        self,
+        *args: Any,
+        value: Literal["head", "adapter"] = "head",
+        value_policy: Policy | None = None,
+        value_weight: float = 0.1,
+        value_clip: float | None = 0.2,
+        discount: float = 1.0,
+        trace: float = 0.95,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if value_policy is not None and value == "adapter":
+            raise UserError("--model.value adapter: give that or --model.value_policy, not both")
+        self.value_kind, self.value_policy = value, value_policy
+        self.critic: nn.Module | None = None
+        self.value_weight, self.value_clip, self.discount, self.trace = value_weight, value_clip, discount, trace
+        if value_policy is not None or value == "adapter":
+            self.wants = ("logp",)  # type: ignore[misc]
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.value_policy is not None:
+            same = self.value_policy.tokenizer.get_vocab() == self.policy.tokenizer.get_vocab()
+            if not same:
+                raise UserError(
+                    f"the value model {self.value_policy.path} has another tokenizer than {self.policy.path}, so the "
+                    "same tokens are other text to it; give --model.value_policy.path a model of the same family"
+                )
+            self.value_policy.build(("value",), dropout=False)
+        elif self.value_kind == "adapter" and self.critic is None:
+            self.critic = self.policy.critic()
+
+    def values(self, batch: Batch, out: Outputs) -> Tensor:
+        """[T] value of the state before each response token; `out` is what the policy says of the batch."""
+        if self.value_policy is not None:
+            out = self.value_policy(batch, {"value"})
+        found = self.critic(batch) if self.critic is not None else out.value
+        assert isinstance(found, Tensor)
+        return found
+
+    @property
+    def want(self) -> set[str]:
+        return super().want | set(self.wants)
+
+    def look(self, batch: Trajectory) -> Trajectory:
+        out = self.policy(batch, set(self.wants), self.temperature)
+        ratio = self.log_ratio(batch, out.logp, self.temperature)
+        return replace(batch, old_logp=out.logp, ref_logp=out.logp - ratio, value=self.values(batch, out))
+
+    def advantages(self, whole: Trajectory, reward: Tensor) -> None:
+        at, mask = whole.grid()
+        advantage, returns = gae(reward[at], whole.value[at], mask, self.discount, self.trace)
+        whole.advantage[at[mask]], whole.returns[at[mask]] = advantage[mask], returns[mask]
+        on = whole.weight > 0
+        apart = (whole.returns - whole.value)[on].var() / whole.returns[on].var().clamp_min(1e-8)
+        self.found["ppo/explained_variance"] = 1.0 - float(apart)
+        whole.advantage = whiten(whole.advantage, whole.weight)
+
+    def loss(self, batch: Batch) -> Tensor:
+        assert isinstance(batch, Trajectory)
+        out = self.policy(batch, self.want, self.temperature)
+        value = self.values(batch, out)
+        value_loss = batch.token_mean(clipped_value(value, batch.value, batch.returns, self.value_clip))
+        self.note("ppo/value_loss", value_loss)
+        return self.policy_loss(batch, out) + self.value_weight * value_loss

@@ -1,0 +1,226 @@
+"""Prompt data: what a policy is asked, so that it answers and learns from what the answers are worth."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, NoReturn
+
+from leyden.algorithm import Algorithm
+from leyden.batch import Tree
+from leyden.datamodules.predict import Chunks, origin, share
+from leyden.datamodules.row_error import LeftOut, RowError
+from leyden.datamodules.rows import RowData
+from leyden.datamodules.split import epoch, hold_out, shuffled
+from leyden.datamodules.store import Report
+from leyden.errors import UserError
+from leyden.example import Example
+from leyden.experience import Prompt, PromptLoader
+from leyden.plan import Plan
+
+log = logging.getLogger("leyden")
+
+
+class PromptData(RowData):
+    """Prompts of any format: files of prompts, and of instructions or preferences without their answers.
+
+    Prompts that are the same to the model are kept once, those of the first row that has them; what is held out is
+    never trained on. A prompt needs room for an answer: of `max_length` tokens, `--model.sampling.max_new_tokens` are
+    the answer's. Rewards see the row of a prompt, or where `leyden predict` or `leyden data label` wrote the file, the
+    row that it wrote down in its column `row`.
+
+    Args:
+        path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its prompts
+            come (`{a.jsonl: 1, b.jsonl: 0.5}`).
+        batch_size: prompts in one rollout. More than there are is allowed: then one comes several times, each time
+            with other samples.
+        overlength: what happens to a prompt without room for an answer: drop it, cut its start, or stop with an error.
+        val_size: most held-out prompts that are answered in one validation, drawn by seed.
+    """
+
+    kind = "prompts"
+
+    def __init__(
+        self,
+        path: str | list[str] | dict[str, float],
+        *,
+        batch_size: int = 32,
+        overlength: Literal["drop", "truncate_prompt", "error"] = "drop",
+        val_size: int = 200,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(path, batch_size=batch_size, overlength=overlength, **kwargs)
+        if overlength not in ("drop", "truncate_prompt", "error"):
+            raise UserError(f"--data.overlength {overlength}: prompts take drop, truncate_prompt or error")
+        if val_size < 1:
+            raise UserError(f"--data.val_size {val_size}: give 1 or more, or --data.val_fraction 0 to hold nothing out")
+        self.val_size = val_size
+        self._parts: list[list[Prompt]] = []
+        self._reports: list[Report] = []
+        self._train: list[Prompt] = []
+        self._held: list[Prompt] = []
+
+    # -- from rows to prompts ----------------------------------------------------------------------------------------
+
+    def encode(self, example: Example) -> list[Tree]:
+        """One tree without responses: the prompt, however long."""
+        return [Tree(self.template.prompt(example.messages), [])]
+
+    @cached_property
+    def _room(self) -> int:
+        """Most tokens of a prompt that leave room for an answer."""
+        new = self._trainer().lightning_module.sampling.max_new_tokens
+        if new >= self.max_length:
+            raise UserError(
+                f"--model.sampling.max_new_tokens {new} leaves nothing of --data.max_length {self.max_length} for a "
+                "prompt; raise max_length, which is prompt and answer together, or lower max_new_tokens"
+            )
+        return self.max_length - int(new)
+
+    def _fitting(self, place: str, example: Example, report: Report) -> Iterator[tuple[Example, list[int]]]:
+        """An example and its prompt's tokens, cut where that is asked for."""
+        tokens = self.encode(example)[0].prompt
+        excess = len(tokens) - self._room
+        if excess > 0:
+            if self.overlength == "drop":
+                raise LeftOut("no room to answer")
+            if self.overlength == "error" or self._room < 2:
+                raise RowError(
+                    f"a prompt of {len(tokens)} tokens leaves no room to answer, {self._room} would (--data.max_length "
+                    "less --model.sampling.max_new_tokens); raise max_length, or set --data.overlength drop",
+                    "no room to answer",
+                )
+            tokens = [tokens[0], *tokens[1 + excess :]]  # the first is BOS or the opening of a turn
+            report.truncated += 1
+        yield replace(example, row=origin(example.row)), tokens
+
+    def _read(self) -> None:
+        """Fill `_parts`, the prompts of each path, and `_reports`, unless that is done."""
+        if self._parts:
+            return
+        paths, files, row, said = self._paths(), len(self.paths), 0, time.monotonic()
+        reports, parts = [Report() for _ in paths], [list[Prompt]() for _ in paths]
+        for path, report, part in zip(paths, reports, parts, strict=True):
+            for example, tokens in self._made(path, report, self._fitting):
+                part.append(Prompt(row, example, tokens))
+                row += 1
+                if time.monotonic() - said > 5:
+                    log.info("tokenised %s prompts so far", f"{row:,}")
+                    said = time.monotonic()
+        held = {tuple(prompt.tokens) for part in parts[files:] for prompt in part}
+        seen = set[tuple[int, ...]]()
+        for number, report in enumerate(reports):
+            first = number < files
+            parts[number] = _once(parts[number], report, seen if first else set(), held if first else ())
+        self._parts, self._reports = parts, reports
+
+    # -- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Read on one process first, so that what is wrong, and what is left, is said once."""
+        if self._trainer().predicting:
+            return
+        for path in self._paths():
+            self._sources(path, self.kind, log.info)  # says which files of a folder are left out
+        self._read()
+        for path, report in zip(self._paths(), self._reports, strict=True):
+            self._tell(path, report)
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" or self._train:
+            return
+        trainer = self._trainer()
+        if getattr(type(trainer.lightning_module), "experience", None) is Algorithm.experience:
+            name = type(trainer.lightning_module).__name__
+            raise UserError(
+                f"{name} learns from answers that rows have, and PromptData gives prompts alone; take an algorithm "
+                "that samples answers, or --data InstructionData or PreferenceData"
+            )
+        self._read()
+        rows = [(s, i) for s, part in enumerate(self._parts[: len(self.paths)]) for i in range(len(part))]
+        held: list[tuple[int, int]] = []
+        if self.val_path is None and self.val_fraction:
+            rows, held = hold_out(rows, self.val_fraction, self.seed, rows)
+        repeats = [rows[index] for index in epoch(rows, list(self.paths.values()), self.seed)]
+        self._train = [self._parts[s][i] for s, i in repeats]
+        self._held = self._parts[len(self.paths)] if self.val_path else [self._parts[s][i] for s, i in held]
+        if stage == "fit":
+            self._check()
+
+    def _check(self) -> None:
+        """That there is something to train on, for every process, before a model is built."""
+        if not self._train:
+            raise UserError("no training prompts are left; look at the counts above and at --data.path")
+        world = self._trainer().world_size
+        if world > self.batch_size:
+            raise UserError(
+                f"{world} processes share a rollout of {self.batch_size} prompts, so some would never have one; set "
+                f"--data.batch_size {world} or more"
+            )
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens of a prompt with an answer: the positions that a model needs."""
+        if self.trainer is not None and self.trainer.predicting:
+            return super().longest_row
+        longest = max((len(prompt.tokens) for part in self._parts for prompt in part), default=0)
+        return longest + self.max_length - self._room if longest else 0
+
+    def source(self, row: int) -> str:
+        return self._places[row]
+
+    @cached_property
+    def _places(self) -> dict[int, str]:
+        return {prompt.row: prompt.example.source for part in self._parts for prompt in part}
+
+    def train_dataloader(self) -> Any:
+        return self._trainer().lightning_module.experience(PromptLoader(self._train, self.batch_size, self.seed))
+
+    def val_dataloader(self) -> Any:
+        return self._chunks(self._held, "val", self.val_size)
+
+    def test_dataloader(self) -> Any:
+        return self._chunks(self._parts[-1], "test") if self.test_path else super().test_dataloader()
+
+    def _chunks(self, prompts: Sequence[Prompt], stage: str, size: int | None = None) -> Chunks[Prompt] | list[Any]:
+        """Lists of prompts for this rank: at most `size` of them all, and fewer where `limit_*_batches` asks for that.
+
+        A number there counts batches of `batch_size` prompts, as in other data; a fraction is one of the prompts.
+        """
+        drawn = shuffled(len(prompts), self.seed)[:size]
+        trainer = self._trainer()
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if not drawn or limit == 0:
+            return []
+        setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
+        most = limit * self.batch_size if isinstance(limit, int) else int(limit * len(drawn))
+        kept = [prompts[index] for index in sorted(drawn[: max(most, 1)])]
+        lengths = [len(prompt.tokens) + self.max_length - self._room for prompt in kept]
+        return share(kept, lengths, trainer, self.predict_size, self.max_tokens)
+
+    # -- what only the algorithm knows -------------------------------------------------------------------------------
+
+    def train_plan(self) -> Plan:
+        """Not planned ahead: how many steps a rollout takes is the algorithm's to say, as its `total_steps`."""
+        raise RuntimeError("the steps of a rollout are planned by the algorithm, when its answers are there")
+
+    def sweep(self) -> NoReturn:
+        """Not possible: before training there are no answers. Raises `UserError`."""
+        raise UserError("answers are not known before they are sampled; leave out --model.reference precomputed")
+
+
+def _once(prompts: list[Prompt], report: Report, seen: set[tuple[int, ...]], held: Collection[Any]) -> list[Prompt]:
+    """The prompts that are not held out elsewhere and were not `seen`, each once; counted in the report."""
+    kept = []
+    for prompt in prompts:
+        key = tuple(prompt.tokens)
+        if key in held or key in seen:
+            report.drop("held out elsewhere" if key in held else "the same as an earlier prompt")
+        else:
+            kept.append(prompt)
+        seen.add(key)
+    report.kept = len(kept)
+    return kept

@@ -1,0 +1,248 @@
+"""Learning from rewards: the policy answers prompts, the answers are scored, and minibatches of them are trained on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leyden.compared import Compared
+from leyden.engine import Engine, Native
+from leyden.errors import UserError
+from leyden.experience import Experience, Prompt, PromptLoader, check_room
+from leyden.policy import Sampling
+from leyden.progress import RolloutBar
+from leyden.reward import Reward, score
+from leyden.rollout_metrics import Clock, divergence, measured, some
+from leyden.rollouts import RolloutFile, Row, fingerprint, fits, row_of, samples_of, tree_of
+from leyden.shares import gathered, share
+from leyden.trajectory import Trajectory, joined, restored, stored
+from leyden.tree import Tree, packs
+
+log = logging.getLogger("leyden")
+SAMPLING = Sampling(max_new_tokens=256, temperature=1.0)
+CHUNK = 256
+"""Responses that are sampled, scored and kept at a time."""
+
+
+class OnPolicy(Compared):
+    """One epoch is one rollout: `data.batch_size` prompts are answered with the weights of that moment, the answers are
+    scored, and `epochs` passes of `minibatches` optimizer steps learn from them.
+
+    The noise of a response depends on seed, rollout, prompt and the number of the sample alone, and every process ends
+    up with the whole rollout: one process and two take the same steps. A subclass writes `loss`, and `credit` for what
+    it needs to know of a rollout before it trains on it.
+
+    Args:
+        reward: scores answers: a trained ModelReward, Gold, a Function of yours, an HTTPJudge, a WeightedSum of some.
+        samples: responses to each prompt.
+        epochs: passes over each rollout.
+        minibatches: optimizer steps in one pass.
+        sampling: how responses are sampled, in training and by `predict`.
+        engine: what samples; None is the policy itself.
+        keep_rollouts: whether all responses and scores go to rollouts.jsonl in the run's folder, from where a run that
+            broke off in the middle of a rollout goes on, too.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        reward: Reward,
+        samples: int = 1,
+        epochs: int = 1,
+        minibatches: int = 1,
+        sampling: Sampling = SAMPLING,
+        engine: Engine | None = None,
+        keep_rollouts: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, sampling=sampling, **kwargs)
+        if samples < 1 or epochs < 1 or minibatches < 1:
+            raise UserError(
+                f"--model.samples {samples} --model.epochs {epochs} --model.minibatches {minibatches}: give 1 or more"
+            )
+        if self.reference_kind == "precomputed":
+            raise UserError(
+                "--model.reference precomputed: answers are not known before they are sampled; leave it out"
+            )
+        self._reward = (reward,)  # a tuple, so that a model in it is neither trained nor saved
+        self.samples, self.epochs, self.minibatches = samples, epochs, minibatches
+        self.engine = engine or Native()
+        self.keep_rollouts = keep_rollouts
+        self.experiences: Experience | None = None
+        self.found: dict[str, float] = {}
+        """What was measured on the latest rollout, until it is logged."""
+        self._kept: RolloutFile | None = None
+        self._parts: dict[str, list[float]] = {}
+        self.clock = Clock()
+
+    @property
+    def reward(self) -> Reward:
+        reward = self._reward[0]
+        if isinstance(reward, nn.Module):
+            reward.to(self.device)  # does nothing once it is there
+        return reward
+
+    # -- the seams ---------------------------------------------------------------------------------------------------
+
+    looks_at: ClassVar[int | None] = None
+    """How many of a prompt's responses log-probs are worked out for: all, or so many where only the KL needs them."""
+
+    def credit(self, trees: list[Tree], seen: Trajectory) -> Trajectory:
+        """What to train on. Sees the whole rollout of all processes and must come to the same on each of them.
+
+        Args:
+            trees: every prompt with its responses and scores, best response first.
+            seen: the responses that were looked at, with log-probs of policy and reference (and values), on CPU.
+        """
+        return seen
+
+    def look(self, batch: Trajectory) -> Trajectory:
+        """What the policy and its reference say of responses now: the path that training takes, without gradients."""
+        logp = self.policy(batch, {"logp"}, self.temperature).logp
+        return replace(batch, old_logp=logp, ref_logp=logp - self.log_ratio(batch, logp, self.temperature))
+
+    @property
+    def temperature(self) -> float:
+        """Of the distribution that is trained: the one that is sampled from."""
+        return self.sampling.temperature or 1.0
+
+    # -- experience --------------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.epochs * self.minibatches
+
+    @property
+    def budget(self) -> int:
+        """Most tokens in one forward."""
+        return int(getattr(self.data, "max_tokens", 16384))
+
+    def experience(self, loader: PromptLoader) -> Experience:
+        if not isinstance(loader, PromptLoader):
+            raise UserError(f"{type(self).__name__} samples answers to prompts; set --data PromptData")
+        trainer, self._loader = self.trainer, loader
+        check_room(self, loader)
+        self.experiences = Experience(
+            self.collect,
+            self.epochs,
+            self.minibatches,
+            trainer.accumulate_grad_batches,
+            trainer.world_size,
+            trainer.global_rank,
+            loader.seed,
+        )
+        return self.experiences
+
+    @torch.no_grad()
+    def collect(self, rollout: int) -> Trajectory:
+        """Sample, score and look at one rollout; the same on every process."""
+        self.clock.start()
+        drawn = share(self._loader.draw(rollout), self.trainer)
+        with self.trainer.precision_plugin.forward_context():
+            self.engine.sync(self.policy)
+            trees = gathered(self._sampled(drawn, rollout), self.trainer)
+            self.clock.sampled(trees)
+            seen = self._looked([some(tree, self.looks_at, rollout) for tree in trees])
+        whole = self.credit(trees, seen)
+        self.found |= measured(trees, seen, self.policy.stop) | self._terms() | self.clock.end()
+        return whole
+
+    def _sampled(self, drawn: Sequence[tuple[int, Prompt]], rollout: int) -> list[Tree]:
+        """Responses with scores, of this process's prompts; those that are on file already are not sampled again."""
+        sampling = replace(self.sampling, seed=self.sampling.seed * 1_000_003 + rollout)
+        marks = fingerprint(self, sampling, self.samples)
+        known = self._file().begin(rollout, marks, self.trainer.ckpt_path is not None)
+        known = {number: known[number] for number, p in drawn if number in known and fits(p, known[number])}
+        step, trees, bar = (
+            max(1, CHUNK // self.samples),
+            [],
+            RolloutBar(self.trainer, rollout, len(drawn) * self.samples),
+        )
+        for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
+            missing = [(number, prompt) for number, prompt in chunk if number not in known]
+            prompts, numbers = [prompt.tokens for _, prompt in missing], [number for number, _ in missing]
+            groups = self.engine.generate(prompts, self.samples, sampling, numbers, bar.add) if missing else []
+            for (number, prompt), group in zip(missing, groups, strict=True):
+                known[number] = row_of(prompt, group, {"rollout": rollout, "draw": number, "marks": marks})
+            self._score([(prompt, known[number]) for number, prompt in chunk])
+            trees += [tree_of(prompt, known[number]) for number, prompt in chunk]
+            bar.scored(len(trees) * self.samples)
+        self._file().end()
+        return trees
+
+    def _score(self, pairs: list[tuple[Prompt, Row]]) -> None:
+        """Give rows their scores, and write them down, with what the reward failed on too."""
+        new = [(prompt, row) for prompt, row in pairs if row["scores"] is None]
+        if not new:
+            return
+        try:
+            found = score(self.reward, [sample for prompt, row in new for sample in samples_of(prompt, row)]).tolist()
+            for _, row in new:
+                row["scores"], found = found[: len(row["responses"])], found[len(row["responses"]) :]
+            for name, values in getattr(self.reward, "terms", {}).items():
+                self._parts.setdefault(name, []).extend(values.tolist())
+        finally:
+            self._file().append([row for _, row in new])
+
+    def _terms(self) -> dict[str, float]:
+        """Means of what the reward is made of, over all processes."""
+        parts, self._parts = gathered([self._parts], self.trainer), {}
+        names = sorted({name for part in parts for name in part})
+        return {f"rollout/reward_{name}": fmean([x for part in parts for x in part.get(name, ())]) for name in names}
+
+    def _file(self) -> RolloutFile:
+        if self._kept is None:
+            rank = self.trainer.global_rank
+            name = f"rollouts-{rank}.jsonl" if rank else "rollouts.jsonl"
+            self._kept = RolloutFile(Path(self.trainer.default_root_dir) / name if self.keep_rollouts else None)
+        return self._kept
+
+    def _looked(self, trees: list[Tree]) -> Trajectory:
+        """`look` at responses of all processes, each at its share."""
+        packed = [Trajectory.of(few) for few in packs(share(trees, self.trainer), self.budget)]
+        parts = [stored(self.look(batch.to(self.device)).to("cpu")) for batch in packed]
+        return joined([restored(part) for part in gathered(parts, self.trainer)])
+
+    # -- training and validation -------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        found, self.found = self.found, {}
+        self.log_dict(found, logger=False, on_step=True, on_epoch=False)
+        for logger in self.trainer.loggers if found else ():  # once a rollout: Lightning would repeat it at every step
+            logger.log_metrics(found, step=self.trainer.global_step)
+
+    def _stage(self) -> str:
+        return "eval"
+
+    @torch.no_grad()
+    def measures(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
+        """One answer to each held-out prompt, with the same noise every time; sums over them."""
+        self.engine.sync(self.policy)
+        groups = (
+            self.engine.generate([p.tokens for p in batch], 1, self.sampling, [p.row for p in batch]) if batch else []
+        )
+        rows = [row_of(prompt, group, {}) for prompt, group in zip(batch, groups, strict=True)]
+        sums = {"count": torch.tensor(float(len(batch)))}
+        scores = torch.zeros(0)
+        if batch:
+            scores = score(self.reward, [s for p, row in zip(batch, rows, strict=True) for s in samples_of(p, row)])
+        for row, found in zip(rows, scores.tolist(), strict=True):
+            row["scores"] = [found]
+        trees = [tree_of(prompt, row) for prompt, row in zip(batch, rows, strict=True)]
+        seen = [self.look(Trajectory.of(few).to(self.device)) for few in packs(trees, self.budget)]
+        sums["reward"] = scores.sum()
+        sums["kl"] = sum((divergence(part).sum() for part in seen), torch.zeros(()))
+        sums["length"] = torch.tensor(float(sum(len(tree.responses[0]) for tree in trees)))
+        sums["eos_rate"] = torch.tensor(float(sum(row["finished"][0] for row in rows)))
+        return {name: value.to(self.device) for name, value in sums.items()}
+
+    def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+        return {name: value / max(sums["count"], 1.0) for name, value in sums.items() if name != "count"}

@@ -1,0 +1,89 @@
+"""What is measured on a rollout, the same for every algorithm that samples."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Collection, Sequence
+from statistics import fmean
+
+from torch import Tensor
+
+from leyden.trajectory import Trajectory
+from leyden.tree import Tree
+
+
+def divergence(seen: Trajectory) -> Tensor:
+    """log policy / reference summed over each response: [N] nats, whose mean is an estimate of their KL divergence."""
+    return seen.per_branch(seen.old_logp - seen.ref_logp)
+
+
+def some(tree: Tree, n: int | None, seed: int) -> Tree:
+    """The tree with `n` of its responses, drawn whatever their scores are; all of them where `n` is None."""
+    if n is None or n >= len(tree.responses):
+        return tree
+    drawn = random.Random(f"{seed}/{tree.row}").sample(range(len(tree.responses)), n)
+    scores = tree.scores and [tree.scores[k] for k in drawn]
+    return Tree(tree.prompt, [tree.responses[k] for k in drawn], scores, None, tree.row)
+
+
+def measured(trees: Sequence[Tree], seen: Trajectory, stop: Collection[int]) -> dict[str, float]:
+    """Means over the responses of all processes.
+
+    Args:
+        trees: every prompt with its responses and scores.
+        seen: the responses that were looked at.
+        stop: token ids that end a response.
+
+    Returns:
+        rollout/reward, rollout/length (tokens), rollout/eos_rate (share that ended by themselves), rollout/kl (nats,
+        summed per response), rollout/entropy (nats a token); with several samples a prompt rollout/best (mean of the
+        best of each) and rollout/same (share of prompts whose responses all score the same, which teach nothing).
+    """
+    scores = [score for tree in trees for score in tree.scores or ()]
+    responses = [response for tree in trees for response in tree.responses]
+    tokens = max(float(seen.weight.sum()), 1.0)
+    found = {
+        "reward": fmean(scores),
+        "length": fmean(map(len, responses)),
+        "eos_rate": fmean(float(response[-1] in stop) for response in responses),
+        "kl": float(divergence(seen).mean()),
+        "entropy": -float((seen.old_logp * seen.weight).sum()) / tokens,
+    }
+    groups = [tree.scores for tree in trees if tree.scores and len(tree.scores) > 1]
+    if groups:
+        found |= {
+            "best": fmean(max(group) for group in groups),
+            "same": fmean(float(max(group) == min(group)) for group in groups),
+        }
+    return {f"rollout/{name}": value for name, value in found.items()}
+
+
+class Clock:
+    """How the time goes between sampling and training."""
+
+    def __init__(self) -> None:
+        self._began = self._sampled = self._ended = 0.0
+        self._trained: float | None = None
+        self._tokens = 0
+
+    def start(self) -> None:
+        """A rollout starts, and training on the one before has ended."""
+        self._began = time.monotonic()
+        self._trained = self._began - self._ended if self._ended else None
+
+    def sampled(self, trees: Sequence[Tree]) -> None:
+        """All responses are there and scored."""
+        self._sampled = time.monotonic()
+        self._tokens = sum(len(response) for tree in trees for response in tree.responses)
+
+    def end(self) -> dict[str, float]:
+        """The rollout is ready: perf/generated_tokens_per_second (sampling and scoring, all processes),
+        perf/rollout_seconds, and perf/rollout_share of it and the training before it."""
+        self._ended = time.monotonic()
+        took = self._ended - self._began
+        found = {
+            "perf/generated_tokens_per_second": self._tokens / max(self._sampled - self._began, 1e-9),
+            "perf/rollout_seconds": took,
+        }
+        return found if self._trained is None else found | {"perf/rollout_share": took / (took + self._trained)}

@@ -1,0 +1,193 @@
+"""A trained reward model as the reward of sampled responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from leyden.batch import pack
+from leyden.errors import RowError, UserError
+from leyden.example import Example, Message, Sample
+from leyden.models.causal_lm import CausalLM
+from leyden.policy import Policy
+from leyden.reward import Reward, at
+from leyden.run import is_whole
+from leyden.template import Template
+from leyden.tree import Tree, packs
+
+
+class ModelReward(nn.Module, Reward):
+    """What a reward model that `leyden fit --config reward_model` trained says of responses: the scores that
+    `leyden predict` writes for the same rows.
+
+    It reads text with its own tokenizer and chat template, so it need not be of the policy's family. Responses to one
+    prompt share it. A response that was cut at its length limit is scored at its last token, without an end of turn.
+
+    Args:
+        path: the folder that was exported (a whole model or an adapter), or a checkpoint file in its run's folder,
+            whose config.yaml says what the model was made from.
+        dtype: of the weights and of the arithmetic, whatever the precision of the run.
+        batch_tokens: most tokens in one forward.
+        chat_template: `plain`, or a Jinja file, if the reward model was trained with such a one and is no export.
+        system_prompt: put before conversations that have none, as the reward model's training did (its
+            `--data.system_prompt`); from the config.yaml of a checkpoint if it stands there.
+        attention: how a packed batch is attended to, as `CausalLM` takes it.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the model. Only for sources you trust.
+
+    Raises:
+        UserError: there is no reward head at `path`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        batch_tokens: int = 16384,
+        chat_template: str | None = None,
+        system_prompt: str | None = None,
+        attention: Literal["auto", "segments", "varlen", "flex", "dense", "rows"] = "auto",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_tokens < 1:
+            raise UserError(f"ModelReward: batch_tokens {batch_tokens}; give the most tokens that one forward may have")
+        self.path, self.batch_tokens = path, batch_tokens
+        self.policy: Policy
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn before saved ones take their place
+            if Path(path).is_file():
+                self.policy, data = _from_checkpoint(Path(path), {"dtype": dtype, "attention": attention})
+                chat_template = chat_template or data.get("chat_template")
+                system_prompt = system_prompt or data.get("system_prompt")
+            else:
+                self.policy = CausalLM(
+                    path, dtype, attention=attention, revision=revision, trust_remote_code=trust_remote_code
+                )
+                self.policy.build(("score",), dropout=False)
+        if "score" in self.policy.fresh:
+            raise UserError(
+                f"{path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
+                "`leyden fit --config reward_model` exported"
+            )
+        self.requires_grad_(False).eval()
+        self.template = Template(self.policy.tokenizer, chat_template, system_prompt)
+
+    def train(self, mode: bool = True) -> ModelReward:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, samples: Sequence[Sample]) -> Tensor:
+        """Scores [N], float32, on the CPU.
+
+        Raises:
+            UserError: a conversation that the chat template refuses, or that is longer than the model has positions.
+        """
+        trees, places = self._trees(samples)
+        device, scores = self.policy.device, torch.zeros(len(samples))
+        parts = []
+        for few in packs(trees, self.batch_tokens):
+            with torch.autocast(device.type, enabled=False):
+                found = self.policy(pack(few).to(device), {"score"}).score
+            assert isinstance(found, Tensor)
+            parts.append(found)
+        if parts:
+            scores[torch.tensor(places)] = torch.cat(parts).float().cpu()
+        return scores
+
+    def _trees(self, samples: Sequence[Sample]) -> tuple[list[Tree], list[int]]:
+        """Prompts with their responses, the longest first, and which sample each response is, in the order of trees."""
+        encoded = [self._encode(sample) for sample in samples]
+        groups: dict[tuple[int, ...], list[list[int]]] = {}
+        for place, (prompt, response) in enumerate(encoded):
+            parts = groups.setdefault(tuple(prompt), [[]])
+            size = len(prompt) + sum(len(encoded[other][1]) for other in parts[-1])
+            if parts[-1] and size + len(response) > self.batch_tokens:
+                parts.append([])
+            parts[-1].append(place)
+        found = [
+            (Tree(list(prompt), [encoded[place][1] for place in part], row=part[0]), part)
+            for prompt, parts in groups.items()
+            for part in parts
+        ]
+        found.sort(key=lambda tree: -len(tree[0]))  # what does not fit the memory shows at once
+        return [tree for tree, _ in found], [place for _, part in found for place in part]
+
+    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
+        """Prompt and response as the reward model was trained on them."""
+        example = Example(sample.messages, [[Message(role="assistant", content=sample.response)]])
+        try:
+            tree = self.template.encode(example, finished=sample.finished)
+            if not tree.responses[0]:  # a response without a token has no last token; its end of turn has to do
+                tree = self.template.encode(example)
+        except RowError as error:
+            raise UserError(f"{at(sample)}: {error}") from None
+        room, length = self.policy.positions, len(tree)
+        if room is not None and length > room:
+            raise UserError(
+                f"{at(sample)}: {length} tokens of prompt and response, but the reward model {self.path} has positions "
+                f"for {room}; lower --model.sampling.max_new_tokens, or leave out long prompts"
+            )
+        return tree.prompt, tree.responses[0]
+
+
+def _from_checkpoint(file: Path, changed: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
+    """The policy of a reward model's checkpoint, and the settings of the data that it was trained on.
+
+    Args:
+        file: the checkpoint.
+        changed: arguments of the policy that are not to be those of the training.
+    """
+    config = _config(file)
+    settings = config.get("model", {}).get("init_args", {})
+    if not is_whole(file) or "policy" not in settings:
+        raise UserError(f"{file}: no checkpoint of a reward model; give the folder that its run exported")
+    weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    weights = {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
+    if "heads.score.weight" not in weights:
+        kind = str(config["model"].get("class_path", "model")).rpartition(".")[2]
+        raise UserError(f"{file}: a checkpoint of {kind}, which has no reward head; give one of a RewardModel")
+    spec = settings["policy"]
+    given = spec.get("init_args", {})
+    known = {name: value for name, value in changed.items() if name in given}
+    policy = _policy(file, spec | {"init_args": given | known})
+    policy.build(("score",), dropout=False)
+    trained = {(name, p.shape) for name, p in policy.named_parameters() if p.requires_grad}
+    saved = {(name, value.shape) for name, value in weights.items()}
+    if trained != saved:
+        odd = min(trained ^ saved)[0]
+        raise UserError(f"{file}: it does not fit {policy.path}, which its config.yaml names ({odd}); give the export")
+    policy.load_state_dict(weights, strict=False)
+    policy.fresh = policy.fresh - {"score"}
+    return policy, config.get("data", {}).get("init_args", {})
+
+
+def _config(file: Path) -> dict[str, Any]:
+    """The configuration of the run that a checkpoint belongs to."""
+    for folder in file.absolute().parents[:2]:
+        if (folder / "config.yaml").is_file():
+            found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+    raise UserError(
+        f"{file}: there is no config.yaml in its folder or the one above, which would say what it was made from; give "
+        "the folder that its run exported"
+    )
+
+
+def _policy(file: Path, spec: dict[str, Any]) -> Policy:
+    """A policy from its class path and arguments."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=Policy)
+    try:
+        found: Policy = parser.instantiate_classes(parser.parse_object({"policy": spec})).policy
+    except (ArgumentError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: the policy in its config.yaml cannot be made ({reason}); give the export") from error
+    return found

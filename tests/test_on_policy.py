@@ -1,0 +1,353 @@
+"""Rollouts: who samples what, what is kept of it, and that resuming, ranks and batch sizes change nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig
+from ranks import Ranks
+from small import fit, small, weights_of
+
+from leyden.algos import GRPO, PPO, RejectionSampling
+from leyden.batch import Tree, pack
+from leyden.callbacks import Throughput
+from leyden.checkpoint import Randomness
+from leyden.data import DataModule
+from leyden.errors import UserError
+from leyden.example import Example, Sample
+from leyden.experience import Prompt, PromptLoader
+from leyden.on_policy import OnPolicy
+from leyden.policy import Sampling
+from leyden.policy_gradient import KLPrice
+from leyden.scores import ScoreShape
+from leyden.trajectory import Trajectory, joined, restored, stored
+
+SHORT = Sampling(max_new_tokens=6, temperature=0.7)
+KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
+    (PPO, {"samples": 1, "epochs": 2, "minibatches": 2}),
+    (GRPO, {"samples": 3, "epochs": 2, "minibatches": 2}),
+    (RejectionSampling, {"samples": 3, "epochs": 2, "minibatches": 2}),
+]
+
+
+def evens(samples: Sequence[Sample]) -> list[float]:
+    """Share of even tokens."""
+    return [sum(int(word) % 2 == 0 for word in s.response.split()) / max(len(s.response.split()), 1) for s in samples]
+
+
+class Questions(DataModule):
+    """Prompts of two to nine numbers."""
+
+    def __init__(self, size: int = 8, count: int = 12, seed: int = 0, held: int = 0) -> None:
+        super().__init__(size, 4096, seed)
+        generator = torch.Generator().manual_seed(9)
+        rows = [torch.randint(1, 97, (2 + i % 8,), generator=generator).tolist() for i in range(count + held)]
+        prompts = [Prompt(i, Example([], source=f"q.jsonl:{i + 1}", row={"n": i}), row) for i, row in enumerate(rows)]
+        self.prompts, self.held = prompts[:count], prompts[count:]
+
+    def source(self, row: int) -> str:
+        return f"q.jsonl:{row + 1}"
+
+    def train_dataloader(self) -> Any:
+        return self._trainer().lightning_module.experience(PromptLoader(self.prompts, self.batch_size, self.seed))
+
+    def val_dataloader(self) -> Any:  # a plain list would be several loaders
+        return torch.utils.data.DataLoader(self.held, batch_size=3, collate_fn=list) if self.held else []
+
+
+def algorithm(kind: type[OnPolicy], options: dict[str, Any], **more: Any) -> Any:
+    given: dict[str, Any] = dict(reward=evens, sampling=SHORT, keep_rollouts=False, lr_scheduler=None)
+    given["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
+    return kind(small(), **(given | options | more))
+
+
+class Watched(PPO):
+    """Keeps what every step logged, and how far the weights were then."""
+
+    def watch(self, now: Any) -> None:
+        super().watch(now)
+        self.seen = [*getattr(self, "seen", []), dict(now)]
+        self.weights = [*getattr(self, "weights", []), weights_of(self.policy)]
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Any:
+    group = Ranks()
+    yield group
+    group.close()
+
+
+# -- prompts and trajectories --------------------------------------------------------------------------------------
+
+
+def test_every_prompt_comes_once_a_pass() -> None:
+    prompts = [Prompt(i, Example([]), [i]) for i in range(10)]
+    loader = PromptLoader(prompts, 4, seed=3)
+    drawn = [pair for rollout in range(5) for pair in loader.draw(rollout)]
+    assert [number for number, _ in drawn] == list(range(20)) and len(loader) == 3
+    first, second = ([p.row for _, p in drawn[at : at + 10]] for at in (0, 10))
+    assert sorted(first) == sorted(second) == list(range(10)) and first != second
+    assert [p.row for _, p in PromptLoader(prompts, 5, seed=3).draw(1)] == first[5:]
+
+
+def test_joined_rollouts_are_one() -> None:
+    trees = [Tree([1, 2], [[3], [4, 5]], [1.0, 2.0], row=7), Tree([6], [[7, 8]], [3.0], row=8), Tree([9], [[1]], row=9)]
+    whole = joined([Trajectory.of(trees[:1]), Trajectory.of(trees[1:])])
+    expected = pack(trees)
+    for name in ("tokens", "position", "parent", "end", "branch", "weight", "group", "score", "row"):
+        assert torch.equal(getattr(whole, name), getattr(expected, name)), name
+    assert whole.totals == expected.totals and whole.structure() == expected.structure()
+    again = restored(stored(whole))
+    assert torch.equal(again.tokens, whole.tokens) and again.structure() == whole.structure()
+    at, mask = whole.grid()
+    assert whole.tokens[at][mask].tolist() == [3, 4, 5, 7, 8, 1] and mask.sum(1).tolist() == [1, 2, 2, 1]
+    assert whole.spread(whole.score).tolist() == [0, 0, 1, 2, 2, 0, 3, 3, 0, 0]
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_every_minibatch_is_a_step_and_the_first_ratio_is_one(minibatches: int) -> None:
+    """At temperature 0.7, where sampling at one temperature and scoring at another would show."""
+    found = algorithm(Watched, {"epochs": 2, "minibatches": minibatches})
+    before = weights_of(found.policy)
+    trainer = fit(found, Questions(), max_epochs=2)
+    assert trainer.global_step == 2 * 2 * minibatches == len(found.seen)
+    assert abs(found.seen[0]["ppo/approx_kl"]) < 1e-9 and found.seen[0]["ppo/clip_fraction"] == 0
+    after = [before, *found.weights]
+    assert all(not torch.equal(a, b) for a, b in zip(after[1:], after[2:], strict=False))
+
+
+def test_old_log_probs_are_those_of_the_sampled_distribution() -> None:
+    """The training path says of a response what decoding said when it was sampled, at its temperature."""
+    found = algorithm(GRPO, {"samples": 4})
+    groups = found.policy.generate([[5, 6, 7], [8]], 4, SHORT)
+    trees = [Tree(p, [r.tokens for r in g], [0.0] * 4) for p, g in zip([[5, 6, 7], [8]], groups, strict=True)]
+    found._agreed, found.reference = True, found.policy.reference("copy")
+    with torch.no_grad():
+        seen = found.look(Trajectory.of(trees))
+    said = torch.tensor([lp for g in groups for r in g for lp in r.logp])
+    torch.testing.assert_close(seen.old_logp[seen.branch >= 0], said, atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.ref_logp, seen.old_logp, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_accumulation_changes_nothing(kind: type[OnPolicy], options: dict[str, Any]) -> None:
+    ends = []
+    for accumulate in (1, 2):
+        found = algorithm(kind, options)
+        fit(found, Questions(), max_epochs=2, accumulate_grad_batches=accumulate)
+        ends.append(weights_of(found.policy))
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=0)
+
+
+def on_rank(kind: str, options: dict[str, Any], folder: str) -> tuple[torch.Tensor, list[Any]]:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
+    fit(found, Questions(), max_epochs=2, devices=2, strategy=strategy, default_root_dir=folder)
+    rows = [row for file in sorted(Path(folder).glob("rollouts*.jsonl")) for row in read(file)]
+    return weights_of(found.policy), [[row["draw"], row["tokens"]] for row in rows]
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_two_processes_sample_and_learn_what_one_does(
+    kind: type[OnPolicy], options: dict[str, Any], ranks: Ranks, tmp_path: Path
+) -> None:
+    one = algorithm(kind, options, keep_rollouts=True)
+    fit(one, Questions(), max_epochs=2, default_root_dir=tmp_path / "one")
+    two = ranks(on_rank, kind.__name__, options, str(tmp_path / "two"))
+    torch.testing.assert_close(two[0][0], two[1][0], atol=0, rtol=0)
+    torch.testing.assert_close(two[0][0], weights_of(one.policy), atol=2e-5, rtol=0)
+    alone = [[row["draw"], row["tokens"]] for row in read(tmp_path / "one" / "rollouts.jsonl")]
+    assert sorted(two[0][1]) == alone
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any], tmp_path: Path) -> None:
+    """From every step, in the middle of a rollout and between two: weights, prices and rollouts, bit for bit."""
+    more: dict[str, Any] = dict(keep_rollouts=True)
+    if kind is not RejectionSampling:
+        more |= dict(kl_target=0.05, kl_horizon=10.0, score=ScoreShape(normalise=True))
+    whole = algorithm(kind, options, **more)
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+    callbacks = [saver, Randomness(), Throughput()]
+    fit(whole, Questions(), max_epochs=3, callbacks=callbacks, enable_checkpointing=True, default_root_dir=tmp_path)
+    rollouts = (tmp_path / "rollouts.jsonl").read_bytes()
+    for step in (1, 3, 4, 7, 11):
+        found = algorithm(kind, options, **more)
+        found_at = dict(max_epochs=3, callbacks=[Randomness(), Throughput()], default_root_dir=tmp_path)
+        resume(found, Questions(), tmp_path / f"{step}.ckpt", **found_at)
+        assert torch.equal(weights_of(found.policy), weights_of(whole.policy)), step
+        assert (tmp_path / "rollouts.jsonl").read_bytes() == rollouts
+        if kind is not RejectionSampling:
+            assert found.price == whole.price and found.score_shape == whole.score_shape
+
+
+def resume(algorithm: Any, data: Any, checkpoint: Path, **options: Any) -> None:
+    from lightning.pytorch import Trainer
+
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    Trainer(accelerator="cpu", devices=1, **quiet, **options).fit(
+        algorithm, data, ckpt_path=checkpoint, weights_only=True
+    )
+
+
+def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was sampled when a reward failed is on file, is scored when the run comes back, and the end is the same."""
+    monkeypatch.setattr("leyden.on_policy.CHUNK", 4)
+    whole = algorithm(PPO, {"samples": 2}, keep_rollouts=True)
+    fit(whole, Questions(), max_epochs=1, default_root_dir=tmp_path / "whole")
+    calls: list[int] = []
+
+    def failing(samples: Sequence[Sample]) -> list[float]:
+        calls.append(len(samples))
+        if len(calls) == 3:
+            raise ConnectionError("the judge is away")
+        return evens(samples)
+
+    broken = algorithm(PPO, {"samples": 2}, keep_rollouts=True, reward=failing)
+    with pytest.raises(UserError, match=r"q\.jsonl:\d+.*failed with ConnectionError: the judge is away"):
+        fit(broken, Questions(), max_epochs=1, default_root_dir=tmp_path / "run")
+    rows = read(tmp_path / "run" / "rollouts.jsonl")
+    assert [row["scores"] is None for row in rows] == [False] * 4 + [True] * 2
+    asked: list[int] = []
+    again = algorithm(PPO, {"samples": 2}, keep_rollouts=True)
+    sample = again.policy.generate
+    again.policy.generate = lambda *a: asked.append(len(a[0])) or sample(*a)
+    fit(again, Questions(), max_epochs=1, default_root_dir=tmp_path / "run")
+    assert sum(asked) == 2
+    assert torch.equal(weights_of(again.policy), weights_of(whole.policy))
+    kept = read(tmp_path / "run" / "rollouts.jsonl")
+    assert sorted(r["draw"] for r in kept) == list(range(8)) and all(r["scores"] for r in kept)
+
+
+def test_stop_kl_leaves_the_rest_of_a_rollout_out() -> None:
+    free = algorithm(Watched, {"epochs": 4, "minibatches": 2})
+    fit(free, Questions(), max_epochs=2)
+    limit = sorted(now["ppo/approx_kl"] for now in free.seen)[8]
+    found = algorithm(Watched, {"epochs": 4, "minibatches": 2, "stop_kl": limit})
+    trainer = fit(found, Questions(), max_epochs=2)
+    assert trainer.current_epoch == 2 and trainer.global_step < 16
+    over = [now["ppo/approx_kl"] > limit for now in found.seen]
+    assert sum(over) >= 1 and over[-1] is True or trainer.global_step > 0
+
+
+def test_lora_policy_and_its_reference(tmp_path: Path) -> None:
+    """The reference stays what the policy was, and the KL starts at nothing."""
+    from small import some_trees
+
+    found = algorithm(PPO, {"epochs": 2})
+    policy = found.policy
+    from peft import get_peft_model
+
+    policy.adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy.model = get_peft_model(policy.model, policy.adapter)
+    batch = pack(some_trees(3))
+    with torch.no_grad():
+        before = policy(batch).logp
+    fit(found, Questions(), max_epochs=2)
+    assert found.reference is not None and found.reference.kind == "adapter_off"
+    with torch.no_grad():
+        assert torch.equal(found.reference(batch), before) and not torch.equal(policy(batch).logp, before)
+
+
+def test_held_out_prompts_are_answered_the_same_every_time() -> None:
+    found = algorithm(PPO, {})
+    trainer = fit(found, Questions(held=5), max_epochs=1)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
+    assert set(logged) == {"eval/reward", "eval/kl", "eval/length", "eval/eos_rate"} and 0 <= logged["eval/reward"] <= 1
+    trainer.validate(found, Questions(held=5), verbose=False)
+    assert logged["eval/reward"] == pytest.approx(float(trainer.callback_metrics["eval/reward"]))
+
+
+# -- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def test_price_of_kl_is_steered() -> None:
+    price = KLPrice(0.1, target=6.0, horizon=100.0)
+    price.steer(12.0, 50)
+    assert price.coefficient == pytest.approx(0.1 * 1.1)
+    price.steer(5.4, 50)
+    assert price.coefficient == pytest.approx(0.11 * 0.95)
+    fixed = KLPrice(0.1)
+    fixed.steer(100.0, 50)
+    assert fixed.coefficient == 0.1
+
+
+def test_scores_are_penalised_normalised_and_clipped_in_this_order() -> None:
+    whole = Trajectory.of([Tree([1], [[2, 0], [3, 4]], [1.0, 1.0]), Tree([1], [[0], [5, 0]], [2.0, 9.0])])
+    shaped, _ = ScoreShape(eos_penalty=1.0)(whole, {0})
+    assert shaped.tolist() == [1, 0, 2, 9]
+    shape = ScoreShape(eos_penalty=1.0, normalise=True, clip=1.0)
+    shaped, logged = shape(whole, {0})
+    scores = torch.tensor([1.0, 0, 2, 9])
+    expected = (scores - 3) / scores.std(unbiased=False)
+    torch.testing.assert_close(shaped, expected.clamp(-1, 1))
+    assert logged["rollout/score_clipped"] == 0.25
+    shape(whole, {0})  # moments go on: twice the same scores have the same mean and deviation
+    assert shape.state()["moments"] == pytest.approx([8, 3, 2 * float(((scores - 3) ** 2).sum())])
+
+
+WRONG: list[tuple[type[OnPolicy], dict[str, Any], str]] = [
+    (PPO, {"sampling": Sampling(top_k=5)}, "neither top_k nor top_p"),
+    (GRPO, {"sampling": Sampling(top_p=0.9)}, "neither top_k nor top_p"),
+    (PPO, {"sampling": Sampling(temperature=0.0)}, "temperature above 0"),
+    (GRPO, {"samples": 1}, "give 2 or more"),
+    (RejectionSampling, {"samples": 1}, "2 samples or more"),
+    (RejectionSampling, {"samples": 4, "top": 4}, "keep fewer"),
+    (PPO, {"epochs": 0}, "give 1 or more"),
+    (PPO, {"reference": "precomputed"}, "leave it out"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), WRONG)
+def test_settings_that_make_no_sense(kind: type[OnPolicy], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        algorithm(kind, options)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "budget", "message"),
+    [
+        ({"minibatches": 3}, 8, 4096, "set --data.batch_size 9"),
+        ({"samples": 8}, 8, 50, "set --data.max_tokens 57 or more"),
+        ({"samples": 2}, 8, 50, "accumulate_grad_batches 4"),
+    ],
+)
+def test_what_cannot_fit_is_said_before_sampling(options: Any, size: int, budget: int, message: str) -> None:
+    data = Questions(size)
+    data.max_tokens = budget
+    with pytest.raises(UserError, match=message):
+        fit(algorithm(PPO, options), data)
+
+
+def test_other_data_is_refused() -> None:
+    from small import TreeData, some_trees
+
+    with pytest.raises(UserError, match="set --data PromptData"):
+        fit(algorithm(PPO, {}), TreeData(some_trees()))
+
+
+def test_rejection_keeps_the_best_and_the_earlier_of_equals() -> None:
+    found = algorithm(RejectionSampling, {"samples": 4, "top": 2, "threshold": 0.5})
+    best = found.best(Tree([1], [[1], [2], [3], [4]], [0.7, 0.9, 0.9, 0.1]))
+    assert best.responses == [[2], [3]] and best.scores == [0.9, 0.9]
+    assert found.best(Tree([1], [[1], [2]], [0.4, 0.6])).responses == [[2]]
+    assert found.best(Tree([1], [[1], [2]], [0.4, 0.1])).responses == []
+    trees = [Tree([1], [[k] for k in range(4)], [3.0, 1.0, 2.0, 0.0])]
+    from leyden.algos.rejection_sampling import best_of
+
+    assert best_of(trees) == pytest.approx({1: 1.5, 2: (3 * 3 + 2 * 2 + 1) / 6, 4: 3.0})
