@@ -86,6 +86,8 @@ class Experience:
         self.accumulate, self.world, self.rank, self.seed = accumulate, world, rank, seed
         self.rollout, self.done, self._resume = -1, 0, False
         self.whole: Trajectory | None = None
+        self._sizes: list[tuple[int, Totals]] = []
+        """Tokens and totals of each tree of the rollout, once a minibatch was asked for."""
 
     def __len__(self) -> int:
         return self.passes * self.minibatches * self.accumulate
@@ -97,7 +99,7 @@ class Experience:
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
             self.rollout, self.done, self.whole = self.rollout + 1, 0, None  # code after the last yield never runs
-            self.whole = self.collect(self.rollout)
+            self.whole, self._sizes = self.collect(self.rollout), []
         self._resume = False
         assert self.whole is not None
         while self.done < len(self):
@@ -108,12 +110,15 @@ class Experience:
     def _batch(self, whole: Trajectory, step: int, part: int) -> Trajectory:
         """One micro-batch; without responses left for it, a few tokens of weight 0 that every rank can run."""
         spans = whole.structure()
+        if len(self._sizes) != len(spans):
+            self._sizes = [(span.stop - span.start, _totals(whole, tree)) for tree, span in enumerate(spans)]
         turn, number = divmod(step, self.minibatches)
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (self.rollout * self.passes + turn + 1))
         mine = torch.randperm(len(spans), generator=generator).tolist()[number :: self.minibatches]
-        totals = sum((_totals(whole, tree) for tree in mine), Totals(0.0, 0, 0))
-        lengths = [span.stop - span.start for span in spans]
-        trees = balance(mine, lengths, self.accumulate * self.world)[part * self.world + self.rank]
+        totals = sum((self._sizes[tree][1] for tree in mine), Totals(0.0, 0, 0))
+        trees = balance(mine, [length for length, _ in self._sizes], self.accumulate * self.world)[part * self.world + self.rank]
+        if len(trees) == len(spans) > 0:
+            return replace(whole, totals=totals)
         if trees:
             return replace(whole.select(sorted(trees)), totals=totals)
         somewhere = whole.tokens[spans[0].start :][:2].tolist() if spans else [0, 0]
