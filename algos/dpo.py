@@ -12,7 +12,7 @@ from torch import Tensor
 from leyden.batch import Batch
 from leyden.compared import Compared
 from leyden.objectives import Objective, Sigmoid
-from leyden.pairs import pairs
+from leyden.pairs import pairs, won
 
 log = logging.getLogger("leyden")
 USUAL = Sigmoid(beta=0.1)
@@ -44,7 +44,7 @@ class DPO(Compared):
 
         reward, per_token = self.objective.beta * given, (ratio / tokens)[better]
         self.note("margin", found.mean(batch, reward[better] - reward[worse]))
-        self.note("accuracy", found.mean(batch, (reward[better] > reward[worse]).float()))
+        self.note("accuracy", found.mean(batch, won(reward[better], reward[worse])))
         for name, which in ("chosen", better), ("rejected", worse):
             self.note(f"{name}_reward", found.mean(batch, reward[which]))
             self.note(f"{name}_logp", found.mean(batch, logp[which]))

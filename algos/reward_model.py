@@ -9,7 +9,7 @@ from torch import Tensor
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.losses import bradley_terry, plackett_luce
-from leyden.pairs import Pairs, pairs, ranked
+from leyden.pairs import Pairs, pairs, ranked, won
 from leyden.scored import Scored
 
 
@@ -50,7 +50,7 @@ class RewardModel(Scored):
         else:
             margin = self.margin * self.score_gaps(batch, found) if self.margin else None
             loss = found.mean(batch, bradley_terry(better - worse, margin))
-        self.note("accuracy", found.mean(batch, (better > worse).float()))
+        self.note("accuracy", found.mean(batch, won(better, worse)))
         self.note("margin", found.mean(batch, better - worse))
         return loss + self.centre * found.mean(batch, (better + worse) ** 2)
 

@@ -22,7 +22,10 @@ from trial import divergence, last, run
 from leyden.demo import gain, scores
 
 SETTINGS: dict[str, list[object]] = {
-    "ppo": ["--model.samples", 2, "--data.batch_size", 128, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 24],
+    "ppo": [
+        "--model.samples", 2, "--data.batch_size", 128, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 12,
+        "--model.value_weight", 1, "--model.value_clip", "null", "--model.value_policy", "CausalLM",
+    ],
     "grpo": ["--model.samples", 8, "--data.batch_size", 32, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 30],
     "rejection_sampling": [
         "--model.samples", 8, "--data.batch_size", 128, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 10,
@@ -74,7 +77,8 @@ def one(folder: Path, files: dict[str, Path], name: str, seed: int, *more: objec
         run("data", "sample", "--language", "both", "--kind", "prompts", "--rows", 4000, "--seed", 20 + seed,
             "--output", prompts)  # fmt: skip
     began = time.monotonic()
-    out = folder / "-".join([name, str(seed), *(str(word) for word in more if not str(word).startswith("-"))])
+    out = folder / "-".join([name, str(seed), *(str(word) for word in more[1::2])])
+    more = (*more, *(["--model.value_policy.path", files["sft"]] if name == "ppo" else []))
     run("fit", "--config", name, "--model.policy.path", files["sft"], "--model.reward", "Gold", "--data.path", prompts,
         "--data.val_fraction", 0, "--data.max_length", 256, "--model.sampling.max_new_tokens", 64,
         "--seed_everything", seed, "--data.seed", seed, "--model.sampling.seed", seed, *SETTINGS[name], *more,

@@ -56,7 +56,8 @@ def length_sums(reward: Tensor, length: Tensor) -> dict[str, Tensor]:
 def agreement(sums: Mapping[str, float]) -> dict[str, float]:
     """Metrics from the sums of `pair_sums` and `length_sums` over any number of batches.
 
-    - accuracy: share of pairs whose better response has the higher reward; also for each bucket of |d| that has pairs.
+    - accuracy: share of pairs whose better response has the higher reward, equal ones half; also for each bucket of |d|
+      that has pairs.
     - margin, chosen_reward, rejected_reward: means of d and of the rewards of better and worse responses.
     - ece: expected calibration error (Guo et al. 2017, eq. 3): |accuracy - mean confidence| over bins of the
       confidence, weighted by pairs. 0.02 says that an answer given with 80% is right in 78% to 82% of cases.

@@ -116,7 +116,9 @@ class Experience:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (self.rollout * self.passes + turn + 1))
         mine = torch.randperm(len(spans), generator=generator).tolist()[number :: self.minibatches]
         totals = sum((self._sizes[tree][1] for tree in mine), Totals(0.0, 0, 0))
-        trees = balance(mine, [length for length, _ in self._sizes], self.accumulate * self.world)[part * self.world + self.rank]
+        trees = balance(mine, [length for length, _ in self._sizes], self.accumulate * self.world)[
+            part * self.world + self.rank
+        ]
         if len(trees) == len(spans) > 0:
             return replace(whole, totals=totals)
         if trees:

@@ -41,6 +41,11 @@ def pairs(batch: Batch) -> Pairs:
     )
 
 
+def won(better: Tensor, worse: Tensor) -> Tensor:
+    """1 where the better response comes out ahead, 0 where the worse does, a half where neither: [M], [M] -> [M]."""
+    return 0.5 + 0.5 * (better - worse).sign()
+
+
 def ranked(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` [N] with one row per prompt, best response first: values [P, K], and [P, K] bool, False on padding."""
     numbers = siblings(batch)

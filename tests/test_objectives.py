@@ -12,7 +12,7 @@ from torch import Tensor
 from leyden.batch import Totals, Tree, pack
 from leyden.losses import bradley_terry, plackett_luce
 from leyden.objectives import IPO, Hinge, Objective, Robust, Sigmoid
-from leyden.pairs import pairs
+from leyden.pairs import pairs, won
 
 # log-probs -10 and -14 under the policy, -12 and -13 under the reference: log-ratios 2 and -1
 GOLDEN: list[tuple[Objective, float, float]] = [
@@ -141,3 +141,7 @@ def test_pairs_divide_by_the_prompts_of_the_whole_step() -> None:
     batch = pack([Tree([1], [[2], [3]])], Totals(100.0, 20, 10))
     assert float(pairs(batch).mean(batch, torch.tensor([5.0]))) == 0.5
     assert float(pairs(pack([Tree([1, 2], [])])).mean(batch, torch.zeros(0))) == 0.0
+
+
+def test_a_tie_is_half_won() -> None:
+    assert won(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 3.0])).tolist() == [1.0, 0.5, 0.0]

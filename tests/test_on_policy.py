@@ -25,6 +25,7 @@ from leyden.experience import Prompt, PromptLoader
 from leyden.on_policy import OnPolicy
 from leyden.policy import Sampling
 from leyden.policy_gradient import KLPrice
+from leyden.progress import Progress
 from leyden.scores import ScoreShape
 from leyden.trajectory import Trajectory, joined, restored, stored
 
@@ -351,3 +352,10 @@ def test_rejection_keeps_the_best_and_the_earlier_of_equals() -> None:
     from leyden.algos.rejection_sampling import best_of
 
     assert best_of(trees) == pytest.approx({1: 1.5, 2: (3 * 3 + 2 * 2 + 1) / 6, 4: 3.0})
+
+
+def test_a_rollout_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Progress(every=0.0)
+    fit(algorithm(PPO, {"samples": 2}), Questions(), enable_progress_bar=True, callbacks=[shown])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rollout")]
+    assert lines and lines[0].startswith("rollout 1 · ") and lines[-1] == "rollout 1 · 16/16 responses"
