@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from leyden.batch import Batch
 from leyden.compared import Compared
 from leyden.engine import Engine, Native
 from leyden.errors import UserError
@@ -94,6 +96,10 @@ class OnPolicy(Compared):
     looks_at: ClassVar[int | None] = None
     """How many of a prompt's responses log-probs are worked out for: all, or so many where only the KL needs them."""
 
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one minibatch of what `credit` gave back, as for every algorithm."""
+
     def credit(self, trees: list[Tree], seen: Trajectory) -> Trajectory:
         """What to train on. Sees the whole rollout of all processes and must come to the same on each of them.
 
@@ -129,15 +135,8 @@ class OnPolicy(Compared):
             raise UserError(f"{type(self).__name__} samples answers to prompts; set --data PromptData")
         trainer, self._loader = self.trainer, loader
         check_room(self, loader)
-        self.experiences = Experience(
-            self.collect,
-            self.epochs,
-            self.minibatches,
-            trainer.accumulate_grad_batches,
-            trainer.world_size,
-            trainer.global_rank,
-            loader.seed,
-        )
+        shares = trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
+        self.experiences = Experience(self.collect, self.epochs, self.minibatches, *shares, loader.seed)
         return self.experiences
 
     @torch.no_grad()

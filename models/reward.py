@@ -69,7 +69,10 @@ class ModelReward(nn.Module, Reward):
                 self.policy = CausalLM(
                     path, dtype, attention=attention, revision=revision, trust_remote_code=trust_remote_code
                 )
-                self.policy.build(("score",), dropout=False)
+                try:
+                    self.policy.build(("score",), dropout=False)
+                except UserError as problem:  # it names the flag of the model that is trained
+                    raise UserError(str(problem).replace("--model.policy.path", "--model.reward.path")) from None
         if "score" in self.policy.fresh:
             raise UserError(
                 f"{path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
