@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from trial import divergence, last, run
-
-from leyden.demo import gain, scores
+from trial import improvement, last, run
 
 
 def one_seed(folder: Path, sft: Path, files: dict[str, Path], options: Any, seed: int) -> dict[str, float]:
@@ -70,17 +67,8 @@ def one_seed(folder: Path, sft: Path, files: dict[str, Path], options: Any, seed
         answers[name] = folder / f"answers-{name}-{seed}.jsonl"
         run("predict", "--config", "demo", "--model.policy.path", model, "--data.path", files["questions"],
             "--model.sampling.temperature", 1, "--model.sampling.seed", seed, "--output", answers[name])  # fmt: skip
-    before, after = scores(answers["sft"]), scores(answers["dpo"])
-    difference, error = gain(before, after)
-    kl, kl_error = divergence(dpo / "export", sft, answers["dpo"])
-    return {
+    return improvement(dpo / "export", sft, answers["dpo"], answers["sft"]) | {
         "rm_accuracy": last(rm / "metrics.csv", "val/accuracy"),
-        "before": statistics.fmean(before),
-        "after": statistics.fmean(after),
-        "gain": difference,
-        "error": error,
-        "kl": kl,
-        "kl_error": kl_error,
         "rm_minutes": (middle - start) / 60,
         "dpo_minutes": (end - middle) / 60,
     }

@@ -12,14 +12,11 @@ learning rate and price of KL, a factor of ten each.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from trial import divergence, last, run
-
-from leyden.demo import gain, scores
+from trial import improvement, last, run
 
 SETTINGS: dict[str, list[object]] = {
     "ppo": [
@@ -48,11 +45,10 @@ def prepare(folder: Path, heldout: int) -> dict[str, Path]:
     return files
 
 
-def answers(model: Path, questions: Path, output: Path, seed: int) -> list[float]:
-    """Gold rewards of one answer to each question."""
+def answer(model: Path, questions: Path, output: Path, seed: int) -> None:
+    """One answer to each question, at temperature 1."""
     run("predict", "--config", "demo", "--model.policy.path", model, "--data.path", questions,
         "--model.sampling.temperature", 1, "--model.sampling.seed", 1000 + seed, "--output", output)  # fmt: skip
-    return scores(output)
 
 
 def retained(model: Path, text: Path) -> float:
@@ -85,18 +81,11 @@ def one(folder: Path, files: dict[str, Path], name: str, seed: int, *more: objec
         "--trainer.default_root_dir", out)  # fmt: skip
     minutes = (time.monotonic() - began) / 60
     said = folder / f"answers-{out.name}.jsonl"
-    before = answers(files["sft"], files["questions"], folder / f"answers-sft-{seed}.jsonl", seed)
-    after = answers(out / "export", files["questions"], said, seed)
-    difference, error = gain(before, after)
-    kl, kl_error = divergence(out / "export", files["sft"], said)
-    return {
+    first = folder / f"answers-sft-{seed}.jsonl"
+    answer(files["sft"], files["questions"], first, seed)
+    answer(out / "export", files["questions"], said, seed)
+    return improvement(out / "export", files["sft"], said, first) | {
         "name": out.name,
-        "before": statistics.fmean(before),
-        "after": statistics.fmean(after),
-        "gain": difference,
-        "error": error,
-        "kl": kl,
-        "kl_error": kl_error,
         "length": last(out / "metrics.csv", "rollout/length"),
         "retained": retained(out / "export", files["text"]),
         "minutes": minutes,

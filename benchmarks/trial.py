@@ -8,6 +8,7 @@ import math
 import statistics
 from pathlib import Path
 
+from leyden.demo import gain, scores
 from leyden.launcher import main as leyden
 
 
@@ -48,6 +49,16 @@ def divergence(policy: Path, reference: Path, answers: Path) -> tuple[float, flo
             first, second = (batch.per_branch(model(batch).logp) for model in models)
         found.append(float(first - second))
     return statistics.fmean(found), statistics.stdev(found) / math.sqrt(len(found))
+
+
+def improvement(policy: Path, reference: Path, answers: Path, reference_answers: Path) -> dict[str, float]:
+    """Mean gold reward before and after, the gain and its standard error, and the KL from the reference (nats an
+    answer) and its standard error, from files of answers to the same questions."""
+    before, after = scores(reference_answers), scores(answers)
+    difference, error = gain(before, after)
+    kl, kl_error = divergence(policy, reference, answers)
+    means = {"before": statistics.fmean(before), "after": statistics.fmean(after)}
+    return means | {"gain": difference, "error": error, "kl": kl, "kl_error": kl_error}
 
 
 def column(metrics: Path, name: str) -> list[float]:

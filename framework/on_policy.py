@@ -159,11 +159,8 @@ class OnPolicy(Compared):
         marks = fingerprint(self, sampling, self.samples)
         known = self._file().begin(rollout, marks, self.trainer.ckpt_path is not None)
         known = {number: known[number] for number, p in drawn if number in known and fits(p, known[number])}
-        step, trees, bar = (
-            max(1, CHUNK // self.samples),
-            [],
-            RolloutBar(self.trainer, rollout, len(drawn) * self.samples),
-        )
+        bar = RolloutBar(self.trainer, rollout, len(drawn) * self.samples)
+        step, trees = max(1, CHUNK // self.samples), list[Tree]()
         for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
             missing = [(number, prompt) for number, prompt in chunk if number not in known]
             prompts, numbers = [prompt.tokens for _, prompt in missing], [number for number, _ in missing]
@@ -230,9 +227,7 @@ class OnPolicy(Compared):
         )
         rows = [row_of(prompt, group, {}) for prompt, group in zip(batch, groups, strict=True)]
         sums = {"count": torch.tensor(float(len(batch)))}
-        scores = torch.zeros(0)
-        if batch:
-            scores = score(self.reward, [s for p, row in zip(batch, rows, strict=True) for s in samples_of(p, row)])
+        scores = score(self.reward, [s for p, row in zip(batch, rows, strict=True) for s in samples_of(p, row)])
         for row, found in zip(rows, scores.tolist(), strict=True):
             row["scores"] = [found]
         trees = [tree_of(prompt, row) for prompt, row in zip(batch, rows, strict=True)]
