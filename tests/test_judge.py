@@ -399,7 +399,10 @@ def test_nothing_is_asked_twice_also_where_a_later_sample_fails(server: Server) 
 
 
 def test_what_is_under_way_when_another_fails_is_kept(server: Server) -> None:
+    both = threading.Barrier(2)  # on a busy machine the one could fail before the other is asked
+
     def reply(number: int, body: dict[str, Any]) -> Any:
+        both.wait(4)
         if asked_about(body) == "답 0":
             return 400, {}, {}
         time.sleep(0.3)
