@@ -99,9 +99,18 @@ class RunRecord(Callback):
 
 
 class FinalValidation(Callback):
-    """Validates once more at the end of training, where it did not end at a validation anyway."""
+    """Validates once more at the end of training, where it did not end at a validation anyway, and at the end of an
+    epoch that broke off before the validation that was due (`--model.stop_kl`)."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        every = trainer.check_val_every_n_epoch
+        if every is not None and trainer.val_check_interval == 1.0 and (trainer.current_epoch + 1) % every == 0:
+            self._run(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation or pl_module.validated_at == trainer.global_step:
             return
         trainer.validating = True

@@ -16,7 +16,7 @@ from small import fit, small, weights_of
 
 from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.batch import Tree, pack
-from leyden.callbacks import Throughput
+from leyden.callbacks import FinalValidation, Throughput
 from leyden.checkpoint import Randomness
 from leyden.data import DataModule
 from leyden.errors import UserError
@@ -126,6 +126,24 @@ def test_every_minibatch_is_a_step_and_the_first_ratio_is_one(minibatches: int) 
     assert all(not torch.equal(a, b) for a, b in zip(after[1:], after[2:], strict=False))
 
 
+class Rated(PPO):
+    """Keeps how far the ratios of its first minibatch are from 1."""
+
+    far: float | None = None
+
+    def policy_loss(self, batch: Trajectory, out: Any) -> torch.Tensor:
+        if self.far is None:
+            self.far = float(((out.logp.detach() - batch.old_logp).exp() - 1).abs().max())
+        return super().policy_loss(batch, out)
+
+
+def test_the_first_minibatch_has_ratios_of_one() -> None:
+    """Its rows are packed otherwise than when they were looked at, and all but rounding is the same."""
+    found = algorithm(Rated, {"samples": 2, "minibatches": 4})
+    fit(found, Questions())
+    assert found.far is not None and found.far < 1e-5
+
+
 def test_old_log_probs_are_those_of_the_sampled_distribution() -> None:
     """The training path says of a response what decoding said when it was sampled, at its temperature."""
     found = algorithm(GRPO, {"samples": 4})
@@ -197,11 +215,35 @@ def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any],
             assert found.price == whole.price and found.score_shape == whole.score_shape
 
 
+def stopped_on_rank(kind: str, options: dict[str, Any], folder: str, start: str | None) -> torch.Tensor:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
+    own = dict(devices=2, strategy=strategy, default_root_dir=folder, max_epochs=3)
+    if start is None:
+        fit(found, Questions(), callbacks=[saver, Randomness()], enable_checkpointing=True, **own)
+    else:
+        resume(found, Questions(), Path(folder) / start, callbacks=[Randomness()], **own)
+    return weights_of(found.policy)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_two_processes_resume_in_the_middle_of_a_rollout(
+    kind: type[OnPolicy], options: dict[str, Any], ranks: Ranks, tmp_path: Path
+) -> None:
+    whole = ranks(stopped_on_rank, kind.__name__, options, str(tmp_path), None)
+    for step in (3, 8):
+        again = ranks(stopped_on_rank, kind.__name__, options, str(tmp_path), f"{step}.ckpt")
+        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True)), step
+
+
 def resume(algorithm: Any, data: Any, checkpoint: Path, **options: Any) -> None:
     from lightning.pytorch import Trainer
 
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    Trainer(accelerator="cpu", devices=1, **quiet, **options).fit(
+    Trainer(accelerator="cpu", **(dict(devices=1) | quiet | options)).fit(
         algorithm, data, ckpt_path=checkpoint, weights_only=True
     )
 
@@ -244,6 +286,16 @@ def test_stop_kl_leaves_the_rest_of_a_rollout_out() -> None:
     assert trainer.current_epoch == 2 and trainer.global_step < 16
     over = [now["ppo/approx_kl"] > limit for now in found.seen]
     assert sum(over) >= 1 and over[-1] is True or trainer.global_step > 0
+
+
+def test_a_validation_that_is_due_comes_also_when_a_rollout_is_left_early() -> None:
+    found = algorithm(Watched, {"epochs": 4, "minibatches": 2, "stop_kl": 1e-12})
+    told: list[int] = []
+    found.on_validation_end = lambda: told.append(found.global_step)
+    fit(found, Questions(held=3), max_epochs=4, check_val_every_n_epoch=2, callbacks=[FinalValidation()],
+        num_sanity_val_steps=0)  # fmt: skip
+    steps = len(found.seen)
+    assert steps < 4 * 8 and len(told) == 2 and told[-1] == steps
 
 
 def test_lora_policy_and_its_reference(tmp_path: Path) -> None:
