@@ -3,8 +3,9 @@
     python benchmarks/quality.py FOLDER --model MODEL_FOLDER --data PAIRS [--only reward_model dpo]
 
 Of the usable rows of at most --max-length tokens, the first --pairs are trained on for one epoch and the others held
-out: AdamW, the same learning rate, warm-up and cosine, weights in fp32 under bf16 autocast. Leyden trains by its
-command line, TRL at its fastest settings. `leyden validate` then says of both models how often they prefer the chosen
+out: AdamW, the same learning rate, warm-up and cosine, weights in fp32, and arithmetic too unless --precision
+bf16-mixed is given, which suits GPUs and processors with bf16 arithmetic. Leyden trains by its command line, TRL at its
+fastest settings. `leyden validate` then says of both models how often they prefer the chosen
 answer of held-out pairs, with a 95% interval of the proportion; of DPO also by what margin of rewards, against one
 reference.
 """
@@ -70,7 +71,7 @@ def ours(kind: str, options: argparse.Namespace, train: Path, heldout: Path, out
     leyden(
         "fit", "--config", kind, "--model.policy.path", options.model, "--data.path", train, "--data.val_path", heldout,
         "--data.batch_size", SIZE, "--data.max_length", options.max_length, "--model.optimizer.lr", RATES[kind],
-        "--model.optimizer.weight_decay", 0, "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", 1,
+        "--model.optimizer.weight_decay", 0, "--trainer.precision", options.precision, "--trainer.max_epochs", 1,
         "--trainer.gradient_clip_val", 1, "--trainer.default_root_dir", out,
     )  # fmt: skip
     return out / "export"
@@ -79,7 +80,8 @@ def ours(kind: str, options: argparse.Namespace, train: Path, heldout: Path, out
 def theirs(kind: str, options: argparse.Namespace, train: Path, out: Path) -> Path:
     """Train TRL on the same token ids, in a process of its own."""
     settings = ["--worker", kind, "--train", train, "--out", out, "--model", options.model]
-    command = [sys.executable, __file__, "-", *settings, "--data", "-", "--max-length", options.max_length]
+    command = [sys.executable, __file__, "-", *settings, "--data", "-", "--max-length", options.max_length,
+               "--precision", options.precision]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr[-3000:])
@@ -122,7 +124,8 @@ def worker(options: argparse.Namespace) -> None:
             output_dir=folder, learning_rate=RATES[options.worker], lr_scheduler_type="cosine",
             warmup_steps=round(0.03 * steps), weight_decay=0.0, max_grad_norm=1.0, num_train_epochs=1,
             per_device_train_batch_size=SIZE, gradient_checkpointing=False, remove_unused_columns=False,
-            train_sampling_strategy="group_by_length", bf16=True, max_length=options.max_length, report_to=[],
+            train_sampling_strategy="group_by_length", bf16=options.precision == "bf16-mixed",
+            max_length=options.max_length, report_to=[],
             save_strategy="no", use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, disable_tqdm=True,
             logging_steps=10, **own,
         )  # fmt: skip
@@ -150,6 +153,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--pairs", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=320)
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--only", nargs="+", choices=[*RATES], default=[*RATES])
     for hidden in ("worker", "train", "out"):
         parser.add_argument(f"--{hidden}", default="", help=argparse.SUPPRESS)

@@ -110,7 +110,13 @@ class Algorithm(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(cast(Any, parameter_groups(self)))
+        groups = parameter_groups(self)
+        if not groups:
+            raise UserError(
+                "nothing is trained: the weights are frozen (four-bit weights always are) and there is no adapter; add "
+                "--config lora"
+            )
+        optimizer = self.optimizer(cast(Any, groups))
         # fused optimizers offer to unscale fp16 gradients themselves, and then Lightning refuses to clip them
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +24,7 @@ from leyden.command import Command
 from leyden.data import DataModule
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
+from leyden.precision import advise
 from leyden.progress import Progress, Summary
 from leyden.run import Run, claim, find_checkpoint, rank
 from leyden.vet import explain, vet
@@ -163,6 +165,8 @@ class CLI(LightningCLI):
                 f"trainer.precision {trainer.precision} would round position tables and heads too; the weights' type "
                 f"is --model.policy.dtype {kind}, the arithmetic's --trainer.precision bf16-mixed"
             )
+        if trainer.precision == "bf16-mixed":
+            advise(torch.bfloat16, "--trainer.precision bf16-mixed", "--trainer.precision 32-true")
         if trainer.max_epochs is None:  # Lightning would take 1000 epochs
             trainer.max_epochs = 1 if trainer.max_steps < 0 and trainer.max_time is None else -1
         resume = config.get("ckpt_path")

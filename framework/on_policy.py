@@ -20,7 +20,7 @@ from leyden.errors import UserError
 from leyden.experience import Experience, Prompt, PromptLoader, check_room
 from leyden.policy import Sampling
 from leyden.progress import RolloutBar
-from leyden.reward import Reward, score
+from leyden.reward import Reward, attach, score
 from leyden.rollout_metrics import Clock, divergence, measured, some
 from leyden.rollouts import RolloutFile, Row, fingerprint, fits, row_of, samples_of, tree_of
 from leyden.shares import gathered, share
@@ -118,6 +118,10 @@ class OnPolicy(Compared):
     def temperature(self) -> float:
         """Of the distribution that is trained: the one that is sampled from."""
         return self.sampling.temperature or 1.0
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        attach(self._reward[0], self.policy)
 
     # -- experience --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from torch import nn
+from torch import Tensor, nn
 
 _HELD_OUT = ("val/", "test/", "eval/")
 
@@ -112,16 +112,25 @@ class Summary(Callback):
 
 
 def summarise(module: nn.Module) -> str:
-    """`3,400,000 parameters (13.6 MB), 12,288 trained (0.36 %)`. Quantised weights count unpacked, in packed bytes."""
+    """`3,400,000 parameters (13.6 MB), 12,288 trained (0.36 %)`. Quantised weights count unpacked, in the bytes that they
+    and their scales take."""
     total = trained = size = 0
     for parameter in module.parameters():
         state = getattr(parameter, "quant_state", None)
         count = state.shape.numel() if state is not None else parameter.numel()
         total += count
         trained += count if parameter.requires_grad else 0
-        size += parameter.numel() * parameter.element_size()
+        size += parameter.numel() * parameter.element_size() + _scales(state)
     share = f"{100 * trained / total:.3g} %" if total else "nothing"
     return f"{total:,} parameters ({size / 1e6:,.1f} MB), {trained:,} trained ({share})"
+
+
+def _scales(state: Any) -> int:
+    """Bytes of what a quantised weight is unpacked with; scales that are quantised themselves have scales of their own."""
+    if state is None:
+        return 0
+    parts = [x for x in vars(state).values() if isinstance(x, Tensor)]
+    return sum(x.numel() * x.element_size() for x in parts) + _scales(getattr(state, "state2", None))
 
 
 class RolloutBar:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leyden.errors import UserError
 from leyden.example import Sample
+from leyden.policy import Policy
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -31,6 +32,9 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Tensor: ...
 
+    def attach(self, policy: Policy) -> None:
+        """Learn of the policy whose responses will be scored, once it is built and before it is trained."""
+
     @classmethod
     def __subclasshook__(cls, other: type) -> Any:
         """Whatever can be called is a reward, but not a class of classes: a class itself scores nothing."""
@@ -43,6 +47,12 @@ def name_of(reward: Any) -> str:
     """What messages and metrics call a reward: its `name`, or that of its function or class."""
     name = getattr(reward, "name", None)
     return name if isinstance(name, str) else str(getattr(reward, "__name__", type(reward).__name__))
+
+
+def attach(reward: Any, policy: Policy) -> None:
+    """Tell a reward of the policy, if it wants to know."""
+    if (told := getattr(reward, "attach", None)) is not None:
+        told(policy)
 
 
 def score(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Tensor:

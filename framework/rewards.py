@@ -21,7 +21,8 @@ from leyden.errors import UserError, nearest
 from leyden.example import Sample
 from leyden.gold import COLUMNS, Gold, Parts
 from leyden.judge import HTTPJudge
-from leyden.reward import Reward, name_of, score
+from leyden.policy import Policy
+from leyden.reward import Reward, attach, name_of, score
 
 __all__ = ["COLUMNS", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
 
@@ -104,6 +105,10 @@ class WeightedSum(nn.Module, Reward):
         for name in names:
             seen[name] += 1
             self.names.append(f"{name}-{seen[name]}" if names.count(name) > 1 else name)
+
+    def attach(self, policy: Policy) -> None:
+        for reward in self.rewards:
+            attach(reward, policy)
 
     def forward(self, samples: Sequence[Sample]) -> Tensor:
         """Scores [N] float32, on the CPU."""

@@ -15,6 +15,7 @@ from leyden.batch import Batch
 from leyden.chat import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import attention as forest_attention
+from leyden.models import quantized
 from leyden.models.critic import Critic
 from leyden.models.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, save_reward, start_head
@@ -24,6 +25,7 @@ from leyden.models.probe import check_head, takes_forest
 from leyden.models.reference import reference, remove_dropout
 from leyden.paths import resolve
 from leyden.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
+from leyden.precision import advise
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -88,6 +90,7 @@ class CausalLM(Policy):
         self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
 
     def _load(self) -> None:
+        advise(self.dtype, f"{self.path} in bfloat16", "--model.policy.dtype float32")
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
         base = base_of(self.model)
         self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
@@ -121,7 +124,8 @@ class CausalLM(Policy):
 
     def _choose_attention(self) -> None:
         """Settle which attention serves packed batches, and prove on a few tokens that it does."""
-        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        exact = self.dtype == torch.float32 and not any(quantized.layers(self.model))
+        tolerance = 1e-3 if exact else 5e-2
         check_head(self, tolerance)
         base = base_of(self.model)
         self._native = base.config._attn_implementation

@@ -15,8 +15,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError, nearest
+from leyden.models import quantized
 from leyden.models.logprobs import Squash
 from leyden.paths import resolve
+from leyden.precision import asked
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -47,40 +49,55 @@ def load_model(
 ) -> nn.Module:
     """A causal LM with a new adapter, with the adapter found in the folder `path`, or with neither.
 
-    Without an adapter every weight is trainable; with one, only the adapter is, in fp32.
+    Without an adapter every weight is trainable; with one, only the adapter is, in fp32. Where the Trainer asks for it
+    (QLoRAPrecision), linear layers arrive in four bits and frozen.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the run has its own
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(resolve(path)) / "adapter_config.json").is_file():
         return _continue_adapter(resolve(path), adapter, options)
-    with _quiet(is_reward(resolve(path), revision)):
-        base: PreTrainedModel = _load("model", path, AutoModelForCausalLM.from_pretrained, **options)
+    base = _base("model", path, is_reward(resolve(path), revision), options)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
             f"{path} is an adapter on the hub; download it and give its folder, so that it can be trained on"
         )
-    _freeze_unreachable(base)
     return base if adapter is None else _add_adapter(base, adapter)
 
 
-def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, Any]) -> nn.Module:
-    from peft import PeftConfig, PeftModel
+def _base(what: str, path: str, reward: bool, options: dict[str, Any]) -> PreTrainedModel:
+    """The plain model at `path`, in four bits where they are asked for."""
     from transformers import AutoModelForCausalLM
+
+    spec = asked()
+    with _quiet(reward):
+        base: PreTrainedModel = _load(
+            what, path, AutoModelForCausalLM.from_pretrained, **options, **quantized.loading(spec)
+        )
+    _freeze_unreachable(base)
+    quantized.finish(base, spec)
+    return base
+
+
+def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, Any]) -> nn.Module:
+    from peft import PeftConfig
 
     if adapter is not None:
         raise UserError(f"{path} is an adapter already; leave out --model.policy.adapter to go on training it")
+    origin = PeftConfig.from_pretrained(path).base_model_name_or_path or ""
+    return adapter_on(_base("base model", origin, is_reward(origin, options["revision"]), options), path)
+
+
+def adapter_on(base: PreTrainedModel, path: str, trained: bool = True) -> nn.Module:
+    """A base with the adapter that stands in the folder `path`."""
+    from peft import PeftConfig, PeftModel
+
     config = PeftConfig.from_pretrained(path)
-    origin = config.base_model_name_or_path or ""
-    with _quiet(is_reward(origin, options["revision"])):
-        base: PreTrainedModel = _load("base model", origin, AutoModelForCausalLM.from_pretrained, **options)
-    _freeze_unreachable(base)
     if config.task_type == "SEQ_CLS":  # a reward model: its head is a head of the policy, and no module of the model
         config.task_type = "CAUSAL_LM"
         config.modules_to_save = [name for name in config.modules_to_save or () if name != "score"] or None
-    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=True, config=config)
+    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=trained, config=config)
     return model
 
 
@@ -155,8 +172,9 @@ def _freeze_unreachable(base: PreTrainedModel) -> None:
     if base.get_decoder() is base.base_model:
         return
     base.requires_grad_(False)
-    base.get_decoder().requires_grad_(True)
-    base.get_output_embeddings().requires_grad_(True)
+    for part in (base.get_decoder(), base.get_output_embeddings()):
+        for parameter in part.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())  # four-bit weights are no numbers to train
 
 
 def base_of(model: Any) -> PreTrainedModel:

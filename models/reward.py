@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,10 @@ from torch import Tensor, nn
 from leyden.batch import pack
 from leyden.errors import RowError, UserError
 from leyden.example import Example, Message, Sample
+from leyden.models.beside import around, bare, check_frozen
 from leyden.models.causal_lm import CausalLM
+from leyden.models.load import adapter_on, base_of
+from leyden.paths import resolve
 from leyden.policy import Policy
 from leyden.reward import Reward, at
 from leyden.run import is_whole
@@ -31,7 +35,9 @@ class ModelReward(nn.Module, Reward):
     Args:
         path: the folder that was exported (a whole model or an adapter), or a checkpoint file in its run's folder,
             whose config.yaml says what the model was made from.
-        dtype: of the weights and of the arithmetic, whatever the precision of the run.
+        base: where the weights below an adapter come from: its `own` copy of the model, or the `policy` that is being
+            trained, if it trains an adapter on the same model; then that model is held once, in four bits if it is.
+        dtype: of the weights and of the arithmetic, whatever the precision of the run; of its own copy only.
         batch_tokens: most tokens in one forward.
         chat_template: `plain`, or a Jinja file, if the reward model was trained with such a one and is no export.
         system_prompt: put before conversations that have none, as the reward model's training did (its
@@ -47,6 +53,7 @@ class ModelReward(nn.Module, Reward):
     def __init__(
         self,
         path: str,
+        base: Literal["own", "policy"] = "own",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         batch_tokens: int = 16384,
         chat_template: str | None = None,
@@ -58,28 +65,62 @@ class ModelReward(nn.Module, Reward):
         super().__init__()
         if batch_tokens < 1:
             raise UserError(f"ModelReward: batch_tokens {batch_tokens}; give the most tokens that one forward may have")
-        self.path, self.batch_tokens = path, batch_tokens
-        self.policy: Policy
+        self.path, self.batch_tokens, self.texts = path, batch_tokens, (chat_template, system_prompt)
+        self.policy: Policy | None = None
+        if base == "policy":
+            if not (Path(path) / "adapter_config.json").is_file():
+                raise UserError(f"{path}: no adapter, so it has no base to share; leave out --model.reward.base policy")
+            return
         with torch.random.fork_rng(devices=[]):  # new weights are drawn before saved ones take their place
             if Path(path).is_file():
-                self.policy, data = _from_checkpoint(Path(path), {"dtype": dtype, "attention": attention})
-                chat_template = chat_template or data.get("chat_template")
-                system_prompt = system_prompt or data.get("system_prompt")
+                built, data = _from_checkpoint(Path(path), {"dtype": dtype, "attention": attention})
+                self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
             else:
-                self.policy = CausalLM(
+                built = CausalLM(
                     path, dtype, attention=attention, revision=revision, trust_remote_code=trust_remote_code
                 )
-                try:
-                    self.policy.build(("score",), dropout=False)
-                except UserError as problem:  # it names the flag of the model that is trained
-                    raise UserError(str(problem).replace("--model.policy.path", "--model.reward.path")) from None
-        if "score" in self.policy.fresh:
+            self._finish(built)
+
+    def attach(self, policy: Policy) -> None:
+        """Take the policy's frozen weights as this reward model's base, if that was asked for.
+
+        Raises:
+            UserError: the policy has no frozen base, or another one than this reward model's adapter was trained on.
+        """
+        if self.policy is not None:
+            return
+        if not isinstance(policy, CausalLM):
+            raise UserError("--model.reward.base policy: only a CausalLM has weights to share; leave it out")
+        check_frozen(policy, "--model.reward.base policy", "leave it out")
+        mine, theirs = (
+            json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))[
+                "base_model_name_or_path"
+            ],
+            base_of(policy.model).config.name_or_path,
+        )
+        if Path(resolve(mine)).absolute() != Path(resolve(theirs)).absolute():
             raise UserError(
-                f"{path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
+                f"{self.path}: an adapter on {mine}, but the policy stands on {theirs}; leave out --model.reward.base "
+                "policy, or train a reward model on the policy's base"
+            )
+        self._finish(around(policy, adapter_on(bare(policy), self.path, trained=False), self.path))
+
+    def _finish(self, policy: Policy) -> None:
+        """Build the policy that scores, and see that it can."""
+        try:
+            policy.build(("score",), dropout=False)
+        except UserError as problem:  # it names the flag of the model that is trained
+            raise UserError(str(problem).replace("--model.policy.path", "--model.reward.path")) from None
+        if "score" in policy.fresh:
+            raise UserError(
+                f"{self.path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
                 "`leyden fit --config reward_model` exported"
             )
-        self.requires_grad_(False).eval()
-        self.template = Template(self.policy.tokenizer, chat_template, system_prompt)
+        self.policy = policy
+        for parameter in policy.parameters():
+            parameter.requires_grad_(False)
+        self.eval()
+        self.template = Template(policy.tokenizer, *self.texts)
 
     def train(self, mode: bool = True) -> ModelReward:
         return super().train(False)
@@ -91,6 +132,8 @@ class ModelReward(nn.Module, Reward):
         Raises:
             UserError: a conversation that the chat template refuses, or that is longer than the model has positions.
         """
+        if self.policy is None:
+            raise UserError(f"{self.path}: --model.reward.base policy needs a policy that is being trained")
         trees, places = self._trees(samples)
         device, scores = self.policy.device, torch.zeros(len(samples))
         parts = []
@@ -130,6 +173,7 @@ class ModelReward(nn.Module, Reward):
                 tree = self.template.encode(example)
         except RowError as error:
             raise UserError(f"{at(sample)}: {error}") from None
+        assert self.policy is not None
         room, length = self.policy.positions, len(tree)
         if room is not None and length > room:
             raise UserError(

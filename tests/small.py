@@ -29,7 +29,7 @@ LLAMA = dict(
 class Numbers:
     """A stand-in for a tokenizer: token 0 ends a response, and every token is spelled as its number."""
 
-    eos_token_id, chat_template, name_or_path = 0, None, "numbers"
+    eos_token_id, bos_token_id, chat_template, name_or_path, vocab_size = 0, None, None, "numbers", 97
 
     def __len__(self) -> int:
         return 97
