@@ -1,7 +1,7 @@
 """QLoRA as a precision: frozen weights in four bits, and everything that is trained in float (Dettmers et al. 2023).
 
-Only what loads a model has to know of it: the Trainer builds models inside `module_init_context`, where `asked` says how
-frozen layers are to be stored. No algorithm is aware of it.
+Only what loads a model has to know of it: the Trainer builds models inside `module_init_context`, where `asked` says
+how frozen layers are to be stored. No algorithm is aware of it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def asked() -> Quantization | None:
 
 
 def fast_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16. Older GPUs emulate it; processors without instructions for it (AVX-512 or
-    AMX) take up to a hundred times as long as in float32."""
+    """Whether this machine computes in bfloat16. Older GPUs emulate it; processors without instructions for it (AVX-512
+    or AMX) take up to a hundred times as long as in float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # only x86 builds of torch have it
@@ -72,8 +72,8 @@ class QLoRAPrecision(MixedPrecision):
     Args:
         quant_type: nf4, whose 16 values are quantiles of a normal distribution, or fp4.
         double_quant: quantise the scales of blocks too: 0.52 instead of 0.56 bytes a parameter.
-        compute_dtype: of the arithmetic, into which a layer is unpacked when it is used. `auto` is bfloat16, or where that
-            is slow float16 on GPUs, with a scaled loss, and float32 on processors.
+        compute_dtype: of the arithmetic, into which a layer is unpacked when it is used. `auto` is bfloat16, or where
+            that is slow float16 on GPUs, with a scaled loss, and float32 on processors.
         keep: parts of names of linear layers to leave in float, beside the output head.
     """
 

@@ -112,8 +112,8 @@ class Summary(Callback):
 
 
 def summarise(module: nn.Module) -> str:
-    """`3,400,000 parameters (13.6 MB), 12,288 trained (0.36 %)`. Quantised weights count unpacked, in the bytes that they
-    and their scales take."""
+    """`3,400,000 parameters (13.6 MB), 12,288 trained (0.36 %)`. Quantised weights count unpacked, in the bytes that
+    they and their scales take."""
     total = trained = size = 0
     for parameter in module.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -126,7 +126,7 @@ def summarise(module: nn.Module) -> str:
 
 
 def _scales(state: Any) -> int:
-    """Bytes of what a quantised weight is unpacked with; scales that are quantised themselves have scales of their own."""
+    """Bytes of what a quantised weight is unpacked with; scales that are quantised too have scales of their own."""
     if state is None:
         return 0
     parts = [x for x in vars(state).values() if isinstance(x, Tensor)]

@@ -32,7 +32,7 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Tensor: ...
 
-    def attach(self, policy: Policy) -> None:
+    def attach(self, policy: Policy) -> None:  # noqa: B027 — most rewards do not care
         """Learn of the policy whose responses will be scored, once it is built and before it is trained."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A value function beside a policy: an adapter and a head of its own on the very weights that the policy keeps frozen."""
+"""A value function beside a policy: an adapter and a head of its own on the weights that the policy keeps frozen."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def test_eight_bit_adam_learns_almost_the_same(folder: str) -> None:
     assert ends[1] == pytest.approx(ends[0], rel=0.05)
 
 
-# -- what cannot be -----------------------------------------------------------------------------------------------------
+# -- what cannot be --------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_quantised(folder: str, tmp_path: Path) -> None:
