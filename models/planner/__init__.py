@@ -1,0 +1,1 @@
+"""What a run would hold in memory: `leyden plan` without the printing."""

@@ -1,0 +1,140 @@
+"""A run in numbers: its models, its optimizer, and how much of everything is there at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from leyden.models.planner import memory
+from leyden.models.planner.blueprint import Blueprint
+from leyden.models.planner.memory import FLOAT, Arithmetic
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of the breakdown."""
+
+    name: str
+    size: float
+    """Bytes"""
+    note: str = ""
+    kind: Literal["weights", "training", "other"] = "other"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a run."""
+
+    plan: Blueprint
+    how: Arithmetic
+    double: bool = True
+    """Scales of 4-bit blocks are quantised too"""
+    adapted: bool = False
+    """An adapter is trained; all weights are where neither this is so nor four bits"""
+    heads: int = 0
+    """Scalar heads"""
+    language: bool = True
+    """The language-model head is used"""
+    checkpointing: bool = False
+
+    @property
+    def base(self) -> float:
+        """Bytes of the weights that are not an adapter's."""
+        return sum(item.size for item in self.weights())
+
+    def weights(self) -> list[Item]:
+        """The base's weights, those in four bits apart."""
+        four = self.plan.quantised if self.how.quantised else 0
+        rest, name = self.plan.total - four, "other weights" if four else "weights"
+        note = f"{rest / 1e6:,.0f} M parameters in {'float32' if self.how.weight == FLOAT else '16 bits'}"
+        items = [Item(name, rest * self.how.weight, note, "weights")]
+        if four:
+            packed = memory.quantised(four, self.double)
+            items.insert(0, Item("weights in 4 bits", packed, f"{four / 1e6:,.0f} M parameters", "weights"))
+        return items
+
+    @property
+    def own(self) -> float:
+        """Bytes of adapter and scalar heads."""
+        return FLOAT * self._floats
+
+    @property
+    def trained(self) -> dict[int, int]:
+        """How many numbers are trained, by their bytes."""
+        found = {FLOAT: self._floats}
+        if not self.adapted and not self.how.quantised:
+            size, count = self.how.weight, self.plan.reached - (0 if self.language else self.plan.head)
+            found[size] = found.get(size, 0) + count
+        return {size: count for size, count in found.items() if count}
+
+    @property
+    def gradients(self) -> float:
+        return sum(size * count for size, count in self.trained.items())
+
+    @property
+    def _floats(self) -> int:
+        return self.heads * self.plan.shape.hidden + (self.plan.adapter if self.adapted else 0)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What takes the steps."""
+
+    name: str = "AdamW"
+    momentum: bool = False
+    fused: bool = False
+
+    @property
+    def in_place(self) -> bool:
+        """It needs no work space: torch's fused kernels, and those of bitsandbytes."""
+        return self.fused or self.name.endswith(("8bit", "32bit")) or self.name.startswith("Paged")
+
+    def state(self, model: Model) -> float:
+        return sum(memory.optimizer(self.name, n, size, self.momentum) for size, n in model.trained.items())
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled."""
+
+    waiting: int
+    """Answers that are asked for at a time"""
+    samples: int
+    """of them to each prompt"""
+    longest: int
+    """Tokens of the longest prompt"""
+    new: int
+    """Tokens of the longest answer"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run holds and does. Tokens are those of one device at a time."""
+
+    policy: Model
+    tokens: int
+    """In a micro-batch"""
+    predicted: int
+    """How many of them are predicted"""
+    looked: int
+    """In a forward pass without gradients: validation, and rollouts that are looked at again"""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    reference: Literal["none", "adapter_off", "snapshot", "copy"] | Model = "none"
+    value: Literal["none", "adapter"] | Model = "none"
+    rewards: tuple[tuple[Model | None, int], ...] = ()
+    """Reward models, None for an adapter on the policy's base, and the tokens that each reads at a time"""
+    sampling: Sampling | None = None
+    devices: int = 1
+    sharded: bool = False
+    """Weights, gradients and optimizer are divided among the devices"""
+    buckets: bool = False
+    """Gradients are copied to be averaged"""
+
+    @property
+    def share(self) -> int:
+        """How many devices divide weights, gradients and optimizer."""
+        return self.devices if self.sharded else 1
+
+    @property
+    def learners(self) -> list[Model]:
+        return [self.policy, *([self.value] if isinstance(self.value, Model) else [])]

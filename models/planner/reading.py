@@ -1,0 +1,249 @@
+"""A configuration, exactly as `leyden fit` reads it, as the settings that decide how much memory it takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from leyden import vet
+from leyden.cli import CLI
+from leyden.command import Command
+from leyden.errors import UserError
+from leyden.keys import flag_keys
+from leyden.models.causal_lm import CausalLM
+from leyden.models.planner.blueprint import blueprint
+from leyden.models.planner.memory import FLOAT, HALF, STATES
+from leyden.models.planner.outline import Optimizer
+from leyden.models.planner.settings import Choice, Part, Settings
+from leyden.precision import fast_bfloat16
+
+SIZES = {"float32": FLOAT, "bfloat16": HALF, "float16": HALF}
+Tree = dict[str, Any]
+
+
+class _Parser(CLI):
+    """`leyden fit` up to where it would build anything."""
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+    def _set_seed(self) -> None: ...
+
+
+def resolved(command: Command) -> Tree:
+    """All keys with their values, defaults included. Of what only running needs, the rows may be left out.
+
+    Raises:
+        UserError: a key or a value that `leyden fit` would refuse.
+    """
+    classes, given = dict(command.classes), {key.path for key in command.keys}
+    wanted = [("data", "path", "rows.jsonl")] if "path" in vet.parameters(_class(classes["data"])) else []
+    if classes.get("model.reward", "").endswith(".ModelReward"):
+        wanted.append(("model.reward", "path", ""))
+    for kind, name, value in wanted:
+        if (*kind.split("."), name) not in given:
+            command.flags.append([f"{kind}.{name}", value])
+            command.keys += flag_keys([command.flags[-1]])
+    parser = _Parser(command)
+    try:
+        parser.start()
+    except argparse.ArgumentError as error:
+        raise UserError(vet.explain(str(error), command.keys)) from error
+    found: Tree = parser.config[command.verb].as_dict()
+    return found
+
+
+def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[str]]:
+    """What decides, and what had to be supposed.
+
+    Args:
+        config: as `resolved` gives it.
+        devices: instead of the Trainer's.
+
+    Raises:
+        UserError: a policy, a precision or a number of devices of which nothing is known.
+    """
+    args, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    cuda = _on_gpu(trainer["accelerator"])
+    choice = _precision(trainer, cuda)
+    policy = _part(args["policy"], "model.policy.path", choice)
+    optimizer, notes = _optimizer(args.get("optimizer"))
+    algorithm, kind = _class(config["model"]["class_path"]), getattr(_class(config["data"]["class_path"]), "kind", "")
+    pairs = (data.get("max_responses") or 2) if kind == "preference" else 1
+    rewards, supposed = _rewards(args.get("reward"), policy)
+    sharded, buckets = _strategy(trainer["strategy"])
+    samples, max_tokens = args.get("samples") or pairs, data.get("max_tokens") or 16384
+    others = {
+        name: _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
+        for name in ("reference_policy", "value_policy")
+    }
+    return Settings(
+        algorithm,
+        policy,
+        optimizer,
+        batch_size=data.get("batch_size") or 32,
+        max_tokens=max_tokens,
+        max_length=data.get("max_length") or max_tokens,
+        accumulate=trainer["accumulate_grad_batches"],
+        responses=samples,
+        kept=args.get("top") or samples,
+        minibatches=args.get("minibatches") or 1,
+        new=(args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0,
+        reference=args.get("reference") or "auto",
+        value=args.get("value") or "none",
+        reference_model=others["reference_policy"],
+        value_model=others["value_policy"],
+        rewards=rewards,
+        devices=devices or _devices(trainer, cuda),
+        sharded=sharded,
+        buckets=buckets,
+        cuda=cuda,
+    ), [*notes, *supposed, *_allocator(cuda)]
+
+
+def _allocator(cuda: bool) -> list[str]:
+    """What Linux's allocator adds on a processor, which no formula knows (benchmarks/memory.py --allocator usual)."""
+    if cuda or sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return []
+    return [
+        "this is what tensors hold; the allocator keeps freed memory, so that the process may grow to 1.2 times that, "
+        "or twice with an adapter; MALLOC_MMAP_THRESHOLD_=65536 in the environment makes it give memory back"
+    ]
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _name(spec: Any) -> str:
+    """The class path of a class with arguments, or plain text."""
+    return str(spec["class_path"] if isinstance(spec, dict) else spec)
+
+
+def _built(kind: type, spec: Tree) -> Any:
+    """The object that a class path with arguments describes."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=kind)
+    return parser.instantiate_classes(parser.parse_object({"it": spec})).it
+
+
+def _on_gpu(accelerator: Any) -> bool:
+    """Whether a run goes to a GPU: where nothing else is asked for, if there is one here."""
+    if accelerator == "auto":
+        return torch.cuda.is_available()
+    return str(accelerator) in ("gpu", "cuda")
+
+
+def _devices(trainer: Tree, cuda: bool) -> int:
+    """Processes of a run, each with a device of its own."""
+    asked, nodes = trainer["devices"], int(trainer["num_nodes"])
+    if isinstance(asked, list):
+        return len(asked) * nodes
+    text = str(asked)
+    if text == "auto" or text == "-1":
+        return max(1, torch.cuda.device_count() if cuda else 1) * nodes
+    if "," in text:
+        return len([part for part in text.split(",") if part.strip()]) * nodes
+    if not text.isdigit() or not int(text):
+        raise UserError(f"--trainer.devices {text}: give a number of devices")
+    return int(text) * nodes
+
+
+def _strategy(spec: Any) -> tuple[bool, bool]:
+    """Whether devices share one model, and whether gradients are copied to be averaged, as DDP does unless it is told
+    otherwise (torch's `gradient_as_bucket_view`)."""
+    path = _name(spec)
+    if "." in path and issubclass(_class(path), ModelParallelStrategy):
+        return True, False
+    args = spec.get("init_args") or {} if isinstance(spec, dict) else {}
+    own = args | (spec.get("dict_kwargs") or {} if isinstance(spec, dict) else {})
+    return False, not own.get("gradient_as_bucket_view")
+
+
+def _precision(trainer: Tree, cuda: bool) -> Choice:
+    """How the models that are built for training are stored and computed with."""
+    plugins = trainer["plugins"]
+    plugins = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    for plugin in plugins:
+        if _name(plugin).endswith("QLoRAPrecision"):
+            args = plugin.get("init_args", {}) if isinstance(plugin, dict) else {}
+            compute = args.get("compute_dtype", "auto")
+            half = (cuda or fast_bfloat16()) if compute == "auto" else compute != "float32"
+            keep = tuple(args.get("keep") or ())
+            return Choice(autocast=half, quantised=True, double=args.get("double_quant", True), keep=keep)
+    precision = str(trainer["precision"] or "32-true")
+    if precision.endswith("-true") and precision != "32-true":
+        raise UserError(
+            f"trainer.precision {precision}: leyden fit takes 32-true, bf16-mixed or 16-mixed; the weights' type is "
+            "--model.policy.dtype"
+        )
+    return Choice(autocast=precision in ("bf16-mixed", "16-mixed", "bf16", "16"))
+
+
+def _part(spec: Tree, flag: str, choice: Choice) -> Part:
+    """A model of the run."""
+    from peft import PeftConfig
+
+    if not issubclass(_class(spec["class_path"]), CausalLM):
+        raise UserError(f"--{flag.removesuffix('.path')}: plan knows what a CausalLM holds, not {spec['class_path']}")
+    args = spec["init_args"]
+    adapter = _built(PeftConfig, args["adapter"]) if args.get("adapter") else None
+    own = Choice(SIZES[args["dtype"]], choice.autocast, adapter, choice.quantised, choice.double, choice.keep)
+    source = tuple((name, args[name]) for name in ("revision", "trust_remote_code"))
+    return Part(args["path"], flag, own, bool(args["gradient_checkpointing"]), source)
+
+
+def _optimizer(spec: Any) -> tuple[Optimizer, list[str]]:
+    if not isinstance(spec, dict):
+        return Optimizer(), []
+    name, args = _name(spec).rpartition(".")[2], spec.get("init_args") or {}
+    notes = [] if name in STATES else [f"nothing is known of {name}, so it is taken to keep as much as AdamW"]
+    return Optimizer(name, bool(args.get("momentum")), bool(args.get("fused"))), notes
+
+
+def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ...], list[str]]:
+    """The reward models of a run. One that is not there yet is taken to be as large as the policy's base."""
+    found: list[tuple[Part | None, int]] = []
+    notes = []
+    for args in _reward_models(spec):
+        if args["base"] == "policy":
+            found.append((None, args["batch_tokens"]))
+            continue
+        source = tuple((name, args[name]) for name in ("revision", "trust_remote_code"))
+        part = Part(args["path"], "model.reward.path", Choice(SIZES[args["dtype"]]), source=source)
+        try:
+            if not args["path"] or Path(args["path"]).is_file():
+                raise UserError("")
+            blueprint(part.path, flag=part.flag, **dict(source))
+        except UserError:
+            notes.append("the reward model cannot be read yet, so it is taken to be as large as the policy")
+            part = Part(policy.path, policy.flag, part.choice, source=policy.source)
+        found.append((part, args["batch_tokens"]))
+    return tuple(found), notes
+
+
+def _reward_models(spec: Any) -> Iterator[Tree]:
+    """Arguments of all reward models in a reward, which may be a sum of several."""
+    if isinstance(spec, dict):
+        if str(spec.get("class_path", "")).endswith("ModelReward"):
+            yield spec["init_args"]
+        else:
+            for value in spec.values():
+                yield from _reward_models(value)
+    elif isinstance(spec, list):
+        for item in spec:
+            yield from _reward_models(item)

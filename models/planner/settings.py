@@ -1,0 +1,142 @@
+"""What of a configuration decides how much memory a run takes, and how many tokens are in it at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from leyden.compared import Compared
+from leyden.models.planner.blueprint import blueprint
+from leyden.models.planner.memory import FLOAT, Arithmetic
+from leyden.models.planner.outline import Model, Optimizer, Run, Sampling
+from leyden.on_policy import CHUNK, OnPolicy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is stored and trained: what the alternatives differ in."""
+
+    size: int = FLOAT
+    """Bytes of a weight"""
+    autocast: bool = False
+    adapter: Any = None
+    """A new adapter's PEFT configuration"""
+    quantised: bool = False
+    double: bool = True
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a model comes from."""
+
+    path: str
+    flag: str
+    choice: Choice
+    checkpointing: bool = False
+    source: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a configuration decides how much memory a run takes."""
+
+    algorithm: type
+    policy: Part
+    optimizer: Optimizer
+    batch_size: int
+    max_tokens: int
+    max_length: int
+    accumulate: int
+    responses: int
+    """To a prompt: those that rows have, or that are sampled"""
+    kept: int
+    """How many of the sampled ones are trained on"""
+    minibatches: int = 1
+    new: int = 0
+    """Tokens of the longest sampled answer"""
+    reference: str = "auto"
+    value: str = "none"
+    reference_model: Part | None = None
+    value_model: Part | None = None
+    rewards: tuple[tuple[Part | None, int], ...] = ()
+    """Reward models with the tokens that each reads at a time; None for an adapter on the policy's base"""
+    devices: int = 1
+    sharded: bool = False
+    buckets: bool = False
+    cuda: bool = False
+
+    @property
+    def sampled(self) -> bool:
+        return issubclass(self.algorithm, OnPolicy)
+
+    @property
+    def row(self) -> int:
+        """Tokens of the longest row: a prompt with its responses."""
+        if self.sampled:
+            return self.max_length - self.new + self.kept * self.new
+        return self.max_length * self.responses
+
+    @property
+    def rows(self) -> int:
+        """Rows of a micro-batch."""
+        step = -(-self.batch_size // self.minibatches)
+        return -(-step // (self.accumulate * self.devices))
+
+    def run(self) -> Run:
+        """The run in numbers."""
+        tokens = min(self.max_tokens, self.rows * self.row)
+        predicted = min(tokens, self.rows * self.kept * self.new) if self.sampled else tokens
+        whole = self.row + (self.responses - self.kept) * self.new
+        looked = min(max(self.max_tokens, self.max_length), self.batch_size * whole)
+        heads = {"score", "value"} & set(self.wants)
+        policy = self._model(self.policy, len(heads), bool({"logp", "entropy", "mean_logp"} & set(self.wants)))
+        return Run(
+            policy,
+            tokens,
+            predicted,
+            looked,
+            self.optimizer,
+            self._reference(policy),
+            self._value(policy),
+            tuple((self._model(p, 1, False, alone=True) if p else None, tokens) for p, tokens in self.rewards),
+            self._sampling(),
+            self.devices,
+            self.sharded,
+            self.buckets and self.devices > 1,
+        )
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What the algorithm asks the policy for."""
+        wanted: tuple[str, ...] = getattr(self.algorithm, "wants", ("logp",))
+        apart = self.value_model is not None or (self.value == "adapter" and self.policy.choice.adapter is not None)
+        return tuple(name for name in wanted if name != "value") if apart else wanted
+
+    def _model(self, part: Part, heads: int = 0, language: bool = True, alone: bool = False) -> Model:
+        """`alone`: it is a reward model, which is neither quantised nor run under autocast."""
+        choice = part.choice
+        how = Arithmetic(choice.size, choice.autocast and not alone, choice.quantised and not alone, self.cuda)
+        plan = blueprint(part.path, choice.adapter, choice.keep, part.flag, **dict(part.source))
+        return Model(plan, how, choice.double, plan.adapter > 0, heads, language, part.checkpointing)
+
+    def _reference(self, policy: Model) -> Any:
+        if not issubclass(self.algorithm, Compared) or self.reference == "precomputed":
+            return "none"
+        if self.reference_model is not None:
+            return self._model(self.reference_model)
+        if not policy.adapted:
+            return "copy"
+        cheapest = "adapter_off" if self.policy.choice.adapter is not None else "snapshot"
+        return cheapest if self.reference == "auto" else self.reference
+
+    def _value(self, policy: Model) -> Model | Literal["none", "adapter"]:
+        if self.value_model is not None:
+            return self._model(self.value_model, 1, False)
+        return "adapter" if self.value == "adapter" and policy.adapted else "none"
+
+    def _sampling(self) -> Sampling | None:
+        if not self.sampled:
+            return None
+        prompts = min(max(1, CHUNK // self.responses), -(-self.batch_size // self.devices))
+        return Sampling(prompts * self.responses, self.responses, self.max_length - self.new, self.new)
