@@ -62,7 +62,12 @@ class PPO(PolicyGradient):
                     "same tokens are other text to it; give --model.value_policy.path a model of the same family"
                 )
             self.value_policy.build(("value",), dropout=False)
+            self.spread(self.value_policy)
         elif self.value_kind == "adapter" and self.critic is None:
+            if self.device_mesh is not None:
+                raise UserError(
+                    "--model.value adapter: FSDP2 shards a base for one model alone; set --model.value head"
+                )
             self.critic = self.policy.critic()
 
     def values(self, batch: Batch, out: Outputs) -> Tensor:

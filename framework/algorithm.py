@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.guard import stop
+from leyden.loop import exact
 from leyden.optim import WarmupCosine, parameter_groups, reapply
+from leyden.origin import Origin
 from leyden.policy import Policy, Sampling
+from leyden.resume import ENTRY
+from leyden.sharding import assembled, shard
+from leyden.training import Training
 
 GREEDY = Sampling(temperature=0.0)
 
 
-class Algorithm(LightningModule):
-    """A policy, a loss, and everything around them.
-
-    Means are exact over the whole optimizer step: a micro-batch divides by the totals of its step, and here the loss
-    is multiplied by accumulation x world size once, which undoes what the Trainer and the strategy divide by. So one
-    batch of 8, eight of 1 and two processes of 4 take the same step, also where a loss mixes units.
+class Algorithm(Training):
+    """A policy, a loss, and everything around them. How a step is taken, `loss` and `note` stand in `Training`.
 
     Args:
         policy: the model.
@@ -56,17 +54,10 @@ class Algorithm(LightningModule):
         self.policy, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
         self.sampling = sampling
         self.strict_loading = False
-        self.progress = {"tokens": 0.0, "samples": 0.0}
-        """Tokens and examples trained on so far, by all ranks."""
+        self.origin = Origin()
         self.validated_at = -1
         """The optimizer step of the last validation."""
-        self._window: list[tuple[Batch, dict[str, Tensor]]] = []
         self._sums: dict[str, Tensor] = {}
-        self._notes: dict[str, Tensor] = {}
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Tensor:
-        """The loss of one micro-batch as means: `batch.token_mean(…) + c * batch.prompt_mean(…)`; a scalar."""
 
     def experience(self, loader: Any) -> Any:
         """A sized iterable of batches from the DataModule's loader: the loader itself, unless sampled on-policy."""
@@ -78,12 +69,6 @@ class Algorithm(LightningModule):
         loss = self.loss(batch)
         return {"loss": loss} | self._notes
 
-    def note(self, name: str, share: Tensor) -> None:
-        """Log a scalar from inside `loss`, as train/NAME or val/NAME (as it is where the name has a slash). It is this
-        batch's share of a mean, like the loss: `batch.response_mean(x)`. Every batch must note the same names, since
-        ranks add them up."""
-        self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
-
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Validation metrics from the sums of `measures`."""
         return dict(sums)
@@ -91,6 +76,7 @@ class Algorithm(LightningModule):
     # -- building ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        exact(self.trainer)
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports speak as the data did
             self.policy.tokenizer.chat_template = template
@@ -102,12 +88,18 @@ class Algorithm(LightningModule):
 
     def configure_model(self) -> None:
         self.policy.build(self.wants, self.dropout)
+        self.spread(self.policy)
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(
                 f"the longest row has {longest} tokens but {self.policy.path} has positions for {room}; "
                 f"set --data.max_length {room}"
             )
+
+    def spread(self, policy: Policy) -> None:
+        """Shard a policy that was just built, where the strategy has a mesh of devices for that."""
+        if self.device_mesh is not None:
+            shard(policy, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self)
@@ -150,48 +142,16 @@ class Algorithm(LightningModule):
                 schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
                 reapply(optimizer, self._settings, cast(Any, schedulers))
 
-    # -- training ----------------------------------------------------------------------------------------------------
-
-    def training_step(self, batch: Batch, index: int) -> Tensor:
-        self._notes = {}
-        loss = self.loss(batch)
-        self._window.append((batch, {"loss": loss.detach()} | self._notes))
-        shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        return loss * shares
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        window, self._window = self._window, []
-        bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]
-        mine = {
-            "wrong": len(bad),
-            "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
-            "samples": sum(len(batch.row) for batch, _ in window),
-        } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
-        now = self._reduced(mine)
-        if now.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
-            stop(self, "loss", now["loss"], bad)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
-            stop(self, "gradient", float(norm), [batch for batch, _ in window])
-        for name in self.progress:
-            self.progress[name] += now.pop(name)
-        now |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
-        named = {name if "/" in name else f"train/{name}": value for name, value in now.items()}
-        self.log_dict(named, on_step=True, on_epoch=False)
-        self.watch(now)
-
-    def watch(self, now: Mapping[str, float]) -> None:
-        """Look at what a step measured (the names of train/… without it), to warn of what goes wrong."""
-
     # -- validation, test and prediction -----------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._sums = {}
 
-    def validation_step(self, batch: Batch, index: int) -> None:
-        for name, value in self.measures(batch).items():
-            self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
+    def validation_step(self, batch: Any, index: int) -> None:
+        parts = self.pieces.run(self.measures, batch) if isinstance(batch, Batch) else [self.measures(batch)]
+        for part in parts:
+            for name, value in part.items():
+                self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
 
     def on_validation_epoch_end(self) -> None:
         found = {f"{self._stage()}/{name}": value for name, value in self.summary(self._reduced(self._sums)).items()}
@@ -199,22 +159,12 @@ class Algorithm(LightningModule):
         for logger in self.trainer.loggers if whole else ():
             # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
             logger.log_metrics(found, step=self.trainer.global_step - 1)
+        self.log_dict(found, logger=False)  # of a sanity check too, for whoever waits for a measure of this name
         if not self.trainer.sanity_checking:
             self.validated_at = self.trainer.global_step
-            self.log_dict(found, logger=False)
 
     def _stage(self) -> str:
         return "test" if self.trainer.testing else "val"
-
-    def _reduced(self, mine: Mapping[str, Any]) -> dict[str, float]:
-        """Sums over all ranks. Every rank has the same names: ranks without rows run batches of weight 0."""
-        names = sorted(mine)
-        if not names:
-            return {}
-        kind = torch.float64 if self.device.type != "mps" else torch.float32  # counts of tokens need the digits
-        shares = torch.stack([torch.as_tensor(mine[name], dtype=kind, device=self.device) for name in names])
-        total = self.trainer.strategy.reduce(shares, reduce_op="sum")
-        return dict(zip(names, total.tolist(), strict=True))
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -222,7 +172,8 @@ class Algorithm(LightningModule):
 
     def predict_step(self, batch: Sequence[tuple[Example, list[int]]], index: int) -> list[dict[str, Any]]:
         """One answer to each prompt: rows for a JSONL file that can be trained on, with the row each came from."""
-        groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
+        with assembled(self):
+            groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
         return [
             {
                 "prompt": example.messages,
@@ -240,14 +191,12 @@ class Algorithm(LightningModule):
         return {name: v for name, v in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["progress"] = dict(self.progress)
+        checkpoint |= {
+            ENTRY: self.origin.entry(self),
+            "progress": dict(self.progress),
+            "validated_at": self.validated_at,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.progress = dict(checkpoint.get("progress", self.progress))
-        saved, here = set(checkpoint["state_dict"]), set(self.state_dict())
-        if saved != here:
-            odd = sorted(saved ^ here)[0]
-            raise UserError(
-                f"the checkpoint does not fit this model: {len(saved - here)} weights are only in the checkpoint and "
-                f"{len(here - saved)} only in the model ({odd}); use the configuration it was trained with"
-            )
+        self.origin.check(self, checkpoint)
+        self.progress, self.validated_at = dict(checkpoint["progress"]), int(checkpoint["validated_at"])

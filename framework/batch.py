@@ -170,6 +170,15 @@ class Batch:
             done += span.stop - span.start
         return [self.select(cut) for cut in cuts]
 
+    def blank(self) -> Self:
+        """Two tokens of weight 0 in this batch's place, for a process that has to run one more forward than it has
+        trees."""
+        none = torch.zeros(0, dtype=torch.long, device=self.tokens.device)
+        at = torch.arange(min(2, len(self)), device=none.device)
+        out = self._gather({"T": at, "N": none, "P": none}, parent=at - 1, end=torch.full_like(at, len(at)))
+        out.position, out.weight, out.branch = at, torch.zeros_like(out.weight), torch.full_like(at, -1)
+        return out
+
     def _paths(self) -> list[list[int]]:
         """Token indices from root to leaf, for each response in order and then each prompt that has none."""
         paths = {b: [*range(s.start, s.cut), *range(i, j)] for s in self.structure() for b, i, j in s.responses}

@@ -61,10 +61,25 @@ class Compared(Algorithm):
         other, kind = self._other[0], self.reference_kind
         if other is not None:
             self.reference = Other(other, self.policy)
+            self.spread(other)
+        elif self.device_mesh is not None:
+            self.reference = self._sharded()
         elif kind == "precomputed":  # a run that only measures has no time before training
             self.reference = Itself(self.policy) if self.trainer.state.fn == "fit" else self.policy.reference("auto")
         else:
             self.reference = self.policy.reference(kind)
+
+    def _sharded(self) -> Reference:
+        """The model that training starts from, sharded by itself: copies cannot take the place of weights that are."""
+        if self.reference_kind == "precomputed":
+            raise UserError("--model.reference precomputed: not under FSDP2; leave it out")
+        found = self.policy.reference(self.reference_kind)
+        if found.kind == "adapter_off":
+            return found
+        twin = self.policy.twin()
+        found = Other(twin, self.policy)
+        self.spread(twin)
+        return found
 
     def on_fit_start(self) -> None:
         assert self.reference is not None

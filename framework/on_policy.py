@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -21,8 +20,9 @@ from leyden.experience import Experience, Prompt, PromptLoader, check_room
 from leyden.policy import Sampling
 from leyden.progress import RolloutBar
 from leyden.reward import Reward, attach, score
-from leyden.rollout_metrics import Clock, divergence, measured, some
+from leyden.rollout_metrics import Clock, divergence, measured, some, term_means
 from leyden.rollouts import RolloutFile, Row, fingerprint, fits, row_of, samples_of, tree_of
+from leyden.sharding import assembled
 from leyden.shares import gathered, share
 from leyden.trajectory import Trajectory, joined, restored, stored
 from leyden.tree import Tree, packs
@@ -141,6 +141,7 @@ class OnPolicy(Compared):
         check_room(self, loader)
         shares = trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
         self.experiences = Experience(self.collect, self.epochs, self.minibatches, *shares, loader.seed)
+        self.experiences.rows = str(getattr(self.data, "fingerprint", ""))
         return self.experiences
 
     @torch.no_grad()
@@ -148,13 +149,14 @@ class OnPolicy(Compared):
         """Sample, score and look at one rollout; the same on every process."""
         self.clock.start()
         drawn = share(self._loader.draw(rollout), self.trainer)
-        with self.trainer.precision_plugin.forward_context():
+        with assembled(self), self.trainer.precision_plugin.forward_context():
             self.engine.sync(self.policy)
             trees = gathered(self._sampled(drawn, rollout), self.trainer)
             self.clock.sampled(trees)
             seen = self._looked([some(tree, self.looks_at, rollout) for tree in trees])
         whole = self.credit(trees, seen)
-        self.found |= measured(trees, seen, self.policy.stop) | self._terms() | self.clock.end()
+        terms, self._parts = gathered([self._parts], self.trainer), {}
+        self.found |= measured(trees, seen, self.policy.stop) | term_means(terms) | self.clock.end()
         return whole
 
     def _sampled(self, drawn: Sequence[tuple[int, Prompt]], rollout: int) -> list[Tree]:
@@ -191,12 +193,6 @@ class OnPolicy(Compared):
         finally:
             self._file().append([row for _, row in new])
 
-    def _terms(self) -> dict[str, float]:
-        """Means of what the reward is made of, over all processes."""
-        parts, self._parts = gathered([self._parts], self.trainer), {}
-        names = sorted({name for part in parts for name in part})
-        return {f"rollout/reward_{name}": fmean([x for part in parts for x in part.get(name, ())]) for name in names}
-
     def _file(self) -> RolloutFile:
         if self._kept is None:
             rank = self.trainer.global_rank
@@ -207,8 +203,11 @@ class OnPolicy(Compared):
     def _looked(self, trees: list[Tree]) -> Trajectory:
         """`look` at responses of all processes, each at its share."""
         packed = [Trajectory.of(few) for few in packs(share(trees, self.trainer), self.budget)]
-        parts = [stored(self.look(batch.to(self.device)).to("cpu")) for batch in packed]
+        parts = [stored(part) for batch in packed for part in self.pieces.run(self._looking, batch)]
         return joined([restored(part) for part in gathered(parts, self.trainer)])
+
+    def _looking(self, batch: Trajectory) -> Trajectory:
+        return self.look(batch.to(self.device)).to("cpu")
 
     # -- training and validation -------------------------------------------------------------------------------------
 
@@ -225,17 +224,20 @@ class OnPolicy(Compared):
     @torch.no_grad()
     def measures(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
         """One answer to each held-out prompt, with the same noise every time; sums over them."""
+        with assembled(self):
+            return self._measures(batch)
+
+    def _measures(self, batch: list[Prompt]) -> dict[str, Tensor]:
         self.engine.sync(self.policy)
-        groups = (
-            self.engine.generate([p.tokens for p in batch], 1, self.sampling, [p.row for p in batch]) if batch else []
-        )
+        prompts, keys = [prompt.tokens for prompt in batch], [prompt.row for prompt in batch]
+        groups = self.engine.generate(prompts, 1, self.sampling, keys) if batch else []
         rows = [row_of(prompt, group, {}) for prompt, group in zip(batch, groups, strict=True)]
         sums = {"count": torch.tensor(float(len(batch)))}
         scores = score(self.reward, [s for p, row in zip(batch, rows, strict=True) for s in samples_of(p, row)])
         for row, found in zip(rows, scores.tolist(), strict=True):
             row["scores"] = [found]
         trees = [tree_of(prompt, row) for prompt, row in zip(batch, rows, strict=True)]
-        seen = [self.look(Trajectory.of(few).to(self.device)) for few in packs(trees, self.budget)]
+        seen = [self._looking(Trajectory.of(few)) for few in packs(trees, self.budget)]
         sums["reward"] = scores.sum()
         sums["kl"] = sum((divergence(part).sum() for part in seen), torch.zeros(()))
         sums["length"] = torch.tensor(float(sum(len(tree.responses[0]) for tree in trees)))

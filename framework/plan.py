@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ import torch
 
 from leyden.batch import Batch, Totals, Tree, pack
 from leyden.errors import UserError
+
+log = logging.getLogger("leyden")
 
 
 class Trees(Protocol):
@@ -119,7 +122,8 @@ def _accumulation_that_fits(
 class PlannedLoader:
     """The micro-batches of one rank, in an order that depends only on seed and epoch. Sized and resumable.
 
-    The steps are permuted from epoch to epoch. The length keeps Lightning from fetching ahead; `state_dict` counts
+    The steps are permuted from epoch to epoch. In the first epoch the step with the longest micro-batch comes first, so
+    that what does not fit the memory shows at once. The length keeps Lightning from fetching ahead; `state_dict` counts
     batches delivered.
 
     Args:
@@ -129,6 +133,9 @@ class PlannedLoader:
         seed: of the order of steps; None keeps it the same in every epoch.
         whole: totals over the whole plan instead of over each step (validation).
     """
+
+    rows = ""
+    """What the rows are, as the DataModule's fingerprint says it."""
 
     def __init__(self, trees: Trees, plan: Plan, rank: int = 0, seed: int | None = None, whole: bool = False) -> None:
         self.trees, self.plan, self.rank, self.seed = trees, plan, rank, seed
@@ -147,7 +154,17 @@ class PlannedLoader:
         if self.seed is None:
             return list(range(len(self.plan.steps)))
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
-        return torch.randperm(len(self.plan.steps), generator=generator).tolist()
+        order: list[int] = torch.randperm(len(self.plan.steps), generator=generator).tolist()
+        if epoch == 0:
+            order.insert(0, order.pop(order.index(self._longest)))
+        return order
+
+    @cached_property
+    def _longest(self) -> int:
+        """The step whose largest micro-batch has the most tokens; of equal ones the first."""
+        lengths = self.trees.lengths
+        sizes = [max(sum(lengths[r] for r in micro) for micro in step) for step in self.plan.steps]
+        return sizes.index(max(sizes))
 
     def __iter__(self) -> Iterator[Batch]:
         if not self._resume:
@@ -170,20 +187,35 @@ class PlannedLoader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what makes the order of batches, the same on every rank."""
-        return hashlib.sha256(repr((self.plan.steps, self.plan.world, self.seed)).encode()).hexdigest()[:16]
+        """A hash of what makes the order of batches (by the second of the rules there have been), the same on every
+        rank."""
+        return hashlib.sha256(repr((2, self.plan.steps, self.plan.world, self.seed)).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "done": self.done, "length": len(self), "plan": self.fingerprint}
+        return {
+            "epoch": self.epoch,
+            "done": self.done,
+            "length": len(self),
+            "plan": self.fingerprint,
+            "rows": self.rows,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batches that were delivered.
 
         Raises:
-            UserError: the checkpoint is from the middle of an epoch whose batches were planned differently.
+            UserError: the checkpoint is from the middle of an epoch of other rows, or of other batches of them.
         """
         self.epoch, self.done = state["epoch"], state["done"]
         self._resume = self.done < state["length"]
+        if self.rows != state["rows"]:
+            if self._resume:
+                raise UserError(
+                    "the checkpoint is from the middle of an epoch, and its rows were others than these: put the data "
+                    "back that it was trained on (--data.path and the options that change rows), or resume from the "
+                    "end of an epoch"
+                )
+            log.info("the rows are others than those that the checkpoint was trained on; the next epoch takes the new")
         if self._resume and state["plan"] != self.fingerprint:
             raise UserError(
                 "the checkpoint is from the middle of an epoch that was planned differently: its data, batch_size, "

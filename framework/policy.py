@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.batch import Batch
+from leyden.digest import of_weights
 from leyden.errors import UserError
 
 if TYPE_CHECKING:
@@ -122,6 +123,14 @@ class Policy(nn.Module, ABC):
             dropout: False sets every dropout of the model and its adapter to 0.
         """
 
+    def blocks(self) -> list[nn.Module]:
+        """The modules that FSDP2 shards one by one, in the order in which they run; the rest is sharded together."""
+        return []
+
+    def twin(self) -> Policy:
+        """A policy of the same folder and settings, not built yet, that nothing new is trained on."""
+        raise UserError(f"{type(self).__name__} gives no reference under FSDP2; give --model.reference_policy")
+
     def reference(self, kind: ReferenceKind = "auto") -> Reference:
         """The policy as it is now, as a fixed thing to compare with while the policy goes on learning.
 
@@ -177,8 +186,17 @@ class Policy(nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, folder: str | Path) -> None:
-        """Write what was trained as an ordinary transformers folder, or a PEFT adapter folder, with the tokenizer."""
+    def save(self, folder: str | Path | None) -> None:
+        """Write what was trained as an ordinary transformers folder, or a PEFT adapter folder, with the tokenizer.
+
+        Args:
+            folder: where; None on processes that only help to put sharded weights together.
+        """
+
+    def fingerprint(self) -> str:
+        """Hex digits that differ where the weights that this policy was built from do, the same before and after
+        training. By default those of its frozen weights: trained ones may have begun anywhere."""
+        return of_weights((name, weight) for name, weight in self.named_parameters() if not weight.requires_grad)
 
     @property
     def device(self) -> torch.device:

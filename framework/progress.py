@@ -89,9 +89,14 @@ class Progress(ProgressBar):
             parts.append(f"{float(metrics['perf/tokens_per_second']):,.0f} tokens/s")
         began, first = self._start
         if total and step > first:
-            left = int((now - began) / (step - first) * (total - step))
-            parts.append(f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left")
+            parts.append(f"{clock((now - began) / (step - first) * (total - step))} left")
         return " · ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`"""
+    left = int(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
 
 def total_steps(trainer: Trainer) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 from torch import Tensor
@@ -57,6 +57,12 @@ def measured(trees: Sequence[Tree], seen: Trajectory, stop: Collection[int]) -> 
             "same": fmean(float(max(group) == min(group)) for group in groups),
         }
     return {f"rollout/{name}": value for name, value in found.items()}
+
+
+def term_means(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Means of what the reward is made of, over the scores of all processes, as rollout/reward_NAME."""
+    names = sorted({name for part in parts for name in part})
+    return {f"rollout/reward_{name}": fmean([x for part in parts for x in part.get(name, ())]) for name in names}
 
 
 class Clock:

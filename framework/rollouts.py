@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,11 @@ from typing import Any
 from torch import nn
 
 from leyden.batch import Tree
+from leyden.digest import of_text, of_weights
 from leyden.example import Sample
 from leyden.experience import Prompt
 from leyden.policy import Response
+from leyden.run import write_whole, writing
 
 Row = dict[str, Any]
 """`{"prompt", "responses", "scores", "finished", "tokens", "rollout", "draw", "marks", "row"}`: preference data of
@@ -54,12 +55,8 @@ def tree_of(prompt: Prompt, row: Row) -> Tree:
 
 def fingerprint(module: nn.Module, *settings: object) -> str:
     """Hex digits that differ where trained weights or settings do: what sampled responses depend on."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return of_text(repr(settings) + of_weights(trained))
 
 
 class RolloutFile:
@@ -107,7 +104,7 @@ class RolloutFile:
         """Add rows and hand them to the disk."""
         if self.file is None:
             return
-        with self.file.open("a", encoding="utf-8") as out:
+        with writing(self.file), self.file.open("a", encoding="utf-8") as out:
             out.write(_lines(rows))
             out.flush()
             os.fsync(out.fileno())
@@ -120,9 +117,8 @@ class RolloutFile:
 
     def _write(self, rows: Sequence[Row]) -> None:
         assert self.file is not None
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        temporary.write_text(_lines(rows), encoding="utf-8")
-        os.replace(temporary, self.file)
+        with writing(self.file):
+            write_whole(self.file, _lines(rows))
 
 
 def _lines(rows: Sequence[Row]) -> str:

@@ -18,11 +18,13 @@ from leyden.models import attention as forest_attention
 from leyden.models import quantized
 from leyden.models.critic import Critic
 from leyden.models.generate import generate
-from leyden.models.heads import check_language, check_reward, placed, predicted, save_reward, start_head
-from leyden.models.load import base_of, load_model, parts
+from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
+from leyden.models.load import base_of, blocks, load_model, parts
 from leyden.models.logprobs import logprobs
+from leyden.models.origin import origin
 from leyden.models.probe import check_head, takes_forest
 from leyden.models.reference import reference, remove_dropout
+from leyden.models.save import save
 from leyden.paths import resolve
 from leyden.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 from leyden.precision import advise
@@ -69,6 +71,7 @@ class CausalLM(Policy):
         self.model: Any = None
         self.heads = nn.ModuleDict()
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._origin = ""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -87,6 +90,7 @@ class CausalLM(Policy):
         self._make_heads(wants)
         if not dropout:
             remove_dropout(self.model)
+        self._origin = self._origin or origin(self)
         self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
 
     def _load(self) -> None:
@@ -154,9 +158,8 @@ class CausalLM(Policy):
         base = base_of(self.model)
         if not base.supports_gradient_checkpointing:
             raise UserError(f"{self.path}: {type(base).__name__} has no gradient checkpointing; leave the option out")
-        # the name changed during transformers 5
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False})  # its name changed during transformers 5
 
     def hidden(self, batch: Batch) -> Tensor:
         """The body's last hidden states of each token: [T, H]."""
@@ -216,6 +219,17 @@ class CausalLM(Policy):
         full = [placed(batch, at, x * real) for x in columns]
         return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
 
+    def fingerprint(self) -> str:
+        return self._origin
+
+    def blocks(self) -> list[nn.Module]:
+        return [*blocks(self.model), *self.heads.values()]
+
+    def twin(self) -> CausalLM:
+        twin = CausalLM(self.path, attention=self.attention)  # type: ignore[arg-type]
+        twin.dtype, twin.source, twin._tokenizer = self.dtype, self.source, self._tokenizer
+        return twin
+
     def reference(self, kind: ReferenceKind = "auto") -> Reference:
         return reference(self, kind)
 
@@ -232,13 +246,5 @@ class CausalLM(Policy):
     ) -> list[list[Response]]:
         return generate(self, prompts, n, sampling or Sampling(), keys, on_progress)
 
-    def save(self, folder: str | Path) -> None:
-        if "score" in self.heads:
-            return save_reward(self, folder)
-        generation = getattr(base_of(self.model), "generation_config", None)
-        if generation is not None:  # so that plain transformers stops where `generate` here does
-            generation.eos_token_id = sorted(self.stop)
-        self.model.save_pretrained(folder)
-        if generation is not None:
-            generation.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+    def save(self, folder: str | Path | None) -> None:
+        save(self, folder)

@@ -1,9 +1,8 @@
-"""Scalar heads on a model's hidden states, and reward models as folders that plain transformers and PEFT load."""
+"""Scalar heads on a model's hidden states, and whether a model can be a reward model."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.models.load import base_of, is_reward
-from leyden.models.scoring import scoring_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from leyden.models.causal_lm import CausalLM
 
-log = logging.getLogger(__name__)
 SCORE = "score.weight"
 
 
@@ -110,9 +107,9 @@ def check_reward(policy: CausalLM) -> None:
     Raises:
         UserError: transformers has no sequence classification for the model, or an adapter changes more than its body.
     """
-    base, blank = base_of(policy.model), _blank(policy).state_dict()
+    base, wanted = base_of(policy.model), blank(policy).state_dict()
     if not hasattr(policy.model, "peft_config"):
-        if set(blank) != {SCORE, *_body(base)}:
+        if set(wanted) != {SCORE, *body_of(base)}:
             raise _refusal(policy)
         return
     inside = {id(p) for p in base.base_model.parameters()}
@@ -147,12 +144,12 @@ def _refusal(policy: CausalLM) -> UserError:
     )
 
 
-def _body(base: PreTrainedModel) -> dict[str, Tensor]:
+def body_of(base: PreTrainedModel) -> dict[str, Tensor]:
     """The body's tensors under the names that they have in the whole model."""
     return base.base_model.state_dict(prefix=f"{base.base_model_prefix}.")  # type: ignore[no-any-return]
 
 
-def _blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
+def blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
     """The policy's model as a sequence classifier with one label, without memory for its weights."""
     from transformers import AutoModelForSequenceClassification
 
@@ -169,56 +166,3 @@ def _blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
     except ValueError as problem:
         raise _refusal(policy) from problem
     return model
-
-
-def save_reward(policy: CausalLM, folder: str | Path) -> None:
-    """Write the policy and its score head as a folder for `AutoModelForSequenceClassification`, or as a PEFT adapter
-    of the task SEQ_CLS with the head in it, with a tokenizer that makes plain transformers score the same token.
-
-    The head is stored in fp32 whatever the dtype of the body. A folder in bfloat16 is loaded in bfloat16, head
-    included, unless another dtype is asked for.
-    """
-    base = base_of(policy.model)
-    configured = base.config.get_text_config().pad_token_id
-    tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, configured)
-    head = policy.heads["score"].get_parameter("weight").detach()
-    if hasattr(policy.model, "peft_config"):
-        _save_adapter(policy, head, tokenizer, Path(folder))
-    else:
-        _save_model(policy, head, tokenizer, Path(folder))
-    tokenizer.save_pretrained(folder)
-
-
-def _save_model(policy: CausalLM, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    base, pad = base_of(policy.model), int(tokenizer.pad_token_id)
-    model, tensors = _blank(policy, pad), _body(base) | {SCORE: head}
-    for name, wanted in model.state_dict().items():  # rows for a pad token that was added; nothing looks at them
-        if missing := len(wanted) - len(tensors[name]) if wanted.ndim else 0:
-            tensors[name] = torch.cat([tensors[name], tensors[name][:1].expand(missing, -1)])
-    model.load_state_dict(tensors, assign=True)
-    model._weight_conversions = getattr(base, "_weight_conversions", None)  # how names in files differ, if they do
-    model.save_pretrained(folder)
-
-
-def _save_adapter(policy: CausalLM, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    from peft import PeftConfig
-    from safetensors.torch import load_file, save_file
-
-    base = base_of(policy.model)
-    policy.model.save_pretrained(folder)
-    file = folder / "adapter_model.safetensors"
-    tensors = load_file(file) | {f"base_model.model.{SCORE}": head.cpu()}
-    save_file(tensors, file, metadata={"format": "pt"})
-    config = PeftConfig.from_pretrained(folder)
-    config.task_type, config.modules_to_save = "SEQ_CLS", [*(config.modules_to_save or []), "score"]
-    config.save_pretrained(folder)
-    pad = tokenizer.pad_token_id
-    if base.config.get_text_config().pad_token_id != pad:
-        new = pad >= base.get_input_embeddings().num_embeddings
-        log.warning(
-            "%s has no pad token that suits a reward model; to load the adapter in plain transformers, %sset "
-            "config.pad_token_id = %s on the base model first",
-            base.config.name_or_path,
-            "call resize_token_embeddings(len(tokenizer)) and " if new else "",
-            pad,
-        )

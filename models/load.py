@@ -183,6 +183,12 @@ def base_of(model: Any) -> PreTrainedModel:
     return base
 
 
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers of the body that transformers would not split over devices either."""
+    names = set(getattr(base_of(model), "_no_split_modules", None) or ())
+    return [module for module in parts(model)[0].modules() if type(module).__name__ in names]
+
+
 def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, Squash]:
     """Body, LM head, and what the model does between its head and its logits.
 

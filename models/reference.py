@@ -11,7 +11,6 @@ Adapters are switched here and not by PEFT, whose switches leave `requires_grad`
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.batch import Batch
+from leyden.digest import of_weights
 from leyden.errors import UserError
 from leyden.policy import Reference, ReferenceKind
 
@@ -76,11 +76,7 @@ class _Frozen(Reference):
                 module.training = mode
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self._weights()):
-            some = tensor.flatten()[:: max(1, tensor.numel() // 64)]  # training changes every element
-            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:8]
+        return of_weights(self._weights())[:8]
 
     @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -257,6 +257,15 @@ def test_the_order_is_of_seed_and_epoch_and_shared_by_ranks() -> None:
     assert copy.deepcopy(first).order(5) == first.order(5)
 
 
+def test_the_longest_micro_batch_comes_first_in_the_first_epoch_alone() -> None:
+    trees = TreeData(some_trees(20)).train_trees
+    assert trees is not None
+    loader = PlannedLoader(trees, plan(range(20), trees.lengths, 4, 1000, 2, seed=0), seed=7)
+    epochs = [[batch.size for batch in loader] for _ in range(3)]
+    assert epochs[0][0] == max(epochs[0]) and sorted(epochs[0]) == sorted(epochs[1])
+    assert any(sizes[0] < max(sizes) for sizes in epochs[1:])
+
+
 def test_the_configuration_is_the_truth_on_resume(tmp_path: Path) -> None:
     """A longer training and another learning rate hold from the first resumed step on."""
     first = SFT(small(), optimizer=adamw)
@@ -365,3 +374,43 @@ def test_rows_beyond_the_model_s_positions_are_refused() -> None:
     long = [Tree([1] * 40, [[2] * 30])]
     with pytest.raises(UserError, match="70 tokens but llama has positions for 64; set --data.max_length 64"):
         fit(SFT(small(), optimizer=sgd), TreeData(long, batch_size=1))
+
+
+def told_on_one_rank(folder: str, calls: int, start: str | None) -> tuple[int, Tensor]:
+    """Train on two processes, of which the second gets a SIGTERM in one of its micro-batches: exit code and weights."""
+    import os
+    import signal
+
+    from lightning.pytorch import Trainer
+
+    from leyden.checkpoint import Checkpoint, Randomness
+    from leyden.stopping import Stopping
+
+    class Told(SFT):
+        seen = 0
+
+        def loss(self, batch: Batch) -> Tensor:
+            self.seen += 1
+            if self.seen == calls and self.global_rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().loss(batch)
+
+    found, code = Told(small(), optimizer=adamw), 0
+    callbacks = [Randomness(), Stopping(), Checkpoint(folder)]
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, accumulate_grad_batches=2,
+                      callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
+                      num_sanity_val_steps=0)  # fmt: skip
+    try:
+        trainer.fit(found, TreeData(some_trees(16), batch_size=4), ckpt_path=start, weights_only=True)
+    except SystemExit as stop:
+        code = int(str(stop.code))
+    return code, weights_of(found)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(ranks: Ranks, tmp_path: Path) -> None:
+    whole = ranks(told_on_one_rank, str(tmp_path / "whole"), 0, None)
+    assert [code for code, _ in ranks(told_on_one_rank, str(tmp_path / "part"), 5, None)] == [143, 143]
+    (file,) = (tmp_path / "part").iterdir()
+    assert file.name == "step=000003.ckpt"  # the fifth micro-batch begins the third step
+    again = ranks(told_on_one_rank, str(tmp_path / "part"), 0, str(file))
+    assert all(code == 0 and torch.equal(end, whole[0][1]) for code, end in again)

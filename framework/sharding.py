@@ -1,0 +1,82 @@
+"""Sharding policies over devices (FSDP2), and having one whole for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+if TYPE_CHECKING:
+    from leyden.policy import Policy
+
+
+class FSDP2(ModelParallelStrategy):
+    """Every device holds a part of weights, gradients and optimizer state, and layers are put together when they are
+    used (Zhao et al. 2023, as torch's `fully_shard`). Lightning's strategy with all devices in one group.
+
+    Args:
+        save_distributed_checkpoint: whether each process writes its own part of a checkpoint, into a folder, or the
+            first one the whole, into a file.
+        process_group_backend: nccl or gloo; by default what suits the device.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = False, process_group_backend: str | None = None) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether it is the root of weights that are."""
+    return isinstance(module, FSDPModule)
+
+
+def shard(policy: Policy, mesh: Any) -> None:
+    """Shard a built policy, unless it is: each of its blocks by itself, and then the policy with what is left.
+
+    Args:
+        mesh: the devices that share it, a mesh of one dimension.
+    """
+    if is_sharded(policy):
+        return
+    for block in policy.blocks():
+        fully_shard(block, mesh=mesh)
+    fully_shard(policy, mesh=mesh)
+
+
+@contextmanager
+def assembled(algorithm: nn.Module) -> Iterator[None]:
+    """Have all weights of an algorithm's policies on every device, so that forwards inside need not keep step:
+    processes may run different numbers of them. To be entered and left on every process. Does nothing where nothing is
+    sharded."""
+    from leyden.policy import Policy
+
+    parts = [module for module in algorithm.modules() if isinstance(module, FSDPModule)]
+    roots = [part for part in parts if isinstance(part, Policy)]
+    for root in roots:  # or the first block that runs, which sampling calls directly, would be taken for the root
+        root._get_fsdp_state()._lazy_init()
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            part.set_reshard_after_forward(part not in roots, recurse=False)
+
+
+def plain(x: Tensor) -> Tensor:
+    """A tensor put together from its parts, on every process; any other tensor as it is."""
+    full = getattr(x, "full_tensor", None)
+    return x if full is None else full()  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+"""Weights sharded over two processes: every algorithm takes the steps that one process takes, and exports the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig
+from ranks import Ranks
+from small import LLAMA, Numbers, TreeData, fit, some_trees
+from test_on_policy import Questions, evens
+
+from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.callbacks import Export
+from leyden.errors import UserError
+from leyden.models import CausalLM
+from leyden.policy import Sampling
+from leyden.precision import QLoRAPrecision
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sft": (SFT, {}),
+    "sft-lora": (SFT, {}),
+    "sft-qlora": (SFT, {}),
+    "reward": (RewardModel, {}),
+    "dpo": (DPO, {}),
+    "dpo-lora": (DPO, {}),
+    "ppo": (PPO, {"epochs": 2}),
+    "grpo-lora": (GRPO, {"minibatches": 2}),
+    "rejection": (RejectionSampling, {}),
+}
+ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weights="gaussian")
+
+
+class Words(Numbers):
+    """Saved as nothing: what is compared are weights."""
+
+    def save_pretrained(self, folder: Any) -> None: ...
+
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(97)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With tied embeddings, whose gradients come from two places."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA | {"hidden_size": 64, "tie_word_embeddings": True})
+    path = str(tmp_path_factory.mktemp("model"))
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Any:
+    group = Ranks()
+    yield group
+    group.close()
+
+
+def algorithm(name: str, path: str, **more: Any) -> Any:
+    kind, options = KINDS[name]
+    torch.manual_seed(1)
+    policy = CausalLM(path, adapter=LoraConfig(**ADAPTER) if name.endswith("lora") else None)
+    policy._tokenizer = Words()  # type: ignore[assignment]
+    given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), lr_scheduler=None)
+    if kind in (PPO, GRPO, RejectionSampling):
+        given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
+    return kind(policy, **(given | options | more))
+
+
+def train(found: Any, name: str, folder: str, **options: Any) -> Any:
+    torch.manual_seed(2)
+    kind = KINDS[name][0]
+    trees = some_trees(16, responses=1 if kind is SFT else 2)
+    sampled = kind in (PPO, GRPO, RejectionSampling)
+    data = Questions(8, 8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
+    plugins = [QLoRAPrecision(compute_dtype="float32")] if name.endswith("qlora") else []
+    own = dict(plugins=plugins, callbacks=[Export(Path(folder) / "export")], default_root_dir=folder, max_epochs=2)
+    return fit(found, data, gradient_clip_val=1.0, use_distributed_sampler=False, **(own | options))
+
+
+def on_rank(name: str, path: str, folder: str) -> dict[str, float]:
+    from leyden.sharding import FSDP2
+
+    if name == "reward":
+        _no_classifier()
+    found = algorithm(name, path)
+    trainer = train(found, name, folder, devices=2, strategy=FSDP2(process_group_backend="gloo"))
+    assert any("DTensor" in type(p.data).__name__ for p in found.policy.parameters())
+    return _told(trainer)
+
+
+def _told(trainer: Any) -> dict[str, float]:
+    names = ("train/loss", "train/grad_norm", "val/loss", "eval/reward", "eval/kl")
+    return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
+
+
+def _no_classifier() -> None:
+    """The stand-in for a tokenizer is no tokenizer that scores could be exported with."""
+    import leyden.models.save as save
+
+    save._save_reward = lambda policy, state, folder: save._save_language(policy, state, folder)  # type: ignore[attr-defined]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_sharded_is_whole(name: str, model: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "reward":
+        import leyden.models.save as save
+
+        monkeypatch.setattr(save, "_save_reward", lambda policy, state, to: save._save_language(policy, state, to))
+    one = train(algorithm(name, model), name, str(tmp_path / "one"))
+    two = ranks(on_rank, name, model, str(tmp_path / "two"))
+    assert two[0] == two[1] and two[0].keys() == _told(one).keys() and len(two[0]) >= 3
+    for key, value in _told(one).items():
+        assert two[0][key] == pytest.approx(value, rel=2e-3, abs=2e-5), key
+    alone, shared = (weights(tmp_path / which / "export") for which in ("one", "two"))
+    assert alone.keys() == shared.keys()
+    start = weights(Path(model))
+    moved = 0.0
+    for key, value in alone.items():
+        torch.testing.assert_close(shared[key], value, atol=1e-4, rtol=0)
+        if key in start:
+            moved = max(moved, float((value - start[key]).abs().max()))
+    assert moved > 1e-3 or name.endswith("lora")
+
+
+def resumed_on_rank(path: str, folder: str) -> list[torch.Tensor]:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from test_on_policy import resume
+
+    from leyden.checkpoint import Randomness
+    from leyden.sharding import FSDP2, plain
+
+    ends = []
+    trees = some_trees(16)
+    for start in (None, "3.ckpt"):
+        found = algorithm("sft", path)
+        torch.manual_seed(2)
+        saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+        own: dict[str, Any] = dict(devices=2, strategy=FSDP2(process_group_backend="gloo"), max_epochs=2)
+        if start is None:
+            fit(found, TreeData(trees, batch_size=8), callbacks=[saver, Randomness()], enable_checkpointing=True, **own)
+        else:
+            resume(found, TreeData(trees, batch_size=8), Path(folder) / start, callbacks=[Randomness()], **own)
+        ends.append(torch.cat([plain(p.detach()).flatten() for p in found.policy.parameters()]))
+    return ends
+
+
+def test_resumed_is_never_stopped(model: str, ranks: Ranks, tmp_path: Path) -> None:
+    for whole, again in ranks(resumed_on_rank, model, str(tmp_path)):
+        assert torch.equal(whole, again)
+
+
+def refused_on_rank(path: str, folder: str) -> list[str]:
+    from leyden.sharding import FSDP2
+
+    told = []
+    for options in ({"reference": "precomputed"}, {"value": "adapter"}):
+        name = "ppo" if "value" in options else "dpo"
+        try:
+            train(
+                algorithm(name, path, **options), name, folder, devices=2, strategy=FSDP2(process_group_backend="gloo")
+            )
+        except UserError as error:
+            told.append(str(error))
+    return told
+
+
+def test_what_cannot_be_sharded_is_said(model: str, ranks: Ranks, tmp_path: Path) -> None:
+    told = ranks(refused_on_rank, model, str(tmp_path))[0]
+    assert "precomputed: not under FSDP2" in told[0] and "--model.value head" in told[1]
