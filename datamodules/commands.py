@@ -6,12 +6,13 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from leyden.errors import UserError, nearest
+from leyden.words import Parser
 
 if TYPE_CHECKING:
     from leyden.datamodules.source import Source
@@ -37,31 +38,11 @@ def main(argv: list[str]) -> int:
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line with the nearest flag."""
+class _Parser(Parser):
+    """The flags that data verbs share."""
 
     def __init__(self, verb: str, description: str) -> None:
-        super().__init__(prog=f"leyden data {verb}", description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
-
-    def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(argv)
-        if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            word = unknown[0].partition("=")[0]
-            hint = nearest(word, flags) if word.startswith("-") else ""
-            raise UserError(f"{self.prog}: '{word}' is not known{hint or f'; see {self.prog} --help'}")
-        return found
-
-    def choice(self, flag: str, options: Sequence[str], default: str | None = None, help: str = "") -> None:
-        def one_of(value: str) -> str:
-            if value not in options:
-                raise UserError(f"{flag} {value}: use {', '.join(options)}{nearest(value, options)}")
-            return value
-
-        self.add_argument(flag, type=one_of, default=default, metavar="|".join(options), help=help)
+        super().__init__(f"leyden data {verb}", description)
 
     def reading(self) -> None:
         """The flags of verbs that read data as a model would."""

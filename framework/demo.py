@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
+from leyden.words import Parser
 
 Main = Callable[[list[str]], int]
 
@@ -47,24 +48,13 @@ def main(argv: Sequence[str]) -> int:
     return run(leyden, folder, QUICK if options.quick else Size())
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
-
-
 def _options(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser("leyden demo", description=__doc__, allow_abbrev=False)
+    parser = Parser("leyden demo", __doc__)
     parser.add_argument("folder", nargs="?", help="a new folder for everything the demo makes")
     parser.add_argument(
         "--quick", action="store_true", help="fewer rows and epochs: to see it work, not to see it good"
     )
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        hint = nearest(unknown[0], ["--quick", "--help"]) if unknown[0].startswith("-") else ""
-        raise UserError(f"leyden demo: '{unknown[0]}' is not known{hint or '; see leyden demo --help'}")
-    return options
+    return parser.read(argv)
 
 
 def _make(folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from leyden.batch import pack
@@ -17,10 +16,10 @@ from leyden.example import Example, Message, Sample
 from leyden.models.beside import around, bare, check_frozen
 from leyden.models.causal_lm import CausalLM
 from leyden.models.load import adapter_on, base_of
+from leyden.models.restore import config_of, restored, weights_of
 from leyden.paths import resolve
 from leyden.policy import Policy
 from leyden.reward import Reward, at
-from leyden.run import is_whole
 from leyden.template import Template
 from leyden.tree import Tree, packs
 
@@ -190,51 +189,8 @@ def _from_checkpoint(file: Path, changed: dict[str, Any]) -> tuple[Policy, dict[
         file: the checkpoint.
         changed: arguments of the policy that are not to be those of the training.
     """
-    config = _config(file)
-    settings = config.get("model", {}).get("init_args", {})
-    if not is_whole(file) or "policy" not in settings:
-        raise UserError(f"{file}: no checkpoint of a reward model; give the folder that its run exported")
-    weights = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
-    if "heads.score.weight" not in weights:
-        kind = str(config["model"].get("class_path", "model")).rpartition(".")[2]
+    config = config_of(file)
+    if "heads.score.weight" not in weights_of(file):
+        kind = str(config.get("model", {}).get("class_path", "model")).rpartition(".")[2]
         raise UserError(f"{file}: a checkpoint of {kind}, which has no reward head; give one of a RewardModel")
-    spec = settings["policy"]
-    given = spec.get("init_args", {})
-    known = {name: value for name, value in changed.items() if name in given}
-    policy = _policy(file, spec | {"init_args": given | known})
-    policy.build(("score",), dropout=False)
-    trained = {(name, p.shape) for name, p in policy.named_parameters() if p.requires_grad}
-    saved = {(name, value.shape) for name, value in weights.items()}
-    if trained != saved:
-        odd = min(trained ^ saved)[0]
-        raise UserError(f"{file}: it does not fit {policy.path}, which its config.yaml names ({odd}); give the export")
-    policy.load_state_dict(weights, strict=False)
-    policy.fresh = policy.fresh - {"score"}
-    return policy, config.get("data", {}).get("init_args", {})
-
-
-def _config(file: Path) -> dict[str, Any]:
-    """The configuration of the run that a checkpoint belongs to."""
-    for folder in file.absolute().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {}
-    raise UserError(
-        f"{file}: there is no config.yaml in its folder or the one above, which would say what it was made from; give "
-        "the folder that its run exported"
-    )
-
-
-def _policy(file: Path, spec: dict[str, Any]) -> Policy:
-    """A policy from its class path and arguments."""
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--policy", type=Policy)
-    try:
-        found: Policy = parser.instantiate_classes(parser.parse_object({"policy": spec})).policy
-    except (ArgumentError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{file}: the policy in its config.yaml cannot be made ({reason}); give the export") from error
-    return found
+    return restored(file, changed), config.get("data", {}).get("init_args", {})

@@ -52,8 +52,8 @@ def test_help_lists_only_commands_that_exist(leyden) -> None:
     code, out, err = leyden("--help")
     assert (code, err) == (0, "")
     listed = set(re.findall(r"^  (\w+) {2}", out, re.MULTILINE))
-    assert {"fit", "validate", "test", "predict", "data"} <= listed
-    assert listed.isdisjoint({"compare", "plan", "export", "chat", "label"})
+    assert {"fit", "validate", "test", "predict", "data", "plan"} <= listed
+    assert listed.isdisjoint({"compare", "export", "chat", "label"})
 
 
 def test_help_on_fit_names_classes_and_configs_that_exist(leyden) -> None:
@@ -167,20 +167,26 @@ def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
     assert policy["class_path"] == "leyden.models.causal_lm.CausalLM" and policy["init_args"]["path"] == "y"
 
 
+FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2"), "sft") | {"one_base": "ppo"}
+"""What stands after another config, and one that it goes with."""
+
+
 @pytest.mark.parametrize("name", sorted(names.configs()))
 def test_every_shipped_config_parses(name: str, leyden) -> None:
-    base = [] if name != "lora" else ["--config", "sft"]
+    base = [] if name not in FRAGMENTS else ["--config", FRAGMENTS[name]]
     samples = {"ppo": "ppo.PPO", "grpo": "grpo.GRPO", "rejection_sampling": "rejection_sampling.RejectionSampling"}
     base += ["--model.reward", "Gold"] if name in samples else []
+    base += ["--model.reward.path", "judge"] if name == "one_base" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
+    name = FRAGMENTS[name] if name == "one_base" else name
     algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel", **samples}.get(name, "sft.SFT")
     assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
     data = "preference.PreferenceData" if name in ("dpo", "reward_model") else "instruction.InstructionData"
     data = "prompts.PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
-    assert (adapter is not None) is (name == "lora")
-    assert name != "lora" or adapter["init_args"]["r"] == 16
+    assert (adapter is not None) is (name in ("lora", "qlora"))
+    assert adapter is None or adapter["init_args"]["r"] == 16
     if algorithm == "sft.SFT":
         assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
 

@@ -69,3 +69,64 @@ def test_simpo_is_simpo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         losses.append(-F.logsigmoid(1.5 * means[0] - 1.5 * means[1] - 0.4))
     expected = torch.stack(losses).mean()
     assert float(algorithm.loss(batch).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+DEVICES = "<!-- several devices -->\n"
+"""Stands before what one process cannot run."""
+
+
+def test_the_page_on_devices_runs(leyden, workplace: Path) -> None:
+    from prepared import write
+
+    write(workplace / "chat.jsonl", [{"prompt": f"{i}?", "response": f"{i}."} for i in range(12)])
+    write(workplace / "pairs.jsonl", [{"prompt": f"{i}?", "chosen": f"{i}.", "rejected": "?"} for i in range(12)])
+    write(workplace / "prompts.jsonl", [{"prompt": f"{i}?"} for i in range(12)])
+    text = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    several = re.findall(rf"{re.escape(DEVICES)}```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = [line for _, _, content in pieces(text) if content not in several for line in content.splitlines()]
+    assert len(lines) == 3 and len(several) == 3
+    few = ["--data.max_length", "64", "--model.policy.dtype", "float32"]  # not every processor is fast in bfloat16
+    for line in lines:
+        words = shlex.split(line)[1:]
+        sampled = ["--model.sampling.max_new_tokens", "4", "--data.val_fraction", "0"] if "ppo" in words else []
+        code, _, error = leyden(*words, *SHORT, *few, *sampled)
+        assert code == 0, (line, error)
+    assert (workplace / "runs/one-base/export/adapter_model.safetensors").is_file()
+    for line in "".join(several).splitlines():  # as far as reading them goes
+        words = shlex.split(line)
+        words = words[words.index("fit") :]
+        at = words.index("--trainer.devices")
+        code, printed, error = leyden(*words[:at], *words[at + 2 :], "--print_config")
+        assert code == 0 and "strategy:" in printed, (line, error)
+
+
+def test_the_page_on_memory_says_what_the_planner_says(
+    leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prepared import write
+
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import shapes
+    from test_plan import ON_GPU, gigabytes, read
+
+    from leyden.models.planner.alternatives import rule_of_thumb
+
+    for name, shape in shapes.PUBLISHED.items():
+        shapes.write(shape, workplace / name)
+    write(workplace / "chat.jsonl", [{"prompt": f"{i}?", "response": f"{i}."} for i in range(12)])
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    blocks, said = pieces(text), list[str]()
+    for line in (line for _, language, content in blocks if language == "bash" for line in content.splitlines()):
+        words = shlex.split(line)[1:]
+        few = [*SHORT, "--model.policy.dtype", "float32"] if words[0] == "fit" else []
+        code, out, error = leyden(*words, *few)
+        assert code == 0, (line, error)
+        said.append(out)
+    (shown,) = (content for _, language, content in blocks if language == "text")
+    assert said[0].startswith(shown)
+    rows = re.findall(r"^\| ([\w.-]+/[\w.-]+) \| (.*) \|$", text, re.MULTILINE)
+    assert {name: [float(cell) for cell in cells.split(" | ")] for name, cells in rows} == gigabytes()
+    for name in ("meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-8B"):
+        rule = rule_of_thumb(read("--config", "sft", "--model.policy.path", name, *ON_GPU))
+        full, lora, qlora = (f"{rule[way] / 1e9:.1f}" for way in ("full, bfloat16", "LoRA on bfloat16", "QLoRA"))
+        assert f"{full}, {lora} and {qlora}" in text

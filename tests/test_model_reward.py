@@ -190,7 +190,7 @@ def test_what_has_no_reward_head(folders: dict[str, str], tmp_path: Path) -> Non
     with pytest.raises(UserError, match="model.ckpt: there is no config.yaml in its folder or the one above"):
         ModelReward(str(file))
     (tmp_path / "config.yaml").write_text("model: {init_args: {policy: {class_path: leyden.models.CausalLM}}}")
-    with pytest.raises(UserError, match="model.ckpt: no checkpoint of a reward model"):
+    with pytest.raises(UserError, match="model.ckpt: no checkpoint of a run"):
         ModelReward(str(file))
 
 

@@ -1,0 +1,44 @@
+"""The parser of commands that are not the Trainer's: a mistake is one line with the nearest flag."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from leyden.errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags and words of one command.
+
+    Args:
+        prog: the command as typed, `leyden data check`.
+        description: what it does, for --help.
+    """
+
+    def __init__(self, prog: str, description: str | None = None) -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+    def read(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse what was typed. UserError for what is not known."""
+        found, unknown = self.parse_known_args(argv)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            word = unknown[0].partition("=")[0]
+            hint = nearest(word, flags) if word.startswith("-") else ""
+            raise UserError(f"{self.prog}: '{word}' is not known{hint or f'; see {self.prog} --help'}")
+        return found
+
+    def choice(self, flag: str, options: Sequence[str], default: str | None = None, help: str = "") -> None:
+        """A flag with one of a few values."""
+
+        def one_of(value: str) -> str:
+            if value not in options:
+                raise UserError(f"{flag} {value}: use {', '.join(options)}{nearest(value, options)}")
+            return value
+
+        self.add_argument(flag, type=one_of, default=default, metavar="|".join(options), help=help)

@@ -1,0 +1,83 @@
+"""A policy as it stands in a checkpoint: built as its run was, with the weights that had been trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from leyden.errors import UserError
+from leyden.policy import Policy
+from leyden.run import is_whole
+
+
+def config_of(file: Path) -> dict[str, Any]:
+    """The configuration of the run that a checkpoint, or another file of its folder, belongs to.
+
+    Raises:
+        UserError: there is none in its folder or the one above.
+    """
+    for folder in file.absolute().parents[:2]:
+        if (folder / "config.yaml").is_file():
+            found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+    raise UserError(
+        f"{file}: there is no config.yaml in its folder or the one above, which would say what it was made from; give "
+        "the folder that its run exported"
+    )
+
+
+def weights_of(file: Path) -> dict[str, torch.Tensor]:
+    """What the policy of a checkpoint has learned, by name.
+
+    Raises:
+        UserError: the file is no checkpoint of a run.
+    """
+    if not is_whole(file):
+        raise UserError(f"{file}: no checkpoint of a run, or not a whole one; give the folder that its run exported")
+    weights = torch.load(file, map_location="cpu", weights_only=True).get("state_dict", {})
+    return {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
+
+
+def restored(file: Path, changed: dict[str, Any] | None = None) -> Policy:
+    """The policy of a checkpoint, built with the heads that it has.
+
+    Args:
+        file: the checkpoint, in its run's folder.
+        changed: arguments of the policy that are not to be those of the training.
+
+    Raises:
+        UserError: it is no checkpoint, or does not fit what its config.yaml names.
+    """
+    weights, spec = weights_of(file), config_of(file).get("model", {}).get("init_args", {}).get("policy")
+    if not weights or spec is None:
+        raise UserError(f"{file}: no checkpoint of a policy; give the folder that its run exported")
+    given = spec.get("init_args", {})
+    known = {name: value for name, value in (changed or {}).items() if name in given}
+    policy = _policy(file, spec | {"init_args": given | known})
+    heads = {name.split(".")[1] for name in weights if name.startswith("heads.")}
+    policy.build(("score",) if "score" in heads else ("logp", *heads), dropout=False)
+    trained = {(name, p.shape) for name, p in policy.named_parameters() if p.requires_grad}
+    saved = {(name, value.shape) for name, value in weights.items()}
+    if trained != saved:
+        odd = min(trained ^ saved)[0]
+        raise UserError(f"{file}: it does not fit {policy.path}, which its config.yaml names ({odd}); give the export")
+    policy.load_state_dict(weights, strict=False)
+    policy.fresh = policy.fresh - heads
+    return policy
+
+
+def _policy(file: Path, spec: dict[str, Any]) -> Policy:
+    """A policy from its class path and arguments."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--policy", type=Policy)
+    try:
+        found: Policy = parser.instantiate_classes(parser.parse_object({"policy": spec})).policy
+    except (ArgumentError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: the policy in its config.yaml cannot be made ({reason}); give the export") from error
+    return found
