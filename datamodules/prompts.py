@@ -16,6 +16,7 @@ from leyden.datamodules.row_error import LeftOut, RowError
 from leyden.datamodules.rows import RowData
 from leyden.datamodules.split import epoch, hold_out, shuffled
 from leyden.datamodules.store import Report
+from leyden.digest import of_text
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.experience import Prompt, PromptLoader
@@ -168,6 +169,11 @@ class PromptData(RowData):
             return super().longest_row
         longest = max((len(prompt.tokens) for part in self._parts for prompt in part), default=0)
         return longest + self.max_length - self._room if longest else 0
+
+    @cached_property
+    def fingerprint(self) -> str:
+        rows = ((prompt.tokens, prompt.example.row) for prompt in self._train)
+        return of_text("".join(map(repr, rows)))
 
     def source(self, row: int) -> str:
         return self._places[row]

@@ -109,6 +109,18 @@ class Store:
             found += [values[start:stop].tobytes() for start, stop in pairwise(offsets)]
         return found
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all rows, wherever they came from."""
+        digest = hashlib.sha256()
+        for name in ("prompt", "responses", "weights", "scores"):
+            for chunk in self.table[name].chunks:
+                while pa.types.is_list(chunk.type):
+                    digest.update(pc.fill_null(pc.list_value_length(chunk), -1).to_numpy())
+                    chunk = chunk.flatten()
+                digest.update(chunk.to_numpy(zero_copy_only=False))
+        return digest.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -132,6 +144,13 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of these rows in their order."""
+        chosen = np.array(self.chosen, dtype=np.int64).tobytes()
+        stores = "".join(self.stores[used].fingerprint for used in sorted({s for s, _ in self.chosen}))
+        return hashlib.sha256(chosen + stores.encode()).hexdigest()[:16]
 
     def __getitem__(self, index: int) -> Tree:
         store, row = self.chosen[index]

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from leyden import moments
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
-from leyden.run import changed_settings, write_whole
+from leyden.run import changed_settings, remove_unfinished, write_whole, writing
 
 
 class Throughput(Callback):
@@ -75,7 +76,8 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class RunRecord(Callback):
-    """Writes the resolved config.yaml once training really starts. On resume it says what changed and cuts metrics.csv.
+    """Writes the resolved config.yaml once training really starts. On resume it says what changed and cuts metrics.csv,
+    whose last row comes from the checkpoint: the file may not have it yet.
 
     Args:
         folder: the run's folder.
@@ -84,6 +86,18 @@ class RunRecord(Callback):
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder, self.config = folder, config
+        self._row: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in _metrics(trainer):
+            checkpoint["metrics"] = logger.kept(trainer.global_step, moments.unlogged(trainer))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._row = checkpoint.get("metrics")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -92,20 +106,31 @@ class RunRecord(Callback):
             print(f"resuming {self.folder} at step {trainer.global_step}", file=sys.stderr)
             for line in changed_settings(self.folder, self.config):
                 print(f"  changed: {line}", file=sys.stderr)
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsCSV):
-                    logger.cut(trainer.global_step)
-        write_whole(self.folder / "config.yaml", self.config)
+            for logger in _metrics(trainer):
+                logger.cut(trainer.global_step, self._row)
+        with writing(self.folder / "config.yaml"):
+            write_whole(self.folder / "config.yaml", self.config)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        # Lightning counts a step at the end of the validation that follows it, which a checkpoint of that validation
+        # does not know of if it will not be due again on resume
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def _metrics(trainer: Trainer) -> list[MetricsCSV]:
+    """The loggers whose file this process writes."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV) and trainer.is_global_zero]
 
 
 class FinalValidation(Callback):
-    """Validates once more at the end of training, where it did not end at a validation anyway, and at the end of an
-    epoch that broke off before the validation that was due (`--model.stop_kl`)."""
+    """Validates after the last step too, where no validation was due anyway."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        every = trainer.check_val_every_n_epoch
-        if every is not None and trainer.val_check_interval == 1.0 and (trainer.current_epoch + 1) % every == 0:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """In the hook of the step, so that its checkpoint comes after it and can be gone on from."""
+        if not moments.accumulating(trainer) and moments.ending(trainer) and not moments.validates(trainer):
+            first = trainer._logger_connector._first_loop_iter
             self._run(trainer, pl_module)
+            trainer._logger_connector._first_loop_iter = first
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._run(trainer, pl_module)
@@ -129,13 +154,18 @@ class Export(Callback):
         self.folder = Path(folder)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if trainer.fast_dev_run:
+            return
+        if not trainer.is_global_zero:
+            if pl_module.device_mesh is not None:
+                pl_module.policy.save(None)
             return
         temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
         try:
-            pl_module.policy.save(temporary)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            os.replace(temporary, self.folder)
+            with writing(self.folder):
+                pl_module.policy.save(temporary)
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os.replace(temporary, self.folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(f"exported to {self.folder}")

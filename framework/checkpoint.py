@@ -1,54 +1,41 @@
-"""Checkpoints: written whole or not at all, with the state of every random generator, at optimizer steps only."""
+"""Checkpoints: at optimizer steps only, with the state of every random generator."""
 
 from __future__ import annotations
 
-import os
-import random
+import re
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from leyden.errors import UserError
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder and renames it, so that a crash never leaves half a checkpoint."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        file = Path(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
-            if os.name == "posix":  # the rename itself must reach the disk; other systems cannot sync a folder
-                folder = os.open(file.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-        finally:
-            temporary.unlink(missing_ok=True)
+from leyden import moments
+from leyden.errors import UserError, nearest
+from leyden.generators import generator_states, set_generator_states
 
 
 class Checkpoint(ModelCheckpoint):
     """The checkpoint group of the command line: Lightning's ModelCheckpoint, saving at optimizer steps.
 
-    By default every 500 optimizer steps and at the last one, keeping the newest, whether the last is the one planned or
-    a limit of time (`--trainer.max_time`) or a callback such as EarlyStopping ended training there. On SIGTERM the
-    current step is saved too, unless gradients are still being accumulated: such a checkpoint could not be resumed
-    exactly.
+    By default every 500 optimizer steps and at the last one, keeping the newest. A step that validation or the end of
+    an epoch follows is saved after that. What ends training before its planned end is saved too, as last.ckpt where the
+    best are kept: SIGTERM, Ctrl-C, `--trainer.max_time`, a callback such as EarlyStopping.
+
+    Args:
+        monitor: any logged measure, such as val/loss or eval/reward: the best are kept, judged whenever it is new.
+        save_last: whether the newest is kept beside them, as last.ckpt (a link to one of them where that will do).
+        save_top_k: how many of the best are kept; without a measure 1 (the newest) or -1 (all).
+        mode: whether min or max is best.
+        every_n_train_steps: optimizer steps between two checkpoints.
+        train_time_interval: time between two: DAYS:HOURS:MINUTES:SECONDS, or without days.
+        every_n_epochs: epochs between two.
     """
+
+    save_last: Any
+    _last_time_checked: float | None
 
     def __init__(
         self,
@@ -62,13 +49,11 @@ class Checkpoint(ModelCheckpoint):
         mode: str = "min",
         auto_insert_metric_name: bool = True,
         every_n_train_steps: int | None = None,
-        train_time_interval: timedelta | None = None,
+        train_time_interval: str | timedelta | None = None,
         every_n_epochs: int | None = None,
-        save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = False,
     ) -> None:
-        triggers = (monitor, every_n_train_steps, every_n_epochs, train_time_interval)
-        if all(trigger is None for trigger in triggers):
+        if all(trigger is None for trigger in (monitor, every_n_train_steps, every_n_epochs, train_time_interval)):
             every_n_train_steps = 500
         super().__init__(
             dirpath=dirpath,
@@ -81,60 +66,150 @@ class Checkpoint(ModelCheckpoint):
             mode=mode,
             auto_insert_metric_name=auto_insert_metric_name,
             every_n_train_steps=every_n_train_steps,
-            train_time_interval=train_time_interval,
+            train_time_interval=interval(train_time_interval),
             every_n_epochs=every_n_epochs,
-            save_on_train_epoch_end=save_on_train_epoch_end,
             enable_version_counter=enable_version_counter,
         )
+        self._due = False
+        """Whether this step is to be saved."""
+        self._measured, self._judged, self._last = -1, -1, 0
+        """The steps that were measured, judged (or saved, without a measure) and kept as last.ckpt most lately."""
+
+    @property
+    def state_key(self) -> str:
+        """The same when another rhythm is asked for on resume, so that the best stay the best."""
+        return str(self._generate_state_key(monitor=self.monitor, mode=self.mode))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Files are looked for where they are now: the folder may have been moved, and some of them removed."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else ""
+
+        self.best_model_path = here(state_dict["best_model_path"])
+        self.last_model_path = here(state_dict["last_model_path"])
+        self.current_score = state_dict["current_score"]
+        judged = {here(path): value for path, value in state_dict["best_k_models"].items()}
+        self.best_k_models = {path: value for path, value in judged.items() if Path(path).exists()}
+        if self.best_k_models:
+            order = sorted(self.best_k_models, key=lambda path: float(judged[path]), reverse=self.mode == "max")
+            self.best_model_path, self.kth_best_model_path = order[0], order[-1]
+            self.best_model_score, self.kth_value = judged[order[0]], judged[order[-1]]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        held_out = trainer.fit_loop.epoch_loop.val_loop
+        nothing = not trainer.enable_validation or (held_out._combined_loader is not None and held_out.skip)
+        if self._is_measured("val/", "eval/") and nothing:
+            raise UserError(f"--checkpoint.monitor {self.monitor}: no rows are held out, so it will never be measured")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        super().on_train_batch_end(trainer, *args, **kwargs)
-        ends = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if self.monitor is None and (ends or trainer.global_step == trainer.max_steps):
-            self._save_now(trainer)
-        self._save_if_stopping(trainer)
+        if moments.accumulating(trainer):
+            return
+        if self._is_measured("train/"):
+            self._check(trainer)
+        self._due |= self._rhythm(trainer) or moments.ending(trainer)
+        if moments.stopping(trainer) or (self._due and not moments.validates(trainer) and not trainer.is_last_batch):
+            self._keep(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self._save_if_stopping(trainer)
+        if trainer.state.fn != "fit":
+            return
+        if self._is_measured("val/", "eval/"):
+            self._check(trainer)
+        if trainer.sanity_checking:
+            return
+        if self.monitor in moments.measured(trainer):
+            self._measured, self._due = trainer.global_step, True
+        if moments.stopping(trainer) or (self._due and not trainer.is_last_batch):
+            self._keep(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_epoch_end(trainer, pl_module)
-        self._save_if_stopping(trainer)
-
-    def _save_if_stopping(self, trainer: Trainer) -> None:
-        """Save where a limit of time or a callback has ended training early.
-
-        It happens in the hook in which they ask for it, after them: once training has ended, Lightning counts the
-        epoch as a whole one, and a checkpoint of that moment would leave out the rest of its batches on resume.
-        """
-        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-        if self.monitor is None and stops and not trainer.fit_loop._should_accumulate():
-            self._save_now(trainer)
+        if self.monitor in moments.measured(trainer):
+            self._measured, self._due = trainer.global_step, True
+        if trainer.is_last_batch and (self._due or moments.stopping(trainer)):
+            self._keep(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        whole_step = trainer.training and not trainer.fit_loop._should_accumulate()
-        if isinstance(exception, SIGTERMException) and self.monitor is None and whole_step:
-            self._save_now(trainer)
+        """Nothing: in the middle of a step there is nothing to go on from; see `Stopping`."""
 
-    def _save_now(self, trainer: Trainer) -> None:
-        """Save this step unless it was saved already."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            candidates = self._monitor_candidates(trainer)
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due:  # a validation that came only because training ended
+            self._keep(trainer)
+
+    def _is_measured(self, *kinds: str) -> bool:
+        return self.monitor is not None and self.monitor.startswith(kinds)
+
+    def _check(self, trainer: Trainer) -> None:
+        """Stop at a measure that there is not, rather than keep nothing for hours."""
+        if self.monitor not in (names := moments.measured(trainer)):
+            known = ", ".join(sorted(names)) or "nothing"
+            hint = nearest(str(self.monitor), names)
+            raise UserError(f"--checkpoint.monitor {self.monitor}: no such measure{hint} (logged: {known})")
+
+    def _rhythm(self, trainer: Trainer) -> bool:
+        """Whether the steps, the epochs or the time between two checkpoints are over with this batch."""
+        if self._every_n_train_steps >= 1 and trainer.global_step % self._every_n_train_steps == 0:
+            return True
+        if self._every_n_epochs >= 1 and trainer.is_last_batch:
+            return bool((trainer.current_epoch + 1) % self._every_n_epochs == 0)
+        if self._train_time_interval is None or self._last_time_checked is None:
+            return False
+        over = time.monotonic() - self._last_time_checked >= self._train_time_interval.total_seconds()
+        over = bool(trainer.strategy.broadcast(over))  # clocks differ
+        self._last_time_checked = time.monotonic() if over else self._last_time_checked
+        return over
+
+    def _keep(self, trainer: Trainer) -> None:
+        """Save this step as what it has to be saved as, unless it has been."""
+        step, self._due = trainer.global_step, False
+        if trainer.fast_dev_run or step == 0:
+            return
+        candidates = self._monitor_candidates(trainer)
+        new = self._measured == step or self.monitor in moments.measured_by_step(trainer)
+        if self._judged != step and (self.monitor is None or new):
+            self._judged = step
             self._save_topk_checkpoint(trainer, candidates)
+        saved = self._last_global_step_saved == step
+        if self._last != step and (self.save_last or (moments.stopping(trainer) and not saved)):
+            self._last, asked = step, self.save_last
+            self.save_last = asked if asked == "link" and saved else True
             self._save_last_checkpoint(trainer, candidates)
+            self.save_last = asked
+
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        """Also the one that was resumed from, once it is no longer among those to keep."""
+        return previous != current and Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
+
+
+def interval(text: str | timedelta | None) -> timedelta | None:
+    """A time between two checkpoints: `00:00:30:00` is half an hour, as in `--trainer.max_time`, and so is `00:30:00`.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    if not isinstance(text, str):
+        return text
+    if not (found := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+):(\d+)", text.strip())):
+        raise UserError(
+            f"--checkpoint.train_time_interval {text}: give DAYS:HOURS:MINUTES:SECONDS, such as 00:00:30:00"
+        )
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
 class Randomness(Callback):
     """Keeps the random generators of every process in the checkpoint and sets them back on resume.
 
     They are set as late as possible, when the first batch starts: the sanity check and the loaders draw from them too.
+    What validation draws (a reward of yours may) is put back, so that training is the same however often it validates.
     """
 
     _KEY = "random_generators"
 
     def __init__(self) -> None:
         self._restored: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: list[Any] = [generator_states()]
@@ -160,28 +235,9 @@ class Randomness(Callback):
             set_generator_states(self._restored)
             self._restored = None
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        self._before = generator_states()  # making an iterator for validation draws too
 
-def generator_states() -> dict[str, Any]:
-    """States of torch's, Python's and NumPy's global generators as tensors and plain values."""
-    version, numbers, gauss = random.getstate()
-    numpy_state: Any = np.random.get_state(legacy=True)
-    name, keys, position, has_gauss, cached = numpy_state
-    states = {
-        "torch": torch.get_rng_state(),
-        "python": [version, list(numbers), gauss],
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def set_generator_states(states: dict[str, Any]) -> None:
-    """The inverse of `generator_states`."""
-    torch.set_rng_state(states["torch"].cpu())
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"].cpu())
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._before and not trainer.sanity_checking:
+            set_generator_states(self._before)

@@ -18,15 +18,20 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import __version__
 from leyden.algorithm import Algorithm
+from leyden.atomic import AtomicCheckpointIO
 from leyden.callbacks import Export, FinalValidation, PredictionWriter, RunRecord, Throughput
-from leyden.checkpoint import AtomicCheckpointIO, Checkpoint, Randomness
+from leyden.checkpoint import Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
+from leyden.outlook import Outlook
+from leyden.pieces import LESS, out_of_memory
 from leyden.precision import advise
 from leyden.progress import Progress, Summary
-from leyden.run import Run, claim, find_checkpoint, rank
+from leyden.resume import settle
+from leyden.run import Run, claim, rank
+from leyden.stopping import Stopping
 from leyden.vet import explain, vet
 
 _HARMLESS = (
@@ -60,6 +65,10 @@ def run(command: Command) -> int:
         raise UserError(explain(str(error), command.keys)) from error
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {LESS}") from error
     finally:
         if cli.run is not None:
             cli.run.release()
@@ -170,8 +179,7 @@ class CLI(LightningCLI):
         if trainer.max_epochs is None:  # Lightning would take 1000 epochs
             trainer.max_epochs = 1 if trainer.max_steps < 0 and trainer.max_time is None else -1
         resume = config.get("ckpt_path")
-        if resume is not None:
-            config.ckpt_path = str(find_checkpoint(resume, trainer.default_root_dir))
+        config.ckpt_path = settle(resume, self.verb, trainer.default_root_dir, config.checkpoint.dirpath)
         if self.verb == "fit" and not trainer.fast_dev_run:
             name = config.model.class_path.rpartition(".")[2].lower()
             self.run = claim(trainer.default_root_dir, name, resume is not None)
@@ -210,7 +218,7 @@ class CLI(LightningCLI):
             return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
         if self.verb != "fit":
             return own
-        own += [Summary(), Throughput(), Randomness(), FinalValidation()]
+        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping()]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")
             checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 
+from leyden.digest import of_trees
 from leyden.errors import UserError
 from leyden.plan import Plan, PlannedLoader, Trees, limited, plan
 
@@ -79,6 +81,11 @@ class DataModule(LightningDataModule):
         """Optimizer steps in one epoch."""
         return len(self.train_plan().steps)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digits that differ where the training rows do, as they are trained on; not where their files stand."""
+        return of_trees(self.train_trees or ())
+
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row there is."""
@@ -95,6 +102,7 @@ class DataModule(LightningDataModule):
         assert self.train_trees is not None
         trainer = self._trainer()
         loader = PlannedLoader(self.train_trees, self.train_plan(), trainer.global_rank, self.seed)
+        loader.rows = self.fingerprint
         return trainer.lightning_module.experience(loader)
 
     def _measure(self, trees: Trees | None, stage: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from leyden.errors import UserError
 from leyden.example import Example
 from leyden.plan import balance
 from leyden.trajectory import Trajectory, restored, stored
+
+log = logging.getLogger("leyden")
 
 
 class Prompt(NamedTuple):
@@ -85,6 +88,8 @@ class Experience:
         self.collect, self.passes, self.minibatches = collect, passes, minibatches
         self.accumulate, self.world, self.rank, self.seed = accumulate, world, rank, seed
         self.rollout, self.done, self._resume = -1, 0, False
+        self.rows = ""
+        """What the prompts are, as the DataModule's fingerprint says it."""
         self.whole: Trajectory | None = None
         self._sizes: list[tuple[int, Totals]] = []
         """Tokens and totals of each tree of the rollout, once a minibatch was asked for."""
@@ -130,6 +135,7 @@ class Experience:
         going = self.whole is not None and self.done < len(self)
         return {
             "rollout": self.rollout,
+            "rows": self.rows,
             "done": self.done,
             "steps": [self.passes, self.minibatches, self.accumulate, self.world],
             "whole": stored(self.whole) if going and self.whole is not None else None,
@@ -143,6 +149,8 @@ class Experience:
         """
         self.rollout, self.done = state["rollout"], state["done"]
         self._resume = state["whole"] is not None
+        if self.rows != state["rows"]:  # the rollout that is trained on stands in the checkpoint
+            log.info("the prompts are others than those of the checkpoint; the next rollout takes the new")
         if not self._resume:
             return
         if state["steps"] != [self.passes, self.minibatches, self.accumulate, self.world]:

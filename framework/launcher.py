@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from leyden import __version__, names
 from leyden.command import read_command
 from leyden.errors import UserError, nearest
+from leyden.run import rank
 
 TRAINER_VERBS = {
     "fit": "train a model",
@@ -19,6 +22,8 @@ TRAINER_VERBS = {
 }
 OTHER_VERBS = {
     "data": ("leyden.datamodules.commands", "convert, check, show and label data files, and make sample rows"),
+    "plan": ("leyden.models.plan", "what a run would hold in memory, before anything is downloaded"),
+    "export": ("leyden.models.export", "a trained model as a folder for others: merge its adapter, upload it"),
     "demo": ("leyden.demo", "fine-tune the embedded model on generated questions and compare before and after"),
 }
 ENVIRONMENT = {
@@ -52,13 +57,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _exit_code(stop: SystemExit) -> int:
     """The exit code of a stop. Lightning ends a run on SIGTERM with code 0, from which a scheduler reads success."""
-    if type(stop).__name__ == "SIGTERMException":
-        print("stopped by SIGTERM; go on with --ckpt_path last", file=sys.stderr)
-        return 143
+    code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     if isinstance(stop.__context__, KeyboardInterrupt):
-        print("interrupted; go on with --ckpt_path last", file=sys.stderr)
-        return 130
-    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        code = 130
+    elif type(stop).__name__ == "SIGTERMException":
+        code = code or 143
+    else:
+        return code
+    if rank() == 0:
+        name = "interrupted" if code == 130 else f"stopped by {signal.Signals(code - 128).name}"
+        print(f"{name}{_go_on()}", file=sys.stderr)
+    return code
+
+
+def _go_on() -> str:
+    """How to go on with the run that was stopped, if it has a checkpoint."""
+    folder = os.environ.get("LEYDEN_RUN", "")
+    there = bool(folder) and any(Path(folder, "checkpoints").glob("*.ckpt"))
+    return f"; go on with leyden fit --config {folder}/config.yaml --ckpt_path last" if there else ""
 
 
 def _dispatch(args: list[str]) -> int:
@@ -133,7 +149,7 @@ def _verb_help(verb: str) -> str:
         "--model.optimizer.lr": "and the optimizer's other arguments; --model.optimizer CLASS changes it",
         "--trainer.max_steps": "and Lightning's other Trainer arguments",
         "--trainer.default_root_dir": "the run's folder (default: runs/NAME-N)",
-        "--ckpt_path last": "go on from the newest checkpoint of the run's folder",
+        "--ckpt_path last": "go on from the newest checkpoint of the run's folder; auto: or start, if it has none",
         "--checkpoint.every_n_train_steps": "and ModelCheckpoint's other arguments",
         "--print_config": "print the whole configuration and stop",
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from leyden.run import write_whole
+from leyden.errors import UserError
+from leyden.run import write_whole, writing
 
 
 class MetricsCSV(Logger):
@@ -54,18 +56,35 @@ class MetricsCSV(Logger):
             self._row = {"step": finished}
         self._row |= metrics
 
-    def cut(self, step: int) -> None:
-        """Forget everything after a step, to go on from a checkpoint taken there. The step's row can still grow."""
-        if not self.file.is_file():
-            return
-        with self.file.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
+    def kept(self, step: int, unlogged: dict[str, float]) -> dict[str, Any]:
+        """For a checkpoint: the row of a step with what is still to be logged of it. Rows before it go to the disk."""
+        if self._row.get("step") != step:
+            self.flush()
+        if self.file.is_file():
+            with writing(self.file), self.file.open("a", encoding="utf-8") as stream:
+                os.fsync(stream.fileno())
+        return {"step": step} | {name: _number(value) for name, value in (self._row | unlogged).items()}
+
+    def cut(self, step: int, row: dict[str, Any] | None = None) -> None:
+        """Forget everything after a step, to go on from a checkpoint taken there. The step's row can still grow.
+
+        Args:
+            step: of the checkpoint.
+            row: what the checkpoint knows of the step: its row may not have reached the file.
+        """
+        kept: list[dict[str, Any]] = []
+        if self.file.is_file():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            reader = csv.DictReader(line for line in lines if line.endswith("\n"))  # the last one may have been cut off
             kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
             self._columns = list(reader.fieldnames or [])
+        last: dict[str, Any] = {}
         if kept and int(kept[-1]["step"]) == step:
             last = {name: value for name, value in kept.pop().items() if value}
-            self._row = last | {"step": step} | self._row
-        self._rewrite(kept)
+        if last or row:
+            self._row = last | (row or {}) | {"step": step} | self._row
+        if self._columns:
+            self._rewrite(kept)
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def flush(self) -> None:
@@ -82,7 +101,7 @@ class MetricsCSV(Logger):
             self._columns += new
             self._rewrite([*rows, row])
             return
-        with self.file.open("a", encoding="utf-8", newline="") as stream:
+        with writing(self.file), self.file.open("a", encoding="utf-8", newline="") as stream:
             csv.DictWriter(stream, self._columns, lineterminator="\n").writerow(row)
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
@@ -90,8 +109,19 @@ class MetricsCSV(Logger):
         writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.file, text.getvalue())
+        with writing(self.file):
+            write_whole(self.file, text.getvalue())
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def finalize(self, status: str) -> None:
-        self.flush()
+        """Write what is left; where a run ends by an error, a second one must not hide it."""
+        try:
+            self.flush()
+        except UserError:
+            if status != "failed":
+                raise
+
+
+def _number(value: Any) -> Any:
+    """A plain number, as checkpoints hold them."""
+    return value if isinstance(value, int | float | str) else float(value)

@@ -14,6 +14,7 @@ from torch import Tensor
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.losses import clipped_surrogate, kl_estimate
+from leyden.moments import skip_rest
 from leyden.on_policy import OnPolicy
 from leyden.policy import Outputs
 from leyden.rollout_metrics import divergence
@@ -129,6 +130,7 @@ class PolicyGradient(OnPolicy):
                 "approx_kl %.3g: the rest of rollout %s is left out", now["ppo/approx_kl"], self.experiences.rollout
             )
             self.experiences.stop()
+            skip_rest(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -47,7 +47,7 @@ def fast_bfloat16() -> bool:
     """Whether this machine computes in bfloat16. Older GPUs emulate it; processors without instructions for it (AVX-512
     or AMX) take up to a hundred times as long as in float32."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # only x86 builds of torch have it
     return known is None or bool(known())
 

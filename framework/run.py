@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 
 _SHARED = "LEYDEN_RUN"
 """Tells the processes that the first one starts which folder it claimed."""
@@ -49,8 +51,8 @@ def claim(folder: str | None, name: str, resume: bool) -> Run:
         return Run(Path(folder or os.environ.get(_SHARED, ".")))
     if folder is not None and not resume and _holds_run(Path(folder)):
         raise UserError(
-            f"{folder} already holds a run; go on with it by --ckpt_path last, or name another folder by "
-            "--trainer.default_root_dir"
+            f"{folder} already holds a run; go on with it by --ckpt_path last (auto, if it has no checkpoint yet), or "
+            "name another folder by --trainer.default_root_dir"
         )
     run = _make(Path(folder)) if folder is not None else _make_next(name)
     os.environ[_SHARED] = str(run.folder)
@@ -89,28 +91,14 @@ def _make(folder: Path, exist_ok: bool = True) -> Run:
     return Run(folder, missing)
 
 
-def find_checkpoint(value: str, folder: str | None) -> Path:
-    """The checkpoint file that `--ckpt_path` means: a path, or `last`, the newest whole one in the run's folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    if value == "last":
-        if folder is None:
-            runs = sorted(str(path.parent.parent) for path in Path("runs").glob("*/checkpoints/*.ckpt"))
-            hint = f" (such as {runs[-1]})" if runs else ""
-            raise UserError(f"--ckpt_path last: of which run? Add --trainer.default_root_dir FOLDER{hint}")
-        whole = [file for file in Path(folder, "checkpoints").glob("*.ckpt") if file.is_dir() or is_whole(file)]
-        if not whole:
-            raise UserError(f"--ckpt_path last: no checkpoint in {folder}/checkpoints; leave --ckpt_path out to start")
-        return max(whole, key=lambda file: (file.stat().st_mtime_ns, file.name))
-    file = Path(value)
-    if not file.exists():
-        others = [str(path) for path in file.parent.glob("*.ckpt")]
-        raise UserError(f"--ckpt_path {value}: no such file{nearest(value, [*others, 'last'])}")
-    if file.is_file() and not is_whole(file):
-        raise UserError(f"--ckpt_path {value}: not a whole checkpoint; --ckpt_path last finds the newest whole one")
-    return file
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write: files and folders named `.NAME.PROCESS`."""
+    for path in [*folder.glob(".*"), *folder.glob("checkpoints/.*")]:
+        if path.suffix[1:].isdigit() and path.suffix[1:] != str(os.getpid()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_whole(file: Path) -> bool:
@@ -133,6 +121,47 @@ def changed_settings(folder: Path, config: str) -> list[str]:
     if not file.is_file():
         return []
     return differences(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(config))
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file of a run is written, a full disk above all, into one line.
+
+    Libraries hide the system's error behind their own, so it is looked for in what the error came from.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (cause := _system_error(error)) is None:
+            raise
+        raise UserError(
+            f"{file}: cannot be written ({cause}); what was saved before is whole: make room, then go on with "
+            "--ckpt_path last"
+        ) from error
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What the system said, somewhere in a chain of errors."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if "No space left on device" in str(error):  # as safetensors says it
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk; other systems than POSIX cannot, and do not need to."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -19,12 +19,14 @@ import pytest
 import torch
 import yaml
 
+from leyden.atomic import AtomicCheckpointIO
 from leyden.callbacks import PredictionWriter
-from leyden.checkpoint import AtomicCheckpointIO, generator_states, set_generator_states
 from leyden.errors import UserError
+from leyden.generators import generator_states, set_generator_states
 from leyden.logger import MetricsCSV
 from leyden.progress import summarise, total_steps
-from leyden.run import claim, differences, find_checkpoint, write_whole
+from leyden.resume import find_checkpoint
+from leyden.run import claim, differences, write_whole
 
 FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
 
@@ -164,10 +166,10 @@ def test_a_checkpoint_that_is_not_there_is_an_error(leyden, workplace: Path) -> 
 def test_the_newest_whole_checkpoint_is_the_last(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     for i, name in enumerate(["step=000900.ckpt", "step=000300.ckpt"]):
-        AtomicCheckpointIO().save_checkpoint({"step": i}, folder / name)
-        os.utime(folder / name, (1000 + i, 1000 + i))
+        AtomicCheckpointIO().save_checkpoint({"leyden": {"saved": 1000.0 + i}}, folder / name)
+        os.utime(folder / name, (1000 - i, 1000 - i))  # the older was copied, or touched, later
     (folder / "step=000999.ckpt").write_bytes((folder / "step=000300.ckpt").read_bytes()[:-40])
-    assert find_checkpoint("last", str(tmp_path)).name == "step=000300.ckpt"
+    assert find_checkpoint("last", str(tmp_path)) == folder / "step=000300.ckpt"
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "file/below/deep"])
@@ -261,7 +263,7 @@ def test_ctrl_c_ends_with_130_and_one_line(leyden, workplace: Path) -> None:
         code, _, err = leyden(*FIT, "--model", "stopped_toy.Toy", "--model.fail_at", "2")
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert code == 130 and err.splitlines()[-1] == "interrupted; go on with --ckpt_path last"
+    assert code == 130 and err.splitlines()[-1] == "interrupted"  # nothing is saved yet
 
 
 def test_sigterm_saves_the_step_and_exits_with_143(workplace: Path) -> None:
@@ -280,7 +282,8 @@ def test_sigterm_saves_the_step_and_exits_with_143(workplace: Path) -> None:
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 143, out
-    assert out.splitlines()[-1] == "stopped by SIGTERM; go on with --ckpt_path last"
+    go_on = "leyden fit --config runs/toy-1/config.yaml --ckpt_path last"
+    assert out.splitlines()[-1] == f"stopped by SIGTERM; go on with {go_on}"
     (checkpoint,) = (workplace / "runs/toy-1/checkpoints").iterdir()
     assert checkpoint.name == f"step={int(rows(metrics)[-1]['step']):06}.ckpt"
 

@@ -1,0 +1,301 @@
+"""Runs of every algorithm that are killed again and again and gone on with, against runs that nobody disturbed.
+
+    python tests/kill.py                                  # 20 kills of SFT and PPO, 5 of the others
+    python tests/kill.py --only SFT PPO --kills 2 --seed 7
+
+A run is killed by SIGKILL at a random moment, or just before or after it hands a file to the disk or renames one. Then
+it is gone on with until it ends. Weights, optimizer, loops, random generators, metrics.csv but for clocks, and
+rollouts.jsonl must be those of the undisturbed run, bit for bit, and no checkpoint may ever be unreadable. Everything
+heavy is imported once, by the process that runs are forked from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+
+CLOCKS = ("perf/", "train/seconds")
+"""Columns of metrics.csv that tell of time and memory."""
+SMALL = "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --model.policy.path small"
+PROMPTED = "--data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 --model.sampling.max_new_tokens 6"
+SAMPLING = f"{PROMPTED} --model.reward leyden.rewards.Function --model.reward.path kill_reward.vowels"
+CASES = {
+    "SFT": "--config sft --data.path rows.jsonl --data.batch_size 6 --data.val_fraction 0.2 --trainer.max_epochs 3 "
+    "--trainer.accumulate_grad_batches 2 --checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
+    "RewardModel": "--config reward_model --data.path pairs.jsonl --data.batch_size 6 --data.val_fraction 0.2 "
+    "--trainer.max_steps 7 --trainer.max_epochs 4 --trainer.val_check_interval 0.5 --checkpoint.every_n_train_steps 2 "
+    "--model.optimizer.lr 1e-3",
+    "DPO": "--config dpo --config lora --data.path pairs.jsonl --data.batch_size 6 --data.val_fraction 0.2 "
+    "--trainer.max_epochs 2 --checkpoint.monitor val/loss --checkpoint.save_last true "
+    "--checkpoint.every_n_train_steps 2",
+    "PPO": f"--config ppo {SAMPLING} --model.epochs 3 --model.minibatches 2 --trainer.max_epochs 5 "
+    "--trainer.check_val_every_n_epoch 2 --data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 "
+    "--model.optimizer.lr 1e-3 --model.kl_target 0.1 --model.score.normalise true --model.stop_kl 1e-4",
+    "GRPO": f"--config grpo {SAMPLING} --model.samples 3 --model.minibatches 2 --trainer.max_epochs 4 "
+    "--trainer.check_val_every_n_epoch 1 --data.val_fraction 0.2 --checkpoint.monitor eval/reward "
+    "--checkpoint.mode max --checkpoint.every_n_train_steps 1 --checkpoint.save_last true --model.optimizer.lr 1e-3",
+    "RejectionSampling": f"--config rejection_sampling {SAMPLING} --model.samples 3 --model.minibatches 2 "
+    "--model.epochs 2 --trainer.max_steps 10 --trainer.max_epochs 4 --data.val_fraction 0.2 "
+    "--checkpoint.every_n_train_steps 3 --model.optimizer.lr 1e-3",
+}
+KILLS = {"SFT": 20, "PPO": 20}
+"""How often; 5 times where nothing stands here."""
+
+
+@dataclass
+class Fault:
+    """When a process is killed: after some seconds, or around the nth time that it calls a function of `os`."""
+
+    seconds: float | None = None
+    call: str = ""
+    number: int = 0
+    after: bool = False
+
+    def arm(self, counts: Path | None) -> None:
+        """In the process that is to die, or that counts how often it could have."""
+        if self.seconds is not None:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        made = {"fsync": 0, "replace": 0}
+
+        def around(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any) -> Any:
+                made[name] += 1
+                fatal = name == self.call and made[name] == self.number
+                if fatal and not self.after:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                found = function(*args)
+                if fatal:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if counts is not None:
+                    counts.write_text(json.dumps(made), encoding="utf-8")
+                return found
+
+            return call
+
+        os.fsync, os.replace = around("fsync", os.fsync), around("replace", os.replace)
+
+
+@dataclass
+class Result:
+    """What became of one algorithm's runs."""
+
+    name: str
+    kills: int = 0
+    resumes: int = 0
+    runs: int = 0
+    """Runs that were killed and gone on with to their end"""
+    files: int = 0
+    """Checkpoints that were read after kills"""
+    seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+def prepare() -> None:
+    """Data, a model and a reward in the current folder, and everything that runs will import."""
+    import peft  # noqa: F401
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    import leyden.cli  # noqa: F401
+    from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel  # noqa: F401
+    from leyden.chat import load_tokenizer
+    from leyden.datamodules import InstructionData, PreferenceData, PromptData  # noqa: F401
+    from leyden.models import CausalLM  # noqa: F401
+
+    draw = random.Random(5)
+    words = "하나 둘 셋 one two three four 다섯 six 일곱".split()
+
+    def text() -> str:
+        return " ".join(draw.choice(words) for _ in range(draw.randint(1, 5)))
+
+    rows = [{"prompt": f"{i} {text()}?", "response": text()} for i in range(30)]
+    pairs = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": text() + " no"} for row in rows]
+    prompts = [{"prompt": row["prompt"]} for row in rows[:20]]
+    for name, made in ("rows", rows), ("pairs", pairs), ("prompts", prompts):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
+        Path(f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    Path("kill_reward.py").write_text(
+        "def vowels(samples):\n    return [sum(s.response.count(v) for v in 'aeiou') / 4 for s in samples]\n"
+    )
+    disable_progress_bar()
+    tokenizer: Any = load_tokenizer("tiny")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id,
+                         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, **sizes)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained("small")
+    tokenizer.save_pretrained("small")
+
+
+def run(name: str, folder: Path, fault: Fault, counts: Path | None = None) -> int:
+    """Start or go on with a run in a process of its own: its exit code, or minus the signal that ended it."""
+    there = any(folder.glob("checkpoints/*.ckpt"))
+    args = ["fit", *CASES[name].split(), *SMALL.split(), "--trainer.default_root_dir", str(folder)]
+    args += ["--ckpt_path", "last" if there else "auto"]
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            log = os.open(f"{folder}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            torch.set_num_threads(1)
+            fault.arm(counts)
+            from leyden.launcher import main
+
+            code = main(args)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def unreadable(folder: Path) -> tuple[int, list[str]]:
+    """How many checkpoints a run has, and which of them cannot be read."""
+    from leyden.resume import damage
+
+    files = sorted(folder.glob("checkpoints/*.ckpt"))
+    bad = []
+    for file in files:
+        try:
+            torch.load(file, weights_only=True)
+        except Exception as error:
+            bad.append(f"{file.name}: {error}")
+        if (problem := damage(file)) is not None:
+            bad.append(f"{file.name}: {problem}")
+    return len(files), bad
+
+
+def differences(folder: Path, reference: Path) -> list[str]:
+    """Where a run differs from another."""
+    found = [
+        name
+        for name in ("rollouts.jsonl", "export/model.safetensors", "export/adapter_model.safetensors")
+        if _bytes(folder / name) != _bytes(reference / name)
+    ]
+    rows, expected = _metrics(folder / "metrics.csv"), _metrics(reference / "metrics.csv")
+    found += [f"metrics.csv {a} instead of {b}" for a, b in zip(rows, expected, strict=False) if a != b][:2]
+    found += [f"metrics.csv has {len(rows)} rows instead of {len(expected)}"] if len(rows) != len(expected) else []
+    newest, last = (_newest(place) for place in (folder, reference))
+    found += [f"{newest.name} instead of {last.name}"] if newest.name != last.name else []
+    one, other = (torch.load(file, weights_only=True) for file in (newest, last))
+    return found + [f"checkpoint: {place}" for place in _unequal(one, other)][:3]
+
+
+def _bytes(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _metrics(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as stream:
+        return [{k: v for k, v in row.items() if not k.startswith(CLOCKS)} for row in csv.DictReader(stream)]
+
+
+def _newest(folder: Path) -> Path:
+    from leyden.resume import find_checkpoint
+
+    found = find_checkpoint("last", str(folder))
+    assert found is not None
+    return found
+
+
+def _unequal(one: Any, other: Any, place: str = "") -> list[str]:
+    """Where two checkpoints differ, but for clocks and for where they stand."""
+    if place.endswith(("saved", "seconds", "_path", "dirpath", "best_k_models")) or any(
+        clock in place for clock in CLOCKS
+    ):
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [*one, *(key for key in other if key not in one)]
+        return [line for key in keys for line in _unequal(one.get(key), other.get(key), f"{place}.{key}")]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [
+            line for i, (a, b) in enumerate(zip(one, other, strict=True)) for line in _unequal(a, b, f"{place}.{i}")
+        ]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return [] if one.dtype == other.dtype and torch.equal(one, other) else [f"{place} differs"]
+    same = one == other or (one != one and other != other)
+    return [] if same else [f"{place}: {str(one)[:60]} instead of {str(other)[:60]}"]
+
+
+def check(name: str, kills: int, draw: random.Random) -> Result:
+    """Kill one algorithm's run so many times, starting a new one whenever one comes to its end."""
+    result, began, reference = Result(name), time.monotonic(), Path(f"{name}-whole")
+    code = run(name, reference, Fault(), counts := Path(f"{name}-counts.json"))
+    whole = time.monotonic() - began
+    if code != 0:
+        return Result(name, problems=[f"the undisturbed run ended with {code}; see {reference}.log"])
+    calls = json.loads(counts.read_text(encoding="utf-8"))
+    while result.kills < kills or result.runs == 0:
+        folder, code = Path(f"{name}-{result.runs + 1}"), -9
+        while code == -9:
+            call, after = draw.choice(("", "fsync", "replace")), draw.random() < 0.5
+            left = calls.get(call, 1) // (2 if any(folder.glob("checkpoints/*.ckpt")) else 1)
+            number = draw.randint(1, max(1, left))
+            fault = Fault(None, call, number, after) if call else Fault(draw.uniform(0.3, 1.0) * whole)
+            code = run(name, folder, fault if result.kills < kills else Fault())
+            result.kills += code == -9
+            result.resumes += code == -9 and any(folder.glob("checkpoints/*.ckpt"))
+            files, bad = unreadable(folder)
+            result.files, result.problems = result.files + files, result.problems + bad
+        if code != 0:
+            result.problems.append(f"{folder} ended with {code}; see {folder}.log")
+        else:
+            result.problems += [f"{folder}: {line}" for line in differences(folder, reference)]
+        result.runs += 1
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES), help="algorithms")
+    parser.add_argument("--kills", type=int, default=None, help="of each (default: 20 of SFT and PPO, 5 of others)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--folder", default=None, help="where runs are kept; a temporary one, which is removed, if not given"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(args.folder or temporary)
+        place.mkdir(parents=True, exist_ok=True)
+        os.environ["LEYDEN_CACHE"] = str(place.absolute() / "cache")
+        os.chdir(place)
+        prepare()
+        print(
+            f"{'algorithm':<18}{'kills':>7}{'resumes':>9}{'runs':>6}{'files read':>12}{'seconds':>9}  equal", flush=True
+        )
+        good = True
+        for name in args.only:
+            kills = KILLS.get(name, 5) if args.kills is None else args.kills
+            found = check(name, kills, random.Random(f"{args.seed} {name}"))
+            line = f"{name:<18}{found.kills:>7}{found.resumes:>9}{found.runs:>6}{found.files:>12}{found.seconds:>9.0f}"
+            print(f"{line}  {'no' if found.problems else 'yes'}", *found.problems, sep="\n    ", flush=True)
+            good &= not found.problems
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
