@@ -104,18 +104,32 @@ class Decoder:
         self.waiting = deque((group, draft) for group in groups for draft in group.drafts)
         self.live: list[Pair] = []
         self.open: list[Group] = []
-        longest = len(groups[0].prompt)
-        tokens = max(group.limit for group in groups) + longest // len(groups[0].drafts)
-        self.rows = min(most_rows(self.policy, tokens), len(self.waiting))
-        self.cache = Cache(self.rows, min(self.rows, len(groups)), longest, self.policy.device)
+        longest, limit = len(groups[0].prompt), max(group.limit for group in groups)
+        self.rows, prompts = places(self.policy, len(groups), len(groups[0].drafts), longest, limit)
+        self.cache = Cache(self.rows, prompts, longest, self.policy.device)
 
     def run(self) -> None:
         while self.waiting or self.live:
-            free = self.rows - len(self.live)
-            if self.waiting and free >= min(max(1, self.rows // 8), len(self.waiting)):
-                self.admit([self.waiting.popleft() for _ in range(min(free, len(self.waiting)))])
+            coming = self.next()
+            if coming:
+                self.admit(coming)
             else:
                 self.step()
+
+    def next(self) -> list[Pair]:
+        """Whom to let in now: nobody before enough rows are free, and no more prompts than there are places for."""
+        free, coming = self.rows - len(self.live), list[Pair]()
+        if free < min(max(1, self.rows // 8), len(self.waiting)):
+            return coming
+        room, new = self.cache.prompts - len(self.open), set[int]()
+        while self.waiting and len(coming) < free:
+            group = self.waiting[0][0]
+            if group.state is None and id(group) not in new:
+                if len(new) == room:
+                    break
+                new.add(id(group))
+            coming.append(self.waiting.popleft())
+        return coming
 
     def admit(self, coming: list[Pair]) -> None:
         """Read the prompts that are new, write everyone's first token, and let in who goes on."""
@@ -165,6 +179,14 @@ class Decoder:
         if gone:
             self.cache.forget(gone)
             close(self.open, gone)
+
+
+def places(policy: CausalLM, groups: int, samples: int, longest: int, limit: int) -> tuple[int, int]:
+    """How many samples are decoded side by side, and how many prompts they may belong to: twice as many as full groups
+    would have, since groups are seldom complete at the same time."""
+    tokens = limit + longest * min(2, samples) // samples
+    rows = min(most_rows(policy, tokens), groups * samples)
+    return rows, min(rows, groups, 2 * -(-rows // samples))
 
 
 def most_rows(policy: CausalLM, tokens: int) -> int:

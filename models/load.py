@@ -63,7 +63,7 @@ def load_model(
         raise UserError(
             f"{path} is an adapter on the hub; download it and give its folder, so that it can be trained on"
         )
-    return base if adapter is None else _add_adapter(base, adapter)
+    return base if adapter is None else add_adapter(base, adapter)
 
 
 def _base(what: str, path: str, reward: bool, options: dict[str, Any]) -> PreTrainedModel:
@@ -129,7 +129,7 @@ def _quiet(reward: bool) -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
+def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
     from peft import get_peft_model
 
     if getattr(adapter, "is_prompt_learning", False):

@@ -114,6 +114,7 @@ def test_only_adapted_layers_keep_their_inputs(tmp_path: Path) -> None:
     assert blueprint(folder, LoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1)).kept.dropout
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 @pytest.mark.parametrize("kind", ["LlamaConfig", "Qwen3Config", "GPT2Config"])
 def test_parameters_are_counted_exactly(kind: str, tmp_path: Path) -> None:
     folder = write(tmp_path, kind)

@@ -61,7 +61,7 @@ def test_a_plan_is_a_breakdown_and_leaves_nothing_behind(leyden, workplace: Path
     found = items(out)
     stays, _, rest = out.partition("  while training:")
     added = items(rest.partition("  while ")[0])
-    assert list(added) == ["activations", "logits"] and "in all" not in items(stays)
+    assert [*added] == ["activations", "a layer's backward pass"] and "in all" not in items(stays)
     whole = sum(items(stays).values()) + sum(added.values())
     assert whole == pytest.approx(found["in all"], abs=0.05) and "added while training" in out
     assert found["a forward pass"] < sum(added.values()) and "GB with gradient checkpointing" in out
@@ -244,5 +244,5 @@ def gigabytes() -> dict[str, list[float]]:
 @pytest.mark.parametrize("config", RECIPES)
 def test_recipes_fit_in_eight_gigabytes(config: str) -> None:
     for name, found in recipes(config).items():
-        several = config in ("rejection_sampling", "grpo") and PARAMETERS[name] > 8e9
+        several = config == "grpo" and PARAMETERS[name] > 8e9
         assert (budget(found.run(), 8e9).total < 8e9) is not several, name  # several answers to a prompt need the room

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError
-from leyden.models.load import _add_adapter, base_of
+from leyden.models.load import add_adapter, base_of
 from leyden.models.planner.memory import Kept, Shape
 from leyden.paths import resolve
 
@@ -239,7 +239,7 @@ def _whole(part: nn.Module) -> Kept:
 def _adapted(bare: Blueprint, model: PreTrainedModel, adapter: PeftConfig) -> Blueprint:
     """The same with an adapter, which alone is trained."""
     model.requires_grad_(False)
-    trained = sum(p.numel() for p in _add_adapter(model, adapter).parameters() if p.requires_grad)
+    trained = sum(p.numel() for p in add_adapter(model, adapter).parameters() if p.requires_grad)
     part = _decoder_layer(model)
     halves = [[name.endswith(".base_layer") for name, _ in half] for half in _halves(part)]
     ranks = sum(_width(m)[1] for name, m in part.named_modules() if ".lora_A." in name and isinstance(m, nn.Linear))

@@ -147,14 +147,15 @@ def _looking(run: Run) -> list[Item]:
 def _sampling(run: Run, asked: Sampling, free: float | None) -> list[Item]:
     """As `leyden.models.decode` does it."""
     shape, how = run.policy.plan.shape, run.policy.how
-    row = (asked.new + asked.longest // asked.samples) * shape.layers * 2 * shape.key * how.weight
+    tokens = asked.new + asked.longest * min(2, asked.samples) // asked.samples
+    row = tokens * shape.layers * 2 * shape.key * how.weight
     most = ROWS["cuda" if how.cuda else "cpu"]
     if not how.cuda:
         most = min(most, MEMORY // row)
     elif free is not None:
         most = min(most, int(free // 2) // row)
     rows = max(1, min(most, asked.waiting))
-    prompts = min(rows, -(-asked.waiting // asked.samples))
+    prompts = min(rows, -(-asked.waiting // asked.samples), 2 * -(-rows // asked.samples))
     size = memory.cache(rows, prompts, asked.longest, asked.new, shape, how)
     work = max(memory.choosing(rows, shape, how), memory.forward(min(READ, prompts * asked.longest), shape, how))
     items = [Item("keys and values", size, f"{rows} answers side by side"), Item("choosing tokens", work)]
