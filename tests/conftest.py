@@ -27,6 +27,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _no_seed_of_another_test() -> None:
+    """The command line leaves its seed in the environment, and several processes would start from it again."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
+@pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tokenised data from another test, or from the user's own runs."""
     monkeypatch.setenv("LEYDEN_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -251,14 +251,12 @@ def test_resumed_is_never_stopped(folder: str, tmp_path: Path) -> None:
 def on_rank(folder: str, strategy: str) -> torch.Tensor:
     from lightning.pytorch.strategies import DDPStrategy
 
-    built(folder)  # some library draws random numbers when it is first used
     found = algorithm(SFT, folder)
     train(found, SFT, max_epochs=2, devices=2, strategy=DDPStrategy(process_group_backend="gloo"))
     return torch.cat([p.detach().flatten() for p in found.policy.parameters() if p.requires_grad])
 
 
 def test_two_processes_learn_what_one_does(folder: str) -> None:
-    built(folder)
     one, ranks = algorithm(SFT, folder), Ranks()
     train(one, SFT, max_epochs=2)
     try:
