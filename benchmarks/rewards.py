@@ -12,6 +12,7 @@ learning rate and price of KL, a factor of ten each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,14 @@ def main() -> None:
     folder: Path = options.folder
     folder.mkdir(parents=True)
     files = prepare(folder, options.heldout)
-    results = []
+    runs: list[tuple[Any, ...]] = [(name, seed) for name in options.algorithms for seed in range(options.seeds)]
     if options.grid:
-        for rate in RATES:
-            for price in PRICES:
-                more = ("--model.optimizer.lr", rate, "--model.kl_coef", price)
-                results.append(one(folder, files, "ppo", 0, *more))
-    else:
-        results = [one(folder, files, name, seed) for name in options.algorithms for seed in range(options.seeds)]
+        grid = itertools.product(RATES, PRICES)
+        runs = [("ppo", 0, "--model.optimizer.lr", rate, "--model.kl_coef", price) for rate, price in grid]
+    results = []
+    for name, seed, *more in runs:
+        results.append(one(folder, files, name, seed, *more))
+        report(results[-1])
     print(f"\n{options.heldout} held-out questions, temperature 1; loss on general text before: "
           f"{retained(files['sft'], files['text']):.3f}\n")  # fmt: skip
     print(
