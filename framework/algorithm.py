@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -55,6 +55,8 @@ class Algorithm(Training):
         self.sampling = sampling
         self.strict_loading = False
         self.origin = Origin()
+        self.when_built: list[Callable[[], None]] = []
+        """Called once the policy is built, before the weights of a checkpoint arrive."""
         self.validated_at = -1
         """The optimizer step of the last validation."""
         self._sums: dict[str, Tensor] = {}
@@ -86,9 +88,26 @@ class Algorithm(Training):
         """The Trainer's DataModule, or None where plain loaders are used."""
         return getattr(self.trainer, "datamodule", None)
 
+    @property
+    def budget(self) -> int:
+        """Most tokens in one forward."""
+        return int(getattr(self.data, "max_tokens", 16384))
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a `reference` that can be asked about any batch."""
+        return False
+
+    @property
+    def has_other(self) -> bool:
+        """Whether that reference is another model than the one that training starts from."""
+        return False
+
     def configure_model(self) -> None:
         self.policy.build(self.wants, self.dropout)
         self.spread(self.policy)
+        while self.when_built:
+            self.when_built.pop()()
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(

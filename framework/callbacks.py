@@ -46,8 +46,12 @@ class Throughput(Callback):
         if self._last is None:
             self._last = (time.monotonic(), pl_module.progress["tokens"])
 
-    def on_validation_start(self, *args: Any) -> None:
+    def pause(self) -> None:
+        """What is done until the next batch is no part of a step."""
         self._last = None
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.pause()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if self._last is None or trainer.fit_loop._should_accumulate():

@@ -24,6 +24,7 @@ from leyden.checkpoint import Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
 from leyden.errors import UserError
+from leyden.evaluator import Evaluator
 from leyden.logger import MetricsCSV
 from leyden.outlook import Outlook
 from leyden.pieces import LESS, out_of_memory
@@ -146,6 +147,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_subclass_arguments(Evaluator, "eval", required=False, help="what evaluates the policy")
         parser.link_arguments("model.init_args.policy.init_args.path", "data.init_args.tokenizer")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -158,7 +160,13 @@ class CLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         actions = self._subcommand_parsers[self.verb]._actions
-        groups = {"trainer": Trainer, "model": Algorithm, "data": DataModule, "checkpoint": Checkpoint}
+        groups = {
+            "trainer": Trainer,
+            "model": Algorithm,
+            "data": DataModule,
+            "checkpoint": Checkpoint,
+            "eval": Evaluator,
+        }
         vet(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
         self.config = parser.parse_args(self.command.arguments())
 
@@ -216,9 +224,11 @@ class CLI(LightningCLI):
         if self.verb == "predict":
             output = self.config[self.verb].output
             return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
+        evaluator = self._get(self.config_init, "eval")
+        looks = [] if evaluator is None else [evaluator]
         if self.verb != "fit":
-            return own
-        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping()]
+            return own + looks
+        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping(), *looks]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")
             checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")

@@ -10,6 +10,9 @@ from leyden import names
 from leyden.errors import UserError
 from leyden.keys import Key, flag_keys, flags, read, render
 
+_USUAL = {"Policy": "CausalLM", "Evaluator": "Evaluation"}
+"""Abstract class -> the one that is meant where only its arguments are given."""
+
 
 @dataclass
 class Command:
@@ -76,9 +79,10 @@ def _choose_classes(command: Command) -> None:
         if kind not in chosen:
             known = " or ".join(sorted(names.of_kind(kind)))
             raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
-    for kind, root in names.KINDS.items():  # where there is one policy class, nobody has to name it
-        if root == "Policy" and any(key.path[:2] == tuple(kind.split(".")) for key in command.keys):
-            chosen.setdefault(kind, names.class_path(kind, "CausalLM", f"--{kind}"))
+    for kind, root in names.KINDS.items():  # where there is one class of a kind, nobody has to name it
+        place = tuple(kind.split("."))
+        if root in _USUAL and any(key.path[: len(place)] == place for key in command.keys):
+            chosen.setdefault(kind, names.class_path(kind, _USUAL[root], f"--{kind}"))
     command.classes = [[kind, chosen[kind]] for kind in names.KINDS if kind in chosen]
     first = [Key(tuple(pair[0].split(".")), pair, 1, f"--{pair[0]}", is_class=True) for pair in command.classes]
     command.keys = [*first, *command.keys]

@@ -12,7 +12,7 @@ from leyden.algorithm import Algorithm
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.policy import Policy, Reference
-from leyden.reference import Itself, Other, Precomputed
+from leyden.reference import Itself, Other, Precomputed, frozen
 
 log = logging.getLogger("leyden")
 
@@ -62,24 +62,20 @@ class Compared(Algorithm):
         if other is not None:
             self.reference = Other(other, self.policy)
             self.spread(other)
-        elif self.device_mesh is not None:
-            self.reference = self._sharded()
-        elif kind == "precomputed":  # a run that only measures has no time before training
-            self.reference = Itself(self.policy) if self.trainer.state.fn == "fit" else self.policy.reference("auto")
-        else:
-            self.reference = self.policy.reference(kind)
-
-    def _sharded(self) -> Reference:
-        """The model that training starts from, sharded by itself: copies cannot take the place of weights that are."""
-        if self.reference_kind == "precomputed":
+        elif kind == "precomputed" and self.device_mesh is not None:
             raise UserError("--model.reference precomputed: not under FSDP2; leave it out")
-        found = self.policy.reference(self.reference_kind)
-        if found.kind == "adapter_off":
-            return found
-        twin = self.policy.twin()
-        found = Other(twin, self.policy)
-        self.spread(twin)
-        return found
+        elif kind == "precomputed" and self.trainer.state.fn == "fit":
+            self.reference = Itself(self.policy)
+        else:  # a run that only measures has no time before training to work anything out
+            self.reference = frozen(self, "auto" if kind == "precomputed" else kind)
+
+    @property
+    def compares(self) -> bool:
+        return self.reference_kind != "precomputed"
+
+    @property
+    def has_other(self) -> bool:
+        return self._other[0] is not None
 
     def on_fit_start(self) -> None:
         assert self.reference is not None

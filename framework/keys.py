@@ -74,7 +74,7 @@ def flag_keys(pairs: list[list[str]]) -> list[Key]:
         elif pair[1][:1] in ("{", "["):
             keys += _nested(pair, path, where)
         else:
-            keys.append(Key(path, pair, 1, where, is_class=len(path) == 1 and path[0] in ("model", "data")))
+            keys.append(Key(path, pair, 1, where, is_class=len(path) == 1 and path[0] in ("model", "data", "eval")))
     return keys
 
 

@@ -21,6 +21,9 @@ KINDS = {
     "model.objective": "Objective",
     "model.reward": "Reward",
     "model.engine": "Engine",
+    "eval": "Evaluator",
+    "eval.reference": "Policy",
+    "eval.reward": "Reward",
 }
 """Flag -> the class in the framework that everything given there descends from."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)

@@ -129,11 +129,6 @@ class OnPolicy(Compared):
     def steps_per_epoch(self) -> int:
         return self.epochs * self.minibatches
 
-    @property
-    def budget(self) -> int:
-        """Most tokens in one forward."""
-        return int(getattr(self.data, "max_tokens", 16384))
-
     def experience(self, loader: PromptLoader) -> Experience:
         if not isinstance(loader, PromptLoader):
             raise UserError(f"{type(self).__name__} samples answers to prompts; set --data PromptData")
@@ -217,9 +212,6 @@ class OnPolicy(Compared):
         self.log_dict(found, logger=False, on_step=True, on_epoch=False)
         for logger in self.trainer.loggers if found else ():  # once a rollout: Lightning would repeat it at every step
             logger.log_metrics(found, step=self.trainer.global_step)
-
-    def _stage(self) -> str:
-        return "eval"
 
     @torch.no_grad()
     def measures(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]

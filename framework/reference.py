@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leyden.batch import Batch
 from leyden.errors import UserError
-from leyden.policy import Policy, Reference
+from leyden.policy import Policy, Reference, ReferenceKind
 
 log = logging.getLogger("leyden")
 
@@ -50,6 +50,18 @@ class Other(Reference):
 
     def fingerprint(self) -> str:
         return self.policy.fingerprint()[:8]
+
+
+def frozen(algorithm: Any, kind: ReferenceKind = "auto") -> Reference:
+    """An algorithm's policy as it is now, sharded where the policy is: copies cannot take the place of sharded weights,
+    so there the model is loaded again, unless it is the policy without its adapter."""
+    found = algorithm.policy.reference(kind)
+    if algorithm.device_mesh is None or found.kind == "adapter_off":
+        return found  # type: ignore[no-any-return]
+    twin = algorithm.policy.twin()
+    found = Other(twin, algorithm.policy)
+    algorithm.spread(twin)
+    return found
 
 
 class Itself(Reference):

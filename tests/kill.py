@@ -47,7 +47,7 @@ CASES = {
     "--trainer.check_val_every_n_epoch 2 --data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 "
     "--model.optimizer.lr 1e-3 --model.kl_target 0.1 --model.score.normalise true --model.stop_kl 1e-4",
     "GRPO": f"--config grpo {SAMPLING} --model.samples 3 --model.minibatches 2 --trainer.max_epochs 4 "
-    "--trainer.check_val_every_n_epoch 1 --data.val_fraction 0.2 --checkpoint.monitor eval/reward "
+    "--trainer.check_val_every_n_epoch 1 --data.val_fraction 0.2 --checkpoint.monitor val/reward "
     "--checkpoint.mode max --checkpoint.every_n_train_steps 1 --checkpoint.save_last true --model.optimizer.lr 1e-3",
     "RejectionSampling": f"--config rejection_sampling {SAMPLING} --model.samples 3 --model.minibatches 2 "
     "--model.epochs 2 --trainer.max_steps 10 --trainer.max_epochs 4 --data.val_fraction 0.2 "

@@ -94,7 +94,7 @@ def on_rank(name: str, path: str, folder: str) -> dict[str, float]:
 
 
 def _told(trainer: Any) -> dict[str, float]:
-    names = ("train/loss", "train/grad_norm", "val/loss", "eval/reward", "eval/kl")
+    names = ("train/loss", "train/grad_norm", "val/loss", "val/reward", "val/kl")
     return {name: float(trainer.callback_metrics[name]) for name in names if name in trainer.callback_metrics}
 
 

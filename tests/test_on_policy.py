@@ -320,10 +320,10 @@ def test_lora_policy_and_its_reference(tmp_path: Path) -> None:
 def test_held_out_prompts_are_answered_the_same_every_time() -> None:
     found = algorithm(PPO, {})
     trainer = fit(found, Questions(held=5), max_epochs=1)
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
-    assert set(logged) == {"eval/reward", "eval/kl", "eval/length", "eval/eos_rate"} and 0 <= logged["eval/reward"] <= 1
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    assert set(logged) == {"val/reward", "val/kl", "val/length", "val/eos_rate"} and 0 <= logged["val/reward"] <= 1
     trainer.validate(found, Questions(held=5), verbose=False)
-    assert logged["eval/reward"] == pytest.approx(float(trainer.callback_metrics["eval/reward"]))
+    assert logged["val/reward"] == pytest.approx(float(trainer.callback_metrics["val/reward"]))
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------

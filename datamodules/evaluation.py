@@ -1,0 +1,79 @@
+"""Evaluation on a file of prompts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from leyden.datamodules.overlength import pieces
+from leyden.datamodules.predict import origin, prompts
+from leyden.datamodules.row_error import RowError
+from leyden.datamodules.source import Source
+from leyden.datamodules.split import shuffled
+from leyden.errors import UserError
+from leyden.evaluator import Evaluator
+from leyden.experience import Prompt
+from leyden.template import Template
+from leyden.tree import Tree
+
+log = logging.getLogger("leyden")
+
+
+class Evaluation(Evaluator):
+    """Evaluation on held-out prompts: files of prompts, and of instructions or preferences without their answers.
+
+    Args:
+        path: a file, folder, glob or `hf:NAME`. Prompts that are the same come once; the others are drawn by seed, the
+            same ones in every run.
+        text_path: general text (rows of `{"text": …}`, or any instruction data) for `eval/retained_loss`: what the
+            model forgets while it learns.
+        size: most prompts.
+        max_length: most tokens of a prompt with its answer; prompts without room for an answer are left out. Text is
+            cut into pieces of as many tokens.
+        seed: of the draw.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        text_path: str | None = None,
+        size: int = 200,
+        max_length: int = 1024,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if size < 1:
+            raise UserError(f"--eval.size {size}: give 1 or more")
+        if self.sampling.max_new_tokens >= max_length:
+            raise UserError(
+                f"--eval.sampling.max_new_tokens {self.sampling.max_new_tokens} leaves nothing of --eval.max_length "
+                f"{max_length} for a prompt; raise max_length, which is prompt and answer together"
+            )
+        self.path, self.text_path, self.size, self.max_length, self.seed = path, text_path, size, max_length, seed
+
+    def prompts(self, template: Template) -> list[Prompt]:
+        room, seen = self.max_length - self.sampling.max_new_tokens, dict[tuple[int, ...], Prompt]()
+        asked = prompts(Source(self.path, "prompts").files(log.debug), template, "raise")
+        for number, (example, tokens) in enumerate(asked):
+            if len(tokens) <= room:
+                seen.setdefault(tuple(tokens), Prompt(number, replace(example, row=origin(example.row)), tokens))
+        kept = list(seen.values())
+        if long := len(asked) - sum(len(tokens) <= room for _, tokens in asked):
+            log.info("%s: %s prompts leave no room to answer (--eval.max_length) and are not asked", self.path, long)
+        return [kept[index] for index in sorted(shuffled(len(kept), self.seed)[: self.size])]
+
+    def text(self, template: Template) -> list[Tree]:
+        found: list[Tree] = []
+        for source in Source(self.text_path, "instruction").files(log.debug) if self.text_path else []:
+            for place, example in source.examples(log.debug)[1]:
+                if isinstance(example, RowError):
+                    raise UserError(f"{place}: {example}; mend the row, or take it out of --eval.text_path")
+                tree = template.encode(example)
+                found += pieces(tree, self.max_length) if example.text is not None else [tree]
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {"prompts": self.path, "text": self.text_path}
