@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from leyden import moments
 from leyden.errors import UserError
 from leyden.logger import MetricsCSV
-from leyden.run import changed_settings, remove_unfinished, write_whole, writing
+from leyden.run import changed_settings, remove_unfinished, revision, write_whole, writing
+from leyden.tracker import Tracker
 
 
 class Throughput(Callback):
@@ -80,8 +82,9 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class RunRecord(Callback):
-    """Writes the resolved config.yaml once training really starts. On resume it says what changed and cuts metrics.csv,
-    whose last row comes from the checkpoint: the file may not have it yet.
+    """Writes the resolved config.yaml, and run.json with what the run is made from, once training really starts. On
+    resume it says what changed and cuts metrics.csv, whose last row comes from the checkpoint: the file may not have it
+    yet.
 
     Args:
         folder: the run's folder.
@@ -104,6 +107,7 @@ class RunRecord(Callback):
         self._row = checkpoint.get("metrics")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        facts = pl_module.origin.facts(pl_module) | {"git": revision()}
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path is not None:
@@ -114,6 +118,10 @@ class RunRecord(Callback):
                 logger.cut(trainer.global_step, self._row)
         with writing(self.folder / "config.yaml"):
             write_whole(self.folder / "config.yaml", self.config)
+            write_whole(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.begin(self.folder, yaml.safe_load(self.config), facts)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         # Lightning counts a step at the end of the validation that follows it, which a checkpoint of that validation
@@ -173,6 +181,9 @@ class Export(Callback):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         print(f"exported to {self.folder}")
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.keep(self.folder)
 
 
 class PredictionWriter(Callback):

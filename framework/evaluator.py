@@ -27,6 +27,7 @@ from leyden.reward import Reward, name_of
 from leyden.sharding import assembled
 from leyden.shares import gathered, share
 from leyden.template import Template
+from leyden.tracker import Tracker
 from leyden.tree import Tree
 
 log = logging.getLogger("leyden")
@@ -142,7 +143,7 @@ class Evaluator(Callback, ABC):
         """Show measures that no validation shows, and let nobody take the time for that of steps."""
         shown = trainer.progress_bar_callback
         if isinstance(shown, Progress):
-            shown.print(f"step {trainer.global_step} · " + " · ".join(f"{k} {v:.4g}" for k, v in found.items()))
+            shown.measures(trainer, found)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             getattr(callback, "pause", lambda: None)()
 
@@ -172,7 +173,8 @@ class Evaluator(Callback, ABC):
         self._looks.add(shown)
         for logger in trainer.loggers:
             logger.log_metrics(found, step=self._at - 1)
-            getattr(logger, "log_samples", lambda rows: None)(shown)
+            if isinstance(logger, Tracker):
+                logger.samples(shown)
         return found
 
     def reward(self, module: Any) -> Any:

@@ -26,10 +26,12 @@ class Origin:
     def entry(self, algorithm: Algorithm) -> dict[str, Any]:
         """What a checkpoint that is saved now says of itself: plain values."""
         self._saved = max(time.time(), self._saved + 1e-3)  # later than the one before, whatever the clock says
+        return self.facts(algorithm) | {"format": FORMAT, "saved": self._saved}
+
+    def facts(self, algorithm: Algorithm) -> dict[str, Any]:
+        """What a run is made from; to be asked on every process, since weights may be sharded."""
         return {
             "version": __version__,
-            "format": FORMAT,
-            "saved": self._saved,
             "algorithm": type(algorithm).__name__,
             "base": {name: policy.fingerprint() for name, policy in _policies(algorithm)},
             "paths": {name: policy.path for name, policy in _policies(algorithm)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +12,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
 _HELD_OUT = ("val/", "test/", "eval/")
+_INTERVALS = ("_se", "_low", "_high")
+"""Endings of measures that say how sure others are: in metrics.csv, and too much for a line."""
 
 
 class Progress(ProgressBar):
@@ -69,15 +72,20 @@ class Progress(ProgressBar):
             self._write(self._line(trainer, time.monotonic(), total_steps(trainer)), last=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = {k: f"{float(v):.4g}" for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
+        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
         if not self._enabled or trainer.sanity_checking:
             return
         if trainer.state.fn == "fit":
-            self.print(f"step {trainer.global_step} · " + " · ".join(f"{k} {v}" for k, v in shown.items()))
+            self.measures(trainer, found)
         else:  # what `validate` and `test` are asked for
-            print("\n".join(f"{k} {v}" for k, v in shown.items()))
+            print("\n".join(f"{k} {v:.4g}" for k, v in found.items()))
 
     on_test_end = on_validation_end
+
+    def measures(self, trainer: Trainer, found: Mapping[str, float]) -> None:
+        """Show what was measured on held-out rows, in a line of its own."""
+        shown = [f"{name} {value:.4g}" for name, value in found.items() if not name.endswith(_INTERVALS)]
+        self.print(f"step {trainer.global_step} · " + " · ".join(shown))
 
     def _line(self, trainer: Trainer, now: float, total: int | None) -> str:
         step = trainer.global_step

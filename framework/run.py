@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -121,6 +122,16 @@ def changed_settings(folder: Path, config: str) -> list[str]:
     if not file.is_file():
         return []
     return differences(yaml.safe_load(file.read_text(encoding="utf-8")), yaml.safe_load(config))
+
+
+def revision() -> str | None:
+    """The git commit of the current folder, marked where files differ from it; None where there is none."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 @contextmanager

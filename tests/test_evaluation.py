@@ -160,11 +160,11 @@ def test_korean_prompts_and_their_answers() -> None:
 
 
 @pytest.mark.parametrize("kind", [SFT, PPO])
-def test_training_is_the_same_with_and_without(kind: type) -> None:
+def test_training_is_the_same_with_and_without(kind: type, tmp_path: Path) -> None:
     plain, data = made(kind)
-    fit(plain, data, max_epochs=2)
+    fit(plain, data, max_epochs=2, default_root_dir=tmp_path)
     watched, data = made(kind)
-    fit(watched, data, max_epochs=2, callbacks=[Fixed(every_n_steps=1)])
+    fit(watched, data, max_epochs=2, callbacks=[Fixed(every_n_steps=1)], default_root_dir=tmp_path)
     assert torch.equal(weights_of(plain.policy), weights_of(watched.policy))
 
 
@@ -195,30 +195,30 @@ def test_resumed_is_never_stopped(kind: type, tmp_path: Path) -> None:
         assert whole[-1][whole[0].index(name)] == again[-1][again[0].index(name)], name
 
 
-def measured(kind: str) -> dict[str, float]:
+def measured(kind: str, folder: str) -> dict[str, float]:
     """The last look of a run on this rank."""
     algorithm, data = made({"SFT": SFT, "PPO": PPO}[kind])
-    world = int(torch.distributed.is_initialized()) + 1
-    options: dict[str, Any] = {} if world == 1 and kind == "" else {"devices": 2, "strategy": "ddp"}
-    trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()], **options)
+    trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()], default_root_dir=folder, devices=2,
+                  strategy="ddp")  # fmt: skip
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("eval/")}
 
 
 @pytest.mark.parametrize("kind", ["SFT", "PPO"])
-def test_two_processes_measure_what_one_does(kind: str) -> None:
+def test_two_processes_measure_what_one_does(kind: str, tmp_path: Path) -> None:
     algorithm, data = made({"SFT": SFT, "PPO": PPO}[kind])
-    trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()])
+    trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()], default_root_dir=tmp_path / "one")
     ranks = Ranks()
     try:
-        first, second = ranks(measured, kind)
+        first, second = ranks(measured, kind, str(tmp_path / "two"))
     finally:
         ranks.close()
     assert first == second
     for name in NAMES:
         assert first[name] == pytest.approx(float(trainer.callback_metrics[name]), abs=2e-4), name
+    assert len(read(tmp_path / "two" / "samples.jsonl")) == 2 * 5  # the first process alone writes
 
 
-def test_dropout_is_off_in_a_look_and_back_afterwards() -> None:
+def test_dropout_is_off_in_a_look_and_back_afterwards(tmp_path: Path) -> None:
     class Seen(SFT):
         modes: Sequence[bool] = ()
 
@@ -227,7 +227,8 @@ def test_dropout_is_off_in_a_look_and_back_afterwards() -> None:
             return super().loss(batch)
 
     algorithm = Seen(small(), optimizer=adam, lr_scheduler=None)
-    fit(algorithm, TreeData(some_trees(8, 1), batch_size=4), callbacks=[Fixed(every_n_steps=1)])
+    data = TreeData(some_trees(8, 1), batch_size=4)
+    fit(algorithm, data, callbacks=[Fixed(every_n_steps=1)], default_root_dir=tmp_path)
     assert list(algorithm.modes) == [True, True]
 
 
