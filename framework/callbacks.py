@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from leyden import moments
 from leyden.errors import UserError
+from leyden.flops import peak, per_token
 from leyden.logger import MetricsCSV
 from leyden.run import changed_settings, remove_unfinished, revision, write_whole, writing
 from leyden.tracker import Tracker
@@ -27,7 +28,8 @@ from leyden.tracker import Tracker
 
 class Throughput(Callback):
     """Logs `perf/tokens_per_second` (real tokens of all processes, over the last steps, pauses for validation left
-    out), `perf/peak_memory_gb` (10^9 bytes: on a GPU what tensors held, else the process) and `train/seconds`.
+    out), `perf/peak_memory_gb` (10^9 bytes: on a GPU what tensors held, else the process) and `train/seconds`; where
+    the peak of the device is known, `perf/flops_share`: what the policy's arithmetic on these tokens is of it.
 
     Args:
         window: optimizer steps that the speed is averaged over.
@@ -37,6 +39,13 @@ class Throughput(Callback):
         self.seconds = 0.0
         self._last: tuple[float, float] | None = None
         self._recent: deque[tuple[float, float]] = deque(maxlen=window)
+        self._share: float | None = None
+        """What a token a second is of the peak of all devices."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (most := peak(pl_module.device)) is not None:
+            sampled = getattr(pl_module, "experiences", None) is not None  # its reference reads while it samples
+            self._share = per_token(pl_module.policy, pl_module.compares and not sampled) / most / trainer.world_size
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -65,6 +74,8 @@ class Throughput(Callback):
         self.seconds += took
         speed = sum(t for _, t in self._recent) / max(sum(s for s, _ in self._recent), 1e-9)
         pl_module.log("perf/tokens_per_second", speed, on_step=True, on_epoch=False)
+        if self._share is not None:
+            pl_module.log("perf/flops_share", speed * self._share, on_step=True, on_epoch=False)
         pl_module.log("perf/peak_memory_gb", peak_memory_gb(pl_module.device), on_step=True, on_epoch=False)
         pl_module.log("train/seconds", self.seconds, on_step=True, on_epoch=False)
 

@@ -1,4 +1,4 @@
-"""`leyden demo`: the way from a table to a tuned model, on the embedded model, in minutes on a CPU.
+"""`leyden demo`: the whole way from a table to an aligned model, on the embedded model, in minutes on a CPU.
 
 Every stage is a command that a user could type, and is printed as such; they only share one process here, because
 starting Python and its libraries takes longer than some of the stages.
@@ -10,58 +10,65 @@ import argparse
 import csv
 import json
 import math
-import shlex
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from leyden.errors import UserError
+from leyden.stages import Main, Stages, recorded, unfinished
 from leyden.words import Parser
-
-Main = Callable[[list[str]], int]
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything the demo makes."""
+    """How much of everything the demo makes and trains on."""
 
     rows: int = 4000
-    heldout: int = 200
     epochs: int = 2
+    pairs: int = 2000
+    prompts: int = 2000
+    batch: int = 128
+    """Answers in a rollout are twice as many for PPO, and eight times half as many for rejection sampling."""
+    rollouts: int = 6
+    rounds: int = 4
+    heldout: int = 200
 
 
-QUICK = Size(rows=1000, heldout=60)
+QUICK = Size(rows=1000, epochs=1, pairs=400, prompts=200, batch=32, rollouts=3, rounds=2, heldout=40)
 
 
 def main(argv: Sequence[str]) -> int:
-    """`leyden demo [FOLDER] [--quick]`: by default in the next free folder `runs/demo-N`."""
+    """`leyden demo [FOLDER] [--quick]`: by default in the next free folder `runs/demo-N`, or the last, if it broke
+    off."""
     from leyden.launcher import main as leyden
 
     options = _options(list(argv))
-    free = (Path("runs") / f"demo-{n}" for n in count(1))
-    folder = Path(options.folder) if options.folder else next(path for path in free if not path.exists())
-    return run(leyden, folder, QUICK if options.quick else Size())
+    size = QUICK if options.quick else Size()
+    if options.folder:
+        return run(leyden, Path(options.folder), size)
+    there = []
+    for n in count(1):
+        if not (path := Path("runs", f"demo-{n}")).exists():
+            break
+        there.append(path)
+    return run(leyden, unfinished(there, asdict(size)) or path, size)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
     parser = Parser("leyden demo", __doc__)
-    parser.add_argument("folder", nargs="?", help="a new folder for everything the demo makes")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rows and epochs: to see it work, not to see it good"
-    )
+    parser.add_argument("folder", nargs="?", help="a new folder for all that the demo makes, or one to go on with")
+    parser.add_argument("--quick", action="store_true", help="less of everything: to see it work, not to see it good")
     return parser.read(argv)
 
 
 def _make(folder: Path) -> None:
-    """Make the demo's folder, which must be new or empty, and see that it can be written to."""
+    """Make the demo's folder, which must be new, empty or a demo's, and see that it can be written to."""
     again = "type leyden demo ANOTHER_FOLDER"
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(folder.iterdir()) and recorded(folder) is None:
             raise UserError(f"{folder}: there is something in it; remove it, or {again}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -73,50 +80,74 @@ def _make(folder: Path) -> None:
 
 
 def run(main: Main, folder: Path, size: Size | None = None) -> int:
-    """Run the demo in `folder`, which must be new or empty, through the command line's `main`."""
+    """Run the demo in `folder`, or go on with one that broke off there, through the command line's `main`."""
     size = size or Size()
     _make(folder)
-    stages = _Stages(main)
-    table, rows, heldout = (str(folder / name) for name in ("questions.csv", "questions.jsonl", "heldout.jsonl"))
-    sample = ["data", "sample", "--kind", "instruction", "--language", "both"]
-    stages("A spreadsheet of questions and answers, Korean and English, like one you may have",
-           *sample, "--rows", size.rows, "--seed", 1, "--output", table)  # fmt: skip
-    stages("The same as JSONL", "data", "convert", table, rows)
-    stages("Is every row usable?", "data", "check", "--kind", "instruction", rows)
-    stages("Other questions, which the model never trains on",
-           *sample, "--rows", size.heldout, "--seed", 2, "--split", "heldout", "--output", heldout)  # fmt: skip
-    answers = {when: folder / f"answers-{when}.jsonl" for when in ("before", "after")}
-    stages("What the embedded model answers before training",
-           "predict", "--config", "demo", "--data.path", heldout, "--output", answers["before"])  # fmt: skip
-    trained = folder / "sft"
-    stages("Supervised fine-tuning",
-           "fit", "--config", "demo", "--data.path", rows, "--data.val_path", heldout,
-           "--trainer.max_epochs", size.epochs, "--trainer.default_root_dir", trained)  # fmt: skip
-    stages("What the tuned model answers",
-           "predict", "--config", "demo", "--model.policy.path", trained / "export", "--data.path", heldout,
-           "--output", answers["after"])  # fmt: skip
-    report(trained / "metrics.csv", answers["before"], answers["after"])
-    print(f"\nThe tuned model is an ordinary transformers folder: {trained / 'export'}")
-    print(f"The whole demo took {stages.seconds():.0f} s.")
+    stages = Stages(main, folder, asdict(size))
+    stages.note()
+    data = _data(stages, folder, size)
+    purposes = train(stages, folder, data, size)
+    runs = [folder / name for name in ("sft", "dpo", "ppo", "rejection_sampling")]
+    stages("All runs beside each other, with what they answered", "compare", *runs, "--output", folder / "report.html",
+           makes=folder / "report.html")  # fmt: skip
+    report(folder, {name: stages.seconds[what] / 60 for name, what in purposes.items()})
+    print(f"\nThe tuned models are ordinary transformers folders: {folder}/*/export")
+    print(f"Their answers side by side: {folder / 'report.html'}. Talk to one: leyden chat {folder / 'dpo'}")
+    print(f"The whole demo took {sum(stages.seconds.values()) / 60:.1f} minutes.")
+    stages.note(ended=True)
     return 0
 
 
-class _Stages:
-    """Runs commands one by one and says what each does."""
+def _data(stages: Stages, folder: Path, size: Size) -> dict[str, Path]:
+    """The files that everything is trained and evaluated on."""
+    names = {"table": "questions.csv", "rows": "questions.jsonl", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl",
+             "heldout": "heldout.jsonl", "text": "text.jsonl"}  # fmt: skip
+    files = {name: folder / file for name, file in names.items()}
 
-    def __init__(self, main: Main) -> None:
-        self.main, self.count, self.start = main, 0, time.monotonic()
+    def sample(what: str, kind: str, name: str, rows: int, seed: int, *more: object) -> None:
+        words = ["data", "sample", "--kind", kind, "--language", "both", "--rows", rows, "--seed", seed, *more]
+        stages(what, *words, "--output", files[name], makes=files[name])
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
+    sample("A spreadsheet of questions and answers, Korean and English, like one you may have",
+           "instruction", "table", size.rows, 1)  # fmt: skip
+    stages("The same as JSONL", "data", "convert", files["table"], files["rows"], makes=files["rows"])
+    stages("Is every row usable?", "data", "check", "--kind", "instruction", files["rows"])
+    sample("Pairs of a better and a worse answer; one in ten is the wrong way round, as with people",
+           "preference", "pairs", size.pairs, 2, "--noise", 0.1)  # fmt: skip
+    sample("Questions without answers, to learn from a reward", "prompts", "prompts", size.prompts, 3)
+    sample("Other questions, which nothing is trained on", "prompts", "heldout", size.heldout, 4, "--split", "heldout")
+    sample("General text, to see what is forgotten", "text", "text", size.heldout, 5)
+    return files
 
-    def __call__(self, what: str, *arguments: object) -> None:
-        self.count += 1
-        words = [str(argument) for argument in arguments]
-        print(f"\n[{self.count}] {what}\n    leyden {shlex.join(words)}", flush=True)
-        code = self.main(words)
-        if code:
-            raise UserError(f"stage {self.count} of the demo ended with code {code}; see the message above")
+
+def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> dict[str, str]:
+    """Fine-tune, train a reward model, and align in three ways, each evaluated on the same questions; gives back what
+    each run was for."""
+    look = ["--config", "eval", "--eval.path", data["heldout"], "--eval.text_path", data["text"], "--eval.reward",
+            "Gold", "--eval.size", size.heldout, "--eval.sampling.max_new_tokens", 64]  # fmt: skip
+    start, scores, purposes = folder / "sft" / "export", folder / "reward_model" / "export", dict[str, str]()
+
+    def fit(what: str, name: str, *words: object, evaluated: bool = True, config: str | None = None) -> None:
+        purposes[name] = what
+        own = ["--data.max_length", 256, "--trainer.default_root_dir", folder / name, "--ckpt_path", "auto"]
+        stages(what, "fit", "--config", config or name, *(look if evaluated else []), *words, *own)
+
+    fit("Supervised fine-tuning: how to answer at all",
+        "sft", "--data.path", data["rows"], "--trainer.max_epochs", size.epochs, config="demo")  # fmt: skip
+    fit("A reward model: which of two answers is better", "reward_model", "--model.policy.path", start,
+        "--data.path", data["pairs"], "--model.optimizer.lr", 1e-4, evaluated=False)  # fmt: skip
+    fit("DPO: align with the pairs themselves", "dpo", "--model.policy.path", start, "--data.path", data["pairs"],
+        "--model.optimizer.lr", 3e-5, "--trainer.num_sanity_val_steps", 0)  # fmt: skip
+    sampled = [
+        "--model.policy.path", start, "--model.reward.path", scores, "--data.path", data["prompts"],
+        "--data.val_fraction", 0, "--model.sampling.max_new_tokens", 64, "--model.optimizer.lr", 1e-4,
+    ]  # fmt: skip
+    fit("PPO: align with the reward model, on answers sampled while training", "ppo", *sampled, "--data.batch_size",
+        size.batch, "--model.samples", 2, "--trainer.max_epochs", size.rollouts, "--model.value_policy.path", scores,
+        "--model.value_weight", 1)  # fmt: skip
+    fit("Rejection sampling: imitate the best of eight answers", "rejection_sampling", *sampled, "--data.batch_size",
+        size.batch // 2, "--model.samples", 8, "--trainer.max_epochs", size.rounds)  # fmt: skip
+    return purposes
 
 
 def scores(answers: Path) -> list[float]:
@@ -136,38 +167,35 @@ def gain(before: list[float], after: list[float]) -> tuple[float, float]:
     return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
 
-def report(metrics: Path, before: Path, after: Path, examples: int = 6) -> None:
-    """Print what training changed: loss and reward on held-out questions, and answers side by side."""
+def report(folder: Path, minutes: dict[str, float]) -> None:
+    """Print what each step changed: gold reward on held-out questions, what it was bought for, and minutes it took."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    with metrics.open(encoding="utf-8", newline="") as file:
-        losses = [float(row["val/loss"]) for row in csv.DictReader(file) if row.get("val/loss")]
-    old, new = scores(before), scores(after)
-    difference, error = gain(old, new)
-    table = Table(title="Held-out questions", title_justify="left")
-    for column in ("", "before", "after"):
+    table = Table(title="Held-out questions", title_justify="left", box=SIMPLE)
+    for column in ("", "gold reward", "beats SFT", "KL", "length", "text loss", "min"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("validation loss (nats per token)", f"{losses[0]:.3f}", f"{losses[-1]:.3f}")
-    table.add_row("gold reward (0 to 2)", *(f"{statistics.fmean(s):.3f} ± {_error(s):.3f}" for s in (old, new)))
-    answers = Table(title="Answers", title_justify="left")
-    for column in ("question", "before", "after", "reward"):
-        answers.add_column(column, overflow="fold", ratio=None if column == "reward" else 1)
-    for was, now, score in list(zip(_rows(before), _rows(after), new, strict=True))[:examples]:
-        answers.add_row(was["prompt"][-1]["content"], _short(was["response"]), _short(now["response"]), f"{score:.2f}")
-    console = Console()
-    console.print("", table, f"gain in reward: {difference:.3f}, {difference / max(error, 1e-9):.1f} standard errors")
-    console.print("", answers)
+    names = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rejection_sampling": "rejection sampling"}
+    table.add_row("base", *_cells(looks(folder / "sft" / "metrics.csv")[0], False), "")
+    for name, shown in names.items():
+        last = looks(folder / name / "metrics.csv")[-1]
+        table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
+    Console().print("", table)
+    print(
+        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. KL: nats an answer, from SFT. Text loss: nats\n"
+        "a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
+        f"model's {minutes['reward_model']:.1f} minutes as well."
+    )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def looks(metrics: Path) -> list[dict[str, str]]:
+    """The looks of the evaluation in a metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("eval/reward")]
 
 
-def _error(values: list[float]) -> float:
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
-def _short(text: str, most: int = 60) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+def _cells(row: dict[str, str], compared: bool) -> list[str]:
+    reward = f"{float(row['eval/reward']):.3f} ± {1.96 * float(row['eval/reward_se']):.3f}"
+    against = [f"{float(row['eval/win_rate']):.0%}", f"{float(row['eval/kl']):.2f}"] if compared else ["", ""]
+    return [reward, *against, f"{float(row['eval/length']):.0f}", f"{float(row['eval/retained_loss']):.3f}"]

@@ -93,6 +93,8 @@ class Progress(ProgressBar):
         metrics = trainer.callback_metrics
         if "train/loss" in metrics:
             parts.append(f"loss {float(metrics['train/loss']):.4f}")
+        if "rollout/reward" in metrics:
+            parts.append(f"reward {float(metrics['rollout/reward']):.3f}")
         if "perf/tokens_per_second" in metrics:
             parts.append(f"{float(metrics['perf/tokens_per_second']):,.0f} tokens/s")
         began, first = self._start

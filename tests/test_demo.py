@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from leyden.demo import Size, gain, main, run, scores
+from leyden.demo import Size, gain, looks, main, run
 from leyden.errors import UserError
 from leyden.launcher import main as leyden
+from leyden.stages import unfinished
+
+SMALL = Size(rows=64, epochs=1, pairs=24, prompts=16, batch=16, rollouts=1, rounds=1, heldout=6)
 
 
-def test_every_stage_runs_and_leaves_its_file(
+def test_every_stage_runs_and_a_broken_off_demo_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(leyden, Path("demo"), Size(rows=64, heldout=6, epochs=1)) == 0
+    folder = Path("runs/demo-1")
+
+    def broken(words: list[str]) -> int:
+        return 130 if "dpo" in words else leyden(words)
+
+    with pytest.raises(UserError, match="stage 10 ended with code 130"):
+        run(broken, folder, SMALL)
+    assert unfinished([folder], asdict(SMALL)) == folder and unfinished([folder], asdict(Size())) is None
+    capsys.readouterr()
+    assert run(leyden, folder, SMALL) == 0
     shown = capsys.readouterr().out
-    assert "[7] What the tuned model answers" in shown and "standard errors" in shown
-    made = {path.name for path in Path("demo").iterdir()}
+    assert shown.count("done before") == 9 and "[13] All runs beside each other" in shown
+    assert "rejection sampling" in shown and "beats SFT" in shown
+    made = {path.name for path in folder.iterdir()}
     assert made == {
-        "questions.csv",
-        "questions.jsonl",
-        "heldout.jsonl",
-        "answers-before.jsonl",
-        "answers-after.jsonl",
-        "sft",
-    }
-    assert len(scores(Path("demo/answers-before.jsonl"))) == 6
-    rows = [json.loads(line) for line in Path("demo/answers-after.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert all(row["row"]["answer"] and row["prompt"][-1]["role"] == "user" for row in rows)
+        "stages.json", "questions.csv", "questions.jsonl", "pairs.jsonl", "prompts.jsonl", "heldout.jsonl",
+        "text.jsonl", "sft", "reward_model", "dpo", "ppo", "rejection_sampling", "report.html",
+    }  # fmt: skip
+    for name in ("sft", "dpo", "ppo", "rejection_sampling"):
+        found = looks(folder / name / "metrics.csv")
+        assert found[0]["step"] == "0" and len(found) >= 2, name
+    same = {(folder / name / "evaluation.json").read_text("utf-8") for name in ("dpo", "ppo", "rejection_sampling")}
+    assert len(same) == 1  # prompts, reward, reference, text: all runs can be compared
+    assert unfinished([folder], asdict(SMALL)) is None
+    with pytest.raises(UserError, match="another size"):
+        run(leyden, folder, Size())
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
     with pytest.raises(UserError, match="there is something in it"):
-        main(["demo"])
+        main([str(tmp_path)])
 
 
 @pytest.mark.parametrize(
