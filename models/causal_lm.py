@@ -167,10 +167,8 @@ class CausalLM(Policy):
             return self.hidden_by_rows(batch)
         body, _, _ = parts(self.model)
         forest = forest_attention.Forest(batch, self.backend(batch.tokens.device))
-        out = body(
-            input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest
-        ).last_hidden_state
-        return out[0]  # type: ignore[no-any-return]
+        out = body(input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def hidden_by_rows(self, batch: Batch) -> Tensor:
         """The same from one right-padded row per response, with the attention that the model came with: [T, H]."""
@@ -243,8 +241,9 @@ class CausalLM(Policy):
         sampling: Sampling | None = None,
         keys: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Response]]:
-        return generate(self, prompts, n, sampling or Sampling(), keys, on_progress)
+        return generate(self, prompts, n, sampling or Sampling(), keys, on_progress, on_token)
 
     def save(self, folder: str | Path | None) -> None:
         save(self, folder)

@@ -63,10 +63,17 @@ class Writer:
 
     Args:
         report: called with the number of responses that were just completed.
+        show: called with every token as it is chosen, and the draft that it was appended to.
     """
 
-    def __init__(self, policy: CausalLM, sampling: Sampling, report: Callable[[int], None]) -> None:
-        self.policy, self.sampling, self.report, self.stop = policy, sampling, report, policy.stop
+    def __init__(
+        self,
+        policy: CausalLM,
+        sampling: Sampling,
+        report: Callable[[int], None],
+        show: Callable[[Draft, int], None] = lambda draft, token: None,
+    ) -> None:
+        self.policy, self.sampling, self.report, self.show, self.stop = policy, sampling, report, show, policy.stop
         self.body, self.head, self.squash = parts(policy.model)
 
     def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
@@ -83,6 +90,7 @@ class Writer:
                 )
             draft.tokens.append(t)
             draft.logp.append(lp)
+            self.show(draft, t)
             draft.finished = t in self.stop
             if draft.finished or len(draft.tokens) == group.limit:
                 group.unfinished -= 1

@@ -24,6 +24,7 @@ def generate(
     sampling: Sampling,
     keys: Sequence[int] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    on_token: Callable[[int, int, int], None] | None = None,
 ) -> list[list[Response]]:
     """`n` responses to each prompt; see `Policy.generate`.
 
@@ -31,6 +32,8 @@ def generate(
 
     Args:
         on_progress: called with the number of responses that were just completed, while others go on.
+        on_token: called with every token as it is sampled: place of its prompt, number of its sample, token id. What it
+            raises ends the sampling and leaves the policy as it was.
     """
     keys = range(len(prompts)) if keys is None else keys
     if len(keys) != len(prompts):
@@ -47,7 +50,11 @@ def generate(
         drafts = [Draft(random.Random(f"{sampling.seed}/{key}/{k}")) for k in range(n)]
         limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room - len(prompt))
         groups.append(Group(prompt, drafts, limit, n))
-    _sample(policy, Writer(policy, sampling, on_progress or (lambda _: None)), groups)
+    writer = Writer(policy, sampling, on_progress or (lambda _: None))
+    if on_token is not None:
+        place = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
+        writer.show = lambda draft, token: on_token(*place[draft], token)
+    _sample(policy, writer, groups)
     return [[_response(policy, draft) for draft in group.drafts] for group in groups]
 
 
