@@ -183,8 +183,8 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
         table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
     Console().print("", table)
     print(
-        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. KL: nats an answer, from SFT. Text loss: nats\n"
-        "a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
+        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. KL: nats an answer, from SFT. Text loss:\n"
+        "nats a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
         f"model's {minutes['reward_model']:.1f} minutes as well."
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 SHORT = {
     "fit": ["--trainer.max_steps", "2", "--data.batch_size", "2"],
     "predict": ["--model.sampling.max_new_tokens", "4"],
+    "look": ["--eval.size", "3", "--eval.sampling.max_new_tokens", "4"],
     "sampled": ["--trainer.max_steps", "2", "--data.batch_size", "8", "--data.val_size", "4"],
 }
 """Added to the README's commands so that the tests take seconds."""
@@ -47,7 +49,8 @@ def test_the_two_first_commands_are_make_targets_and_ci_runs_the_second() -> Non
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_readme_runs(leyden, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_runs(leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("안녕?\n"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     with (workplace / "chat.csv").open("w", encoding="cp949", newline="") as stream:
         rows = [(f"{i} 더하기 {i}는?", f"{2 * i}입니다.") for i in range(30)]
@@ -59,6 +62,7 @@ def test_the_readme_runs(leyden, workplace: Path, capsys: pytest.CaptureFixture[
         assert words[0] == "leyden"
         resumed = [] if "--ckpt_path" not in words else ["--trainer.max_steps", "3"]
         short = [] if "reward_model" in words and words[1] == "predict" else SHORT.get(words[1], [])
+        short = [*short, *SHORT["look"]] if "eval" in words else short
         short = SHORT["sampled"] if words[1] == "fit" and {"ppo", "rejection_sampling"} & {*words} else short
         code, out, err = leyden(*words[1:], *(resumed or short))
         # of answers of four tokens some are empty, and then labelling says so with 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--trainer.max_steps", "2", "--data.batch_size", "4"]
@@ -69,6 +71,77 @@ def test_simpo_is_simpo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         losses.append(-F.logsigmoid(1.5 * means[0] - 1.5 * means[1] - 0.4))
     expected = torch.stack(losses).mean()
     assert float(algorithm.loss(batch).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+ACCOUNT = "<!-- needs an account -->\n"
+"""Stands before what asks a server."""
+
+
+def run_page(leyden, workplace: Path, name: str) -> None:
+    """Every command of a page but those for an account, made short, where `chat.csv` and some data lie."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    offline = re.sub(rf"{re.escape(ACCOUNT)}```bash\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for _, language, content in pieces(offline) if language == "bash" for line in content.splitlines()]
+    few = {"fit": [*SHORT, "--eval.size", "4"], "validate": ["--eval.size", "4"]}
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        short = list(few.get(words[0], []))
+        if {"ppo", "rejection_sampling"} & {*words}:  # answers of both policies, in one rollout of equal parts
+            short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", "4", "--data.val_size", "2"]
+        if words[0] in ("fit", "validate") and "--eval.path" not in words:
+            short = short[:-2]
+        if "--eval.path" in words:
+            short += ["--eval.sampling.max_new_tokens", "4"]
+        if words[0] == "predict":
+            short = ["--model.sampling.max_new_tokens", "16"]
+        if words[:2] == ["data", "label"]:  # two steps teach nothing that Gold could tell apart
+            (workplace / "tell.py").write_text("def length(samples):\n    return [len(s.response) for s in samples]\n")
+            words = [*words[: words.index("--reward")], "--reward", "Function", "--reward.path", "tell.length"]
+        code, _, error = leyden(*words, *short)
+        assert code == 0 or (code == 1 and "label" in words), (line, error)
+
+
+def table(workplace: Path) -> None:
+    """The spreadsheet that pages begin with."""
+    with (workplace / "chat.csv").open("w", encoding="utf-8", newline="") as stream:
+        rows = [(f"{i} 더하기 {i}는?", f"{2 * i}입니다.") for i in range(30)]
+        csv.writer(stream).writerows([("질문", "답변"), *rows])
+
+
+def test_the_page_on_data_runs(leyden, workplace: Path) -> None:
+    table(workplace)
+    run_page(leyden, workplace, "data.md")
+
+
+def test_the_page_on_evaluation_runs(leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(workplace / "netrc"))
+    table(workplace)
+    for kind, name in (("instruction", "chat"), ("preference", "pairs"), ("prompts", "prompts")):
+        made = leyden("data", "sample", "--kind", kind, "--language", "ko", "--rows", "40", "--output", f"{name}.jsonl")
+        assert made[0] == 0
+    run_page(leyden, workplace, "evaluation.md")
+    assert (workplace / "report.html").is_file() and list((workplace / "runs/wandb/wandb").glob("offline-run-*"))
+
+
+def test_the_sweep_says_what_the_command_line_takes(leyden, workplace: Path) -> None:
+    sweep = yaml.safe_load((ROOT / "docs" / "sweep.yaml").read_text(encoding="utf-8"))
+    chosen = [f"--{name}={given['values'][0]}" for name, given in sweep["parameters"].items()]
+    words = [word for word in sweep["command"][1:] if word != "${args}"]
+    code, printed, error = leyden(*words, *chosen, "--print_config")
+    assert code == 0 and "kl_coef: 0.02" in printed and "leyden.wandb.WandB" in printed, error
+
+
+def test_the_walk_through_runs_and_is_the_same_in_both_languages(
+    leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    english, korean = ((ROOT / "docs" / f"walkthrough{x}.md").read_text(encoding="utf-8") for x in ("", ".ko"))
+    assert [c for _, _, c in pieces(english)] == [c for _, _, c in pieces(korean)]
+    table(workplace)
+    monkeypatch.setattr("sys.stdin", io.StringIO("수도는?\n"))
+    run_page(leyden, workplace, "walkthrough.md")
+    assert (workplace / "aligned" / "README.md").is_file() and (workplace / "report.html").is_file()
 
 
 DEVICES = "<!-- several devices -->\n"
