@@ -57,7 +57,7 @@ class Throughput(Callback):
         if self._last is None:
             self._last = (time.monotonic(), pl_module.progress["tokens"])
 
-    def pause(self) -> None:
+    def pause(self, seconds: float = 0.0) -> None:
         """What is done until the next batch is no part of a step."""
         self._last = None
 

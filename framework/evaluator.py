@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,12 +116,12 @@ class Evaluator(Callback, ABC):
             return self._looks.cut(self._at)
         self._read(trainer, pl_module)
         self._looks.begin(self._facts(pl_module))
-        self._say(trainer, self.look(trainer, pl_module))
+        self._say(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
         if due and not accumulating(trainer) and self._at != trainer.global_step:
-            self._say(trainer, self.look(trainer, pl_module))
+            self._say(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -130,7 +131,7 @@ class Evaluator(Callback, ABC):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._at != trainer.global_step:
-            self._say(trainer, self.look(trainer, pl_module))
+            self._say(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         theirs = list(self._theirs.values()) or self._known.get("reference", [])
@@ -139,13 +140,15 @@ class Evaluator(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._known, self._at = state_dict, int(state_dict["at"])
 
-    def _say(self, trainer: Trainer, found: dict[str, float]) -> None:
-        """Show measures that no validation shows, and let nobody take the time for that of steps."""
-        shown = trainer.progress_bar_callback
+    def _say(self, trainer: Trainer, module: Any) -> None:
+        """Look outside of a validation: show the measures, and let nobody take the time for that of steps."""
+        began, shown = time.monotonic(), trainer.progress_bar_callback
+        found = self.look(trainer, module)
         if isinstance(shown, Progress):
             shown.measures(trainer, found)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            getattr(callback, "pause", lambda: None)()
+            if (pause := getattr(callback, "pause", None)) is not None:
+                pause(time.monotonic() - began)
 
     # -- the look ----------------------------------------------------------------------------------------------------
 

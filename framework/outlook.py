@@ -30,6 +30,10 @@ class Outlook(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self._first, self._said = time.monotonic(), trainer.global_step, False
 
+    def pause(self, seconds: float) -> None:
+        """So long something was done that is no part of training."""
+        self._began += seconds
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         done, took = trainer.global_step - self._first, time.monotonic() - self._began
         if self._said or not trainer.is_global_zero or done < 2 or trainer.fit_loop._should_accumulate():

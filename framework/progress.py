@@ -57,6 +57,10 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._shown = (time.monotonic(), trainer.global_step), 0.0
 
+    def pause(self, seconds: float) -> None:
+        """So long something was done that is no part of training."""
+        self._start = (self._start[0] + seconds, self._start[1])
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         now, total = time.monotonic(), total_steps(trainer)
         if (
