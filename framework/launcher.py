@@ -22,6 +22,7 @@ TRAINER_VERBS = {
 }
 OTHER_VERBS = {
     "data": ("leyden.datamodules.commands", "convert, check, show and label data files, and make sample rows"),
+    "compare": ("leyden.compare.main", "runs beside each other: a table, and a page with curves and answers"),
     "plan": ("leyden.models.plan", "what a run would hold in memory, before anything is downloaded"),
     "chat": ("leyden.models.chat", "talk to a model or adapter in the terminal, or through a pipe"),
     "export": ("leyden.models.export", "a trained model as a folder for others: merge its adapter, upload it"),

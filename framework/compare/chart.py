@@ -1,0 +1,181 @@
+"""A chart as SVG text: lines, marks with their intervals, axes, and labels where there is room for them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from leyden.compare.axis import Axis, fitted, written
+
+LOOKS = 8
+"""Colours; the shapes of marks are one fewer, so that 56 groups look different."""
+SHAPES = (
+    "M0-5.5A5.5 5.5 0 1 1 0 5.5A5.5 5.5 0 1 1 0-5.5Z",
+    "M-5-5H5V5H-5Z",
+    "M0-6.5L6.2 4.6H-6.2Z",
+    "M0-7L6 0L0 7L-6 0Z",
+    "M-2-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+    "M0 6.5L-6.2-4.6H6.2Z",
+    "M-5-6.4L0-2.4L5-6.4L6.4-5L2.4 0L6.4 5L5 6.4L0 2.4L-5 6.4L-6.4 5L-2.4 0L-6.4-5Z",
+)
+DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "5 2", "12 3", "1 3", "4 2 1 2")
+LETTER = 6.8
+"""Pixels that a Latin letter of a name takes, in a wide font; Hangul takes less than twice as many."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of one run, or of a group's mean (`strong`), with a text for each point."""
+
+    look: int
+    points: Sequence[tuple[float, float]]
+    tips: Sequence[str]
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a group ended, with intervals both ways where they are drawn."""
+
+    look: int
+    label: str
+    tip: str
+    x: tuple[float, float, float]
+    y: tuple[float, float, float]
+    """Low end, number, high end"""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What is drawn. `edge`: corners of a dashed line behind all; `plane`: one measure against another instead of what
+    only grows, with x by square roots."""
+
+    name: str
+    text: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    marks: Sequence[Mark]
+    edge: Sequence[tuple[float, float]] = ()
+    plane: bool = False
+
+
+def drawn(chart: Chart, width: int, height: int) -> str:
+    """The chart as an SVG element of that many units; it takes the width of what it stands in."""
+    points = [point for line in chart.lines for point in line.points]
+    right = min(60.0 if chart.plane else 130.0, max((_width(mark.label) for mark in chart.marks), default=0) + 12)
+    x = fitted([p[0] for p in points], 50, width - right, zero=True, root=chart.plane)
+    y = fitted([p[1] for p in points], height - 44, 28)
+    clip = f"{chart.name}-{width}"
+    inside = [_edge(chart.edge, x, y), *(_line(line, x, y) for line in chart.lines)]
+    inside += [_whiskers(mark, x, y) for mark in chart.marks]
+    frame = f'<rect x="{x.start}" y="{y.end}" width="{x.end - x.start:.1f}" height="{y.start - y.end:.1f}"/>'
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(chart.text)}">',
+        f'<clipPath id="{clip}">{frame}</clipPath>',
+        _axes(chart, x, y),
+        f'<g clip-path="url(#{clip})">{"".join(inside)}</g>',
+        *(_mark(mark, x, y) for mark in chart.marks),
+        _labels(chart, x, y, width),
+        "</svg>",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def sign(look: int) -> str:
+    """A group's line and mark, for legends."""
+    line = f'<path class="mean" d="M1 8H31"{_dash(look)}/>'
+    return (
+        f'<svg class="sign {_class(look)}" viewBox="0 0 32 16" aria-hidden="true">{line}'
+        f'<path class="mark" transform="translate(16 8)" d="{SHAPES[look % len(SHAPES)]}"/></svg>'
+    )
+
+
+def _class(look: int) -> str:
+    return f"k{look % LOOKS}"
+
+
+def _dash(look: int) -> str:
+    dash = DASHES[look % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
+def _axes(chart: Chart, x: Axis, y: Axis) -> str:
+    parts = ['<g class="axes">']
+    across, along = y.ticks(40), x.ticks()
+    for value, text in zip(across, written(across), strict=True):
+        at = y.place(value)
+        parts.append(f'<path d="M{x.start} {at:.1f}H{x.end:.1f}"/>')
+        parts.append(f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
+    for value, text in zip(along, written(along), strict=True):
+        at = x.place(value)
+        parts.append(f'<path d="M{at:.1f} {y.start}v5"/>')
+        parts.append(f'<text x="{at:.1f}" y="{y.start + 18}" text-anchor="middle">{text}</text>')
+    parts.append(f'<path class="base" d="M{x.start} {y.end}V{y.start}H{x.end:.1f}"/>')
+    parts.append(f'<text class="label" x="4" y="14">{escape(chart.y_label)}</text>')
+    parts.append(f'<text class="label" x="{x.start}" y="{y.start + 37}">{escape(chart.x_label)}</text>')
+    return "".join(parts) + "</g>"
+
+
+def _edge(corners: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
+    path = " L".join(f"{x.place(a):.1f} {y.place(b):.1f}" for a, b in corners)
+    return f'<path class="edge" d="M{path}"/>' if corners else ""
+
+
+def _line(line: Line, x: Axis, y: Axis) -> str:
+    places = [f"{x.place(a):.1f} {y.place(b):.1f}" for a, b in line.points]
+    kind = f'class="mean"{_dash(line.look)}' if line.strong else 'class="one"'
+    path = f'<path {kind} d="M{" L".join(places)}"/>' if len(places) > 1 else ""
+    dots = (
+        f'<circle cx="{place.split()[0]}" cy="{place.split()[1]}" r="2.5"><title>{escape(tip)}</title></circle>'
+        for place, tip in zip(places, line.tips, strict=False)
+    )
+    return f'<g class="{_class(line.look)}">{path}{"".join(dots)}</g>'
+
+
+def _whiskers(mark: Mark, x: Axis, y: Axis) -> str:
+    across, along = y.place(mark.y[1]), x.place(mark.x[1])
+    parts = []
+    if mark.x[2] > mark.x[0]:
+        parts.append(f"M{x.place(mark.x[0]):.1f} {across:.1f}H{x.place(mark.x[2]):.1f}")
+    if mark.y[2] > mark.y[0]:
+        parts.append(f"M{along:.1f} {y.place(mark.y[0]):.1f}V{y.place(mark.y[2]):.1f}")
+    return f'<path class="whisker {_class(mark.look)}" d="{"".join(parts)}"/>' if parts else ""
+
+
+def _mark(mark: Mark, x: Axis, y: Axis) -> str:
+    place = f"translate({x.place(mark.x[1]):.1f} {y.place(mark.y[1]):.1f})"
+    shape, tip = SHAPES[mark.look % len(SHAPES)], f"<title>{escape(mark.tip)}</title>"
+    return f'<path class="mark {_class(mark.look)}" transform="{place}" d="{shape}">{tip}</path>'
+
+
+def _width(text: str) -> float:
+    return LETTER * sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
+    """Names beside their marks, each where it covers no mark and no other name; where that is nowhere, left out. Curves
+    that run on to the right have names there alone."""
+    places = [(x.place(mark.x[1]), y.place(mark.y[1])) for mark in chart.marks]
+    taken = [(a - 6, b - 6, a + 6, b + 6) for a, b in places]
+    parts = []
+    for mark, (a, b) in zip(chart.marks, places, strict=True):
+        long = _width(mark.label)
+        right, left, middle = a + 9, a - 9 - long, a - long / 2
+        around = ((left, 4), (middle, -11), (middle, 19), (right, -9), (right, 17))
+        beside = ((right, 0), (right, 8), (right, -6), (right, 14), (right, -12), (right, 20))
+        for at, down in ((right, 4), *(around if chart.plane else beside)):
+            box = (at, b + down - 11, at + long, b + down + 3)
+            inside = box[0] >= x.start + 2 and box[2] <= width - 2 and box[1] >= y.end and box[3] <= y.start
+            if inside and not any(_meet(box, other) for other in taken):
+                taken.append(box)
+                name = f'<text class="name {_class(mark.look)}" x="{at:.1f}" y="{b + down:.1f}">'
+                parts.append(f"{name}{escape(mark.label)}</text>")
+                break
+    return "".join(parts)
+
+
+def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,0 +1,149 @@
+"""The figures of the page: which there are, and what is drawn in each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from leyden.compare.chart import Chart, Line, Mark
+from leyden.compare.comparison import Comparison
+from leyden.compare.groups import Group
+from leyden.compare.intervals import Interval
+from leyden.compare.measures import measure
+from leyden.compare.numbers import cell, number
+from leyden.compare.run import Run
+
+MOST = 22
+"""Letters of a name in a figure."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One figure: a column against another, and what to say of it."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    label: str
+    said: str = ""
+
+
+TOKENS, SECONDS = "train/tokens", "train/seconds"
+BEST = (
+    "Up and to the left is better. Crosses are 95\u00a0% intervals, which may reach beyond the figure; dashed is the "
+    "best reward that any run had at this KL or less."
+)
+PLANS = (
+    Plan("frontier", "Reward against KL", "eval/kl", "eval/reward", "reward", BEST),
+    Plan("reward-tokens", "Reward against tokens", TOKENS, "eval/reward", "reward"),
+    Plan("reward-time", "Reward against time", SECONDS, "eval/reward", "reward"),
+    Plan("wins", "Win rate over the reference", TOKENS, "eval/win_rate", "win rate",
+         "One half is as good as the reference."),
+    Plan("length", "Length of answers", TOKENS, "eval/length", "tokens per answer"),
+    Plan("forgetting", "Forgetting", TOKENS, "eval/forgetting", "nats per token",
+         "Loss on general text, less that before training: above 0 is forgotten."),
+    Plan("entropy", "Entropy", TOKENS, "eval/entropy", "nats per token"),
+    Plan("validation", "Validation loss", TOKENS, "val/loss", "the algorithm's own loss"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its texts: `looks` are the groups in it, by number and name."""
+
+    plan: Plan
+    chart: Chart
+    looks: Sequence[tuple[int, str]]
+    missing: str
+
+
+def figures(found: Comparison) -> list[Figure]:
+    """All figures for which there is something to draw."""
+    shown = {one.column for one in found.measures}
+    plans = [plan for plan in PLANS if not measure(plan.y).asked or plan.y in shown]
+    return [figure for plan in plans if (figure := _figure(found, plan)) is not None]
+
+
+def _figure(found: Comparison, plan: Plan) -> Figure | None:
+    unit, scale = _unit(found, plan)
+    lines, marks, looks, seen = list[Line](), list[Mark](), list[tuple[int, str]](), list[Run]()
+    for look, group in enumerate(found.groups):
+        both = [run for run in found.members(group, plan.y) if run in found.compared.get(plan.x, ())]
+        curves = {run: curve for run in both if (curve := _points(run, plan, scale))}
+        if not curves:
+            continue
+        seen += curves
+        looks.append((look, group.name))
+        lines += _curves(look, group, curves)
+        marks.append(_mark(found, look, group, plan, lines[-1]))
+    if not lines:
+        return None
+    corners = frontier([point for line in lines if not line.strong or line.tips for point in line.points])
+    text = f"{plan.title}. " + "; ".join(mark.tip for mark in marks)
+    edge = corners if plan.x == "eval/kl" else ()
+    chart = Chart(plan.name, text, unit, plan.label, lines, marks, edge, plan.x == "eval/kl")
+    absent = [run.name for run in found.runs if run not in seen]
+    return Figure(plan, chart, looks, f"Not shown: {', '.join(absent)}." if absent else "")
+
+
+def _curves(look: int, group: Group, curves: dict[Run, dict[int, tuple[float, float]]]) -> list[Line]:
+    """A group's curves: those of its runs and their mean at the steps that all have, or the one there is."""
+    lines = []
+    for run, curve in curves.items():
+        tips = [f"{group.name}, {run.name}, step {step}: {number(y)} at {number(x)}" for step, (x, y) in curve.items()]
+        lines.append(Line(look, list(curve.values()), tips, strong=len(curves) == 1))
+    steps = [step for step in next(iter(curves.values())) if all(step in curve for curve in curves.values())]
+    if len(curves) > 1 and steps:
+        means = [
+            (fmean(c[step][0] for c in curves.values()), fmean(c[step][1] for c in curves.values())) for step in steps
+        ]
+        lines.append(Line(look, means, (), strong=True))
+    return lines
+
+
+def _mark(found: Comparison, look: int, group: Group, plan: Plan, line: Line) -> Mark:
+    """Where a group ended."""
+    x, y = line.points[-1]
+    high = found.value(group, plan.y)
+    wide = found.value(group, plan.x) if plan.x == "eval/kl" else None
+    tip = f"{group.name}: {measure(plan.y).name} {cell(high)}" + (f", KL {cell(wide)}" if wide else f" at {number(x)}")
+    name = group.name if len(group.name) <= MOST else f"{group.name[: MOST - 1]}…"
+    return Mark(look, name, tip, _ends(wide, x), _ends(high if wide else None, y))
+
+
+def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:
+    return (at, at, at) if value is None else (value.low, value.mean, value.high)
+
+
+def _points(run: Run, plan: Plan, scale: float) -> dict[int, tuple[float, float]]:
+    """Step -> x and y of one run."""
+    if plan.x == "eval/kl":
+        known = dict(run.series[plan.x])
+        return {step: (known[step], y) for step, y in run.series[plan.y] if step in known}
+    found = {step: (run.at(plan.x, step), y) for step, y in run.series[plan.y]}
+    return {step: (x / scale, y) for step, (x, y) in found.items() if x is not None}
+
+
+def _unit(found: Comparison, plan: Plan) -> tuple[str, float]:
+    """What stands at the x axis, and what its numbers are divided by."""
+    if plan.x == "eval/kl":
+        return "KL from the reference (nats, square-root scale)", 1.0
+    if plan.x == TOKENS:
+        return "tokens trained on", 1.0
+    most = max((run.final(SECONDS) or 0.0 for run in found.runs), default=0.0)
+    for name, size in (("hours", 3600.0), ("minutes", 60.0)):
+        if most >= 2 * size:
+            return f"{name} of training", size
+    return "seconds of training", 1.0
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the steps along the highest y at each x or less."""
+    corners = list[tuple[float, float]]()
+    for x, y in sorted(points):
+        if not corners or y > corners[-1][1]:
+            corners += [(x, corners[-1][1])] if corners else []
+            corners.append((x, y))
+    return [*corners, (max(x for x, _ in points), corners[-1][1])] if corners else []

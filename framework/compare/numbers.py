@@ -1,0 +1,58 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from leyden.compare.intervals import Interval
+
+MARK = "†"
+"""Stands beside an interval that is over the prompts of one run."""
+
+
+def number(value: float) -> str:
+    """A number with about three digits: 0.0123, 1.23, 123, 12.3k, 4.56M."""
+    for least, unit, letter in ((9.995e8, 1e9, "G"), (9.995e5, 1e6, "M"), (9999.5, 1e3, "k")):
+        if abs(value) >= least:
+            return f"{_three(value / unit)}{letter}"
+    return _three(value)
+
+
+def _three(value: float) -> str:
+    if value == 0:
+        return "0"
+    digits = max(0, min(4, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else "0"
+
+
+def cell(value: Interval | None) -> str:
+    """A number with its interval, with as many digits as two of the interval's make sensible."""
+    if value is None:
+        return "–"
+    if value.half <= 0:
+        return number(value.mean)
+    if abs(value.mean) >= 1e4:
+        return f"{number(value.mean)} ±{number(value.half)}"
+    digits = max(0, min(4, 1 - math.floor(math.log10(value.half))))
+    mean = f"{value.mean:.{digits}f}".replace("-", "−")
+    if abs(value.mean - (value.low + value.high) / 2) < 0.02 * value.half:
+        text = f"{mean} ±{value.half:.{digits}f}"
+    else:
+        text = f"{mean} {value.low:.{digits}f}…{value.high:.{digits}f}"
+    return text + (MARK if value.source == "prompts" else "")
+
+
+def explained(values: Iterable[Interval | None]) -> str:
+    """What the intervals in a table are, as sentences."""
+    known = [value for value in values if value is not None]
+    found = []
+    if any(value.source == "seeds" for value in known):
+        found.append("± is half the 95\u00a0% interval of the mean over seeds (Student's t).")
+    if any(value.source == "prompts" for value in known):
+        found.append(
+            f"{MARK} marks one seed: the 95\u00a0% interval is over that run's prompts, and other seeds may leave it."
+        )
+    if any(value.source == "" for value in known):
+        found.append("A number alone is of one run, or the same in all.")
+    return " ".join(found)

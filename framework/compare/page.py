@@ -1,0 +1,154 @@
+"""The comparison as one HTML file that needs nothing else: no network, no script.
+
+All that comes from files is escaped, and the page's own policy forbids scripts and loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from leyden import __version__
+from leyden.compare.chart import drawn, sign
+from leyden.compare.comparison import Comparison
+from leyden.compare.figures import Figure, figures
+from leyden.compare.numbers import cell, explained, number
+from leyden.compare.samples import answers
+from leyden.compare.settings import brief, differing, seed
+
+MARK = '<html lang="en"><!-- leyden compare -->'
+"""Tells that a file is ours and may be written anew."""
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def page(found: Comparison) -> str:
+    """The whole page."""
+    groups, runs = len(found.groups), len(found.runs)
+    title = f"{', '.join(group.name for group in found.groups[:4])}{' and more' if groups > 4 else ''}"
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    parts = [
+        "<!doctype html>",
+        MARK,
+        '<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="color-scheme" content="light dark">',
+        f"<title>Runs compared: {escape(title)}</title>",
+        f"<style>\n{style}</style></head>",
+        "<body><header><h1>Runs compared</h1>",
+        f"<p>{runs} run{'s' * (runs != 1)} in {groups} group{'s' * (groups != 1)}; the runs of a group differ only in "
+        "seeds.</p></header><main>",
+        *_results(found),
+        *_figures(found),
+        *_settings(found),
+        *answers(found),
+        *_warnings(found),
+        *_runs(found),
+        f"</main><footer>leyden {__version__}</footer></body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """A table in a container of its own that scrolls. Cells are HTML; the first of a row is its heading."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "\n".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}"><table class="{kind}">'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _results(found: Comparison) -> Iterator[str]:
+    yield '<section id="results"><h2>Results</h2>'
+    head = ["group", "runs", *(f'<abbr title="{escape(one.unit)}">{escape(one.name)}</abbr>' for one in found.measures)]
+    values = [[found.value(group, one.column) for one in found.measures] for group in found.groups]
+    rows = [
+        [f"{sign(look)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
+        for look, (group, row) in enumerate(zip(found.groups, values, strict=True))
+    ]
+    yield table("Results", head, rows)
+    yield f"<p>Each run's last number. {explained(value for row in values for value in row)}</p>"
+    units = "".join(f"<dt>{escape(one.name)}</dt><dd>{escape(one.unit)}</dd>" for one in found.measures if one.unit)
+    yield f'<details><summary>What the columns are</summary><dl class="units">{units}</dl></details>' if units else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes())
+    yield f'<ul class="notes">{notes}</ul>' if notes else ""
+    yield "</section>"
+
+
+def _figures(found: Comparison) -> Iterator[str]:
+    shown = figures(found)
+    if not shown:
+        return
+    yield '<section id="figures"><h2>Figures</h2>'
+    yield "<p>Thin lines are single runs, thick ones the mean of a group's runs; marks show the end. Point at a "
+    yield "mark or a dot to read it.</p>"
+    yield '<div class="figures">'
+    for figure in shown:
+        yield _figure(figure)
+    yield "</div></section>"
+
+
+def _figure(figure: Figure) -> str:
+    legend = "".join(f"<li>{sign(look)}{escape(name)}</li>" for look, name in figure.looks)
+    said = " ".join(part for part in (figure.plan.said, escape(figure.missing)) if part)
+    first = figure.plan.name == "frontier"
+    wide = f'<div class="wide">{drawn(figure.chart, 1000, 440)}</div>' if first else ""
+    return (
+        f"<figure{' class=first' if first else ''}><h3>{figure.plan.title}</h3>\n"
+        f'{wide}<div class="narrow">{drawn(figure.chart, 400, 310)}</div>\n'
+        f'<figcaption><ul class="legend">{legend}</ul>{f"<p>{said}</p>" if said else ""}</figcaption></figure>'
+    )
+
+
+def _settings(found: Comparison) -> Iterator[str]:
+    """Settings that differ: first those that all groups have, then those that only some know."""
+    known = [group for group in found.groups if group.settings]
+    keys = differing([group.settings for group in known])
+    if not keys:
+        return
+    yield '<section id="settings"><h2>Settings that differ</h2>'
+    head = ["setting", *(escape(group.name) for group in known)]
+    common = [key for key in keys if all(key in group.settings for group in known)]
+    for few, what in ((common, ""), ([key for key in keys if key not in common], "Settings that only some have")):
+        rows = [[f"<code>{escape(key)}</code>", *(_value(group.settings.get(key)) for group in known)] for key in few]
+        shown = table(what or "Settings that differ", head, rows, "words") if rows else ""
+        yield f"<details><summary>{what} ({len(rows)})</summary>{shown}</details>" if rows and what else shown
+    yield "</section>"
+
+
+def _value(value: str | None) -> str:
+    if value is None:
+        return "–"
+    short = brief(value, 40)
+    return escape(value) if short == value else f'<abbr title="{escape(value)}">{escape(short)}</abbr>'
+
+
+def _warnings(found: Comparison) -> Iterator[str]:
+    runs = [run for run in found.runs if run.diagnostics]
+    if not runs:
+        return
+    yield '<section id="warnings"><h2>Warnings while training</h2>'
+    for run in runs:
+        yield f"<h3>{escape(run.name)}</h3><ul>"
+        for row in run.diagnostics:
+            key = f" <code>{escape(str(row['key']))}</code>" if row.get("key") else ""
+            yield f"<li>Step {row['step']}: {escape(row['sentence'])}{key}</li>"
+        yield "</ul>"
+    yield "</section>"
+
+
+def _runs(found: Comparison) -> Iterator[str]:
+    yield '<section id="runs"><h2>Runs</h2>'
+    head = ["run", "group", "seed", "steps", "tokens", "seconds", "version", "commit", "folder"]
+    rows = []
+    for look, group in enumerate(found.groups):
+        for run in group.runs:
+            numbers = ["–" if (v := run.final(f"train/{c}")) is None else number(v) for c in ("tokens", "seconds")]
+            about = [str(run.info.get(key) or "–") for key in ("version", "git")]
+            words = [group.name, seed(run.config) or "–", str(run.steps), *numbers, *about, str(run.folder)]
+            rows.append([f"{sign(look)}{escape(run.name)}", *map(escape, words)])
+    yield table("Runs", head, rows)
+    yield "</section>"

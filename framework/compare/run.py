@@ -1,0 +1,75 @@
+"""What one run left in its folder. Files may be missing, unfinished or damaged: what can be read is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leyden.compare.metrics import Series, read_metrics
+from leyden.compare.records import is_diagnostic, is_sample, read_config, read_object, read_rows
+
+
+@dataclass(eq=False)
+class Run:
+    """A run as its folder tells it.
+
+    `config` is config.yaml, `facts` evaluation.json (None: the run was not evaluated), `info` run.json; each is empty
+    where the file is missing. `samples` are the answers of the last evaluation. `notes` say what could not be read.
+    """
+
+    folder: Path
+    name: str
+    series: Series = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    diagnostics: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def algorithm(self) -> str:
+        """The class's short name, as in `--model PPO`."""
+        model = self.config.get("model")
+        path = model.get("class_path", "") if isinstance(model, dict) else ""
+        return str(path).rpartition(".")[2] or str(self.info.get("algorithm") or "run")
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that were finished when something was last logged."""
+        return max((points[-1][0] for points in self.series.values()), default=0)
+
+    @property
+    def evaluated(self) -> bool:
+        return any(column.startswith("eval/") for column in self.series)
+
+    def final(self, column: str) -> float | None:
+        """The last number of a column; the highest, where it is a peak."""
+        points = self.series.get(column)
+        if not points:
+            return None
+        return max(value for _, value in points) if "peak" in column else points[-1][1]
+
+    def at(self, column: str, step: int) -> float | None:
+        """The last number of a column at or before a step: what is counted from the start is 0 there."""
+        found = [value for when, value in self.series.get(column, ()) if when <= step]
+        return found[-1] if found else 0.0 if step == 0 and column in self.series else None
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read a run's folder; `name` is what to call it."""
+    run = Run(folder, name)
+    notes = run.notes
+    run.series = read_metrics(folder / "metrics.csv", notes)
+    run.config = read_config(folder / "config.yaml", notes)
+    run.facts = read_object(folder / "evaluation.json", notes)
+    run.info = read_object(folder / "run.json", notes) or {}
+    samples = read_rows(folder / "samples.jsonl", is_sample, notes)
+    last = max((row["step"] for row in samples), default=0)
+    run.samples = [row for row in samples if row["step"] == last]
+    run.diagnostics = read_rows(folder / "diagnostics.jsonl", is_diagnostic, notes)
+    retained = run.series.get("eval/retained_loss")
+    if retained and retained[0][0] == 0:  # without a look before training there is nothing to have forgotten
+        run.series["eval/forgetting"] = [(step, loss - retained[0][1]) for step, loss in retained]
+    return run

@@ -1,0 +1,75 @@
+"""What runs were told to do: settings as flags, and those that make no difference to what a run is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Settings = Mapping[str, str]
+"""Flag without its dashes (`model.kl_coef`) -> value as text; a class stands at the flag that names it (`model`)."""
+
+OWN = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "trainer.logger", "verbose")
+"""Where a run writes and what it says: keys, and the beginnings of keys."""
+
+
+def flattened(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """A resolved config.yaml as flags."""
+    found = dict[str, str]()
+    for key, value in config.items():
+        inner = path if key in ("init_args", "class_path") else f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            found |= flattened(value, inner)
+        else:
+            found[inner] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def essential(config: Mapping[str, Any], ignored: Iterable[str] = ()) -> dict[str, str]:
+    """The settings of a run without seeds, places of its own and the keys in `ignored` (with all under them)."""
+    flat = flattened(config)
+    own = flat.get("trainer.default_root_dir", "")
+    without = (*OWN, *ignored)
+    return {
+        key: value.replace(own, "RUN") if own and (value == own or value.startswith(f"{own}/")) else value
+        for key, value in flat.items()
+        if key.rpartition(".")[2] not in ("seed", "seed_everything")
+        and not any(_under(key, start) for start in without)
+    }
+
+
+def _under(key: str, start: str) -> bool:
+    return key == start or key.startswith(f"{start}.")
+
+
+def seed(config: Mapping[str, Any]) -> str:
+    """The seeds of a run in a few words: `1`, or each by its key where they differ."""
+    flat = flattened(config)
+    seeds = {key: value for key, value in flat.items() if key.rpartition(".")[2] in ("seed", "seed_everything")}
+    main = seeds.get("seed_everything", "")
+    others = {key: value for key, value in seeds.items() if value != main and not key.startswith("eval.")}
+    changed = {key: value for key, value in others.items() if value != "0"}
+    return ", ".join([main, *(f"{key} {value}" for key, value in changed.items())]).lstrip(", ")
+
+
+def differing(all_settings: Sequence[Settings]) -> list[str]:
+    """Keys that not all have with the same value, in the order in which they first appear."""
+    keys = dict.fromkeys(key for settings in all_settings for key in settings)
+    return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
+
+
+def brief(value: str | None, most: int = 18) -> str:
+    """A value in a few letters: of paths and classes the last part."""
+    if value is None:
+        return "none"
+    last = value.rstrip("/").rpartition("/")[2]
+    last = last.rpartition(".")[2] if last.startswith(("leyden.", "torch.", "peft.")) else last
+    return last if len(last) <= most else f"{last[: most - 1]}…"
