@@ -135,9 +135,9 @@ def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> di
     fit("Supervised fine-tuning: how to answer at all",
         "sft", "--data.path", data["rows"], "--trainer.max_epochs", size.epochs, config="demo")  # fmt: skip
     fit("A reward model: which of two answers is better", "reward_model", "--model.policy.path", start,
-        "--data.path", data["pairs"], "--model.optimizer.lr", 1e-4, evaluated=False)  # fmt: skip
+        "--data.path", data["pairs"], "--model.optimizer.lr", 3e-4, evaluated=False)  # fmt: skip
     fit("DPO: align with the pairs themselves", "dpo", "--model.policy.path", start, "--data.path", data["pairs"],
-        "--model.optimizer.lr", 3e-5, "--trainer.num_sanity_val_steps", 0)  # fmt: skip
+        "--model.optimizer.lr", 1e-4, "--trainer.num_sanity_val_steps", 0)  # fmt: skip
     sampled = [
         "--model.policy.path", start, "--model.reward.path", scores, "--data.path", data["prompts"],
         "--data.val_fraction", 0, "--model.sampling.max_new_tokens", 64, "--model.optimizer.lr", 1e-4,
