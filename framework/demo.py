@@ -33,7 +33,7 @@ class Size:
     batch: int = 128
     """Answers in a rollout are twice as many for PPO, and eight times half as many for rejection sampling."""
     rollouts: int = 6
-    rounds: int = 4
+    rounds: int = 10
     heldout: int = 200
 
 
@@ -174,7 +174,7 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
     from rich.table import Table
 
     table = Table(title="Held-out questions", title_justify="left", box=SIMPLE)
-    for column in ("", "gold reward", "beats SFT", "KL", "length", "text loss", "min"):
+    for column in ("", "gold reward", "wins", "KL", "length", "text", "min"):
         table.add_column(column, justify="left" if not column else "right")
     names = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rejection_sampling": "rejection sampling"}
     table.add_row("base", *_cells(looks(folder / "sft" / "metrics.csv")[0], False), "")
@@ -183,8 +183,8 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
         table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
     Console().print("", table)
     print(
-        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. KL: nats an answer, from SFT. Text loss:\n"
-        "nats a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
+        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an answer, from\n"
+        "SFT. Text: loss in nats a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
         f"model's {minutes['reward_model']:.1f} minutes as well."
     )
 

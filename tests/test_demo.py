@@ -31,7 +31,7 @@ def test_every_stage_runs_and_a_broken_off_demo_goes_on(
     assert run(leyden, folder, SMALL) == 0
     shown = capsys.readouterr().out
     assert shown.count("done before") == 9 and "[13] All runs beside each other" in shown
-    assert "rejection sampling" in shown and "beats SFT" in shown
+    assert "rejection sampling" in shown and "Wins: over SFT" in shown
     made = {path.name for path in folder.iterdir()}
     assert made == {
         "stages.json", "questions.csv", "questions.jsonl", "pairs.jsonl", "prompts.jsonl", "heldout.jsonl",
