@@ -183,9 +183,9 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
         table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
     Console().print("", table)
     print(
-        "gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an answer, from\n"
-        "SFT. Text: loss in nats a token of general text, which grows with what is forgotten. PPO and rejection sampling took the reward\n"
-        f"model's {minutes['reward_model']:.1f} minutes as well."
+        "Gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an\n"
+        "answer, from SFT. Text: loss in nats a token of general text, which grows with what is forgotten.\n"
+        f"PPO and rejection sampling took the reward model's {minutes['reward_model']:.1f} minutes as well."
     )
 
 
