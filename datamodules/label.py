@@ -176,7 +176,7 @@ def _batches(groups: Sequence[Group], size: int) -> Iterator[list[Group]]:
 
 def _rows(groups: Sequence[Group], ledger: Ledger, how: Labels, found: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows to write, best response first; `found` counts why other prompts give none."""
-    from leyden.callbacks import as_json
+    from leyden.predictions import as_json
 
     for group in groups:
         scores = ledger.scores[group.key]

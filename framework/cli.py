@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from leyden import __version__
 from leyden.algorithm import Algorithm
 from leyden.atomic import AtomicCheckpointIO
-from leyden.callbacks import Export, FinalValidation, PredictionWriter, RunRecord, Throughput
+from leyden.callbacks import Export, FinalValidation, RunRecord, Throughput
 from leyden.checkpoint import Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
@@ -29,27 +26,13 @@ from leyden.logger import MetricsCSV
 from leyden.outlook import Outlook
 from leyden.pieces import LESS, out_of_memory
 from leyden.precision import advise
+from leyden.predictions import PredictionWriter
 from leyden.progress import Progress, Summary
+from leyden.quiet import no_loading_bars, quiet
 from leyden.resume import settle
-from leyden.run import Run, claim, rank
+from leyden.run import Run, claim
 from leyden.stopping import Stopping
 from leyden.vet import explain, vet
-
-_HARMLESS = (
-    r".*does not have many workers",  # batches are planned and tokenised ahead
-    r".*Be aware that when using `ckpt_path`",
-    r".*`loftq_config` specified but will be ignored",  # its default, written out
-    r".*`is_gradient_checkpointing` is deprecated",
-    r".*Checkpoint directory .* exists and is not empty",
-    r".*The dirpath has changed",
-    r".*smaller than the logging interval",
-    r".*`_get_pg_default_device` will be deprecated",
-    r".*GPU available but not used",
-    r".*Total length of .* across ranks is zero",  # no rows are held out
-    r".*Found \d+ module\(s\) in eval mode",  # the reference model and dropout-free parts are meant to be
-    r".*is used within a .*checkpoint.*",
-    r".*`isinstance\(treespec, LeafSpec\)` is deprecated",
-)
 
 
 def run(command: Command) -> int:
@@ -58,7 +41,7 @@ def run(command: Command) -> int:
     Raises:
         UserError: a key, value or setting that cannot work, in one line.
     """
-    _quiet()
+    quiet()
     cli = CLI(command)
     try:
         cli.start()
@@ -81,41 +64,11 @@ def show_keys(verb: str) -> int:
     return run(Command(verb, flags=[["help", ""]]))
 
 
-class _Lines(logging.Handler):
-    """Log records as plain lines on whatever is standard error now."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
-
-
 def _root(error: BaseException) -> BaseException:
     """What an error comes from; an error that is phrased for the user says it better than its cause."""
     while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
-
-
-def _quiet() -> None:
-    """Leave the terminal to the run: our own log lines and warnings that mean something."""
-    log = logging.getLogger("leyden")
-    log.handlers = [_Lines()]
-    log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
-    for message in _HARMLESS:
-        warnings.filterwarnings("ignore", message=message)
-
-
-def _no_loading_bars() -> None:
-    """No bar for weights read from disk; those for downloads stay."""
-    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
-    from transformers.utils import logging as transformers_logging
-
-    downloads = not are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()
-    if downloads:
-        enable_progress_bars()
 
 
 class CLI(LightningCLI):
@@ -195,7 +148,7 @@ class CLI(LightningCLI):
             self.run = claim(trainer.default_root_dir, "predict", resume=True)
         if self.run is not None:
             trainer.default_root_dir = str(self.run.folder)
-        _no_loading_bars()
+        no_loading_bars()
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer. What their constructors say about their arguments is for the user."""

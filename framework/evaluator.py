@@ -232,7 +232,7 @@ class Evaluator(Callback, ABC):
         return {
             "prompts": {"path": paths.get("prompts"), "rows": len(self._prompts or ()), "fingerprint": self._mark()},
             "reward": {"name": name_of(reward), "fingerprint": _identity(reward)},
-            "reference": reference and {"path": other.path, "fingerprint": reference.fingerprint()},
+            "reference": reference and {"path": other.path, "fingerprint": other.fingerprint()},
             "text": {"path": paths.get("text"), "fingerprint": of_text(text)} if self._text else None,
             "sampling": vars(self.sampling),
         }

@@ -20,10 +20,10 @@ import torch
 import yaml
 
 from leyden.atomic import AtomicCheckpointIO
-from leyden.callbacks import PredictionWriter
 from leyden.errors import UserError
 from leyden.generators import generator_states, set_generator_states
 from leyden.logger import MetricsCSV
+from leyden.predictions import PredictionWriter
 from leyden.progress import summarise, total_steps
 from leyden.resume import find_checkpoint
 from leyden.run import claim, differences, write_whole

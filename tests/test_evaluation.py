@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Run
 from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import LoraConfig
 from ranks import Ranks
 from small import TreeData, fit, small, some_trees, weights_of
 from test_on_policy import Questions, evens
@@ -24,6 +25,7 @@ from leyden.evaluator import Evaluator
 from leyden.example import Example, Message
 from leyden.experience import Prompt
 from leyden.logger import MetricsCSV
+from leyden.models import CausalLM
 from leyden.policy import Sampling
 from leyden.template import Template
 
@@ -114,6 +116,13 @@ def test_the_measures_are_those_by_hand(tmp_path: Path) -> None:
     theirs = evens([type("S", (), {"response": group[0].text})() for group in before])  # type: ignore[misc]
     won = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(rewards, theirs, strict=True)]
     assert found["eval/win_rate"] == pytest.approx(sum(won) / 5)
+
+
+def test_the_same_start_is_the_same_reference_with_an_adapter_over_it() -> None:
+    plain, adapted = CausalLM("tiny"), CausalLM("tiny", adapter=LoraConfig(r=2, target_modules="all-linear"))
+    for policy in (plain, adapted):
+        policy.build()
+    assert plain.fingerprint() == adapted.fingerprint() != small().fingerprint()
 
 
 def test_wins_and_their_interval() -> None:
