@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from leyden.compared import Compared
 from leyden.objectives import Objective, Sigmoid
 from leyden.pairs import pairs, won
 
-log = logging.getLogger("leyden")
 USUAL = Sigmoid(beta=0.1)
 
 
@@ -32,7 +29,6 @@ class DPO(Compared):
     def __init__(self, *args: Any, objective: Objective = USUAL, sft_weight: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.sft_weight = objective, sft_weight
-        self.drift = 0.0
 
     def loss(self, batch: Batch) -> Tensor:
         logp = self.policy(batch).logp
@@ -52,14 +48,3 @@ class DPO(Compared):
         if self.sft_weight:
             loss = loss + self.sft_weight * found.mean(batch, -(logp / tokens)[better])
         return loss
-
-    def watch(self, now: Mapping[str, float]) -> None:
-        """Warn once when the better responses have lost half a nat a token, smoothed over some ten steps."""
-        before, self.drift = self.drift, 0.9 * self.drift + 0.1 * now["chosen_drift"]
-        if self.drift < -0.5 <= before:
-            log.warning(
-                "the chosen answers have become %.2f nats a token less likely than under the reference, so the policy "
-                "may be forgetting them; try --model.sft_weight 0.1, a larger --model.objective.beta or a lower "
-                "--model.optimizer.lr",
-                -self.drift,
-            )

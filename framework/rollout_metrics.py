@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
-from statistics import fmean
+from statistics import StatisticsError, correlation, fmean
 
 from torch import Tensor
 
@@ -37,8 +37,9 @@ def measured(trees: Sequence[Tree], seen: Trajectory, stop: Collection[int]) -> 
 
     Returns:
         rollout/reward, rollout/length (tokens), rollout/eos_rate (share that ended by themselves), rollout/kl (nats,
-        summed per response), rollout/entropy (nats a token); with several samples a prompt rollout/best (mean of the
-        best of each) and rollout/same (share of prompts whose responses all score the same, which teach nothing).
+        summed per response), rollout/entropy (nats a token), rollout/length_correlation (of score and length, unless
+        one of them is always the same); with several samples a prompt rollout/best (mean of the best of each) and
+        rollout/same (share of prompts whose responses all score the same, which teach nothing).
     """
     scores = [score for tree in trees for score in tree.scores or ()]
     responses = [response for tree in trees for response in tree.responses]
@@ -50,6 +51,9 @@ def measured(trees: Sequence[Tree], seen: Trajectory, stop: Collection[int]) -> 
         "kl": float(divergence(seen).mean()),
         "entropy": -float((seen.old_logp * seen.weight).sum()) / tokens,
     }
+    together = _with_length(trees)
+    if together is not None:
+        found["length_correlation"] = together
     groups = [tree.scores for tree in trees if tree.scores and len(tree.scores) > 1]
     if groups:
         found |= {
@@ -57,6 +61,21 @@ def measured(trees: Sequence[Tree], seen: Trajectory, stop: Collection[int]) -> 
             "same": fmean(float(max(group) == min(group)) for group in groups),
         }
     return {f"rollout/{name}": value for name, value in found.items()}
+
+
+def _with_length(trees: Sequence[Tree]) -> float | None:
+    """Pearson correlation of score and length in tokens, each less its mean over the prompt's responses where there are
+    several: longer questions may have better answers. None where it is not defined."""
+    scores, lengths = list[float](), list[float]()
+    for tree in trees:
+        several = len(tree.responses) > 1
+        for values, found in ((scores, tree.scores or ()), (lengths, [float(len(r)) for r in tree.responses])):
+            middle = fmean(found) if several else 0.0
+            values += [value - middle for value in found]
+    try:
+        return correlation(scores, lengths)
+    except StatisticsError:
+        return None
 
 
 def term_means(parts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:

@@ -319,13 +319,14 @@ class Terminal:
         self.shown = b""
 
     def until(self, words: str = "", seconds: float = 240) -> str:
-        """What is shown until these words are, or any at all; and forget it."""
+        """What is shown until these words are, or any at all; what comes after them is kept for later."""
         end = time.monotonic() + seconds
         while not (words.encode() in self.shown if words else self.shown.strip()):
             assert time.monotonic() < end, self.shown.decode(errors="replace")
             if select.select([self.main], [], [], 1)[0]:
                 self.shown += os.read(self.main, 4096)
-        found, self.shown = self.shown, b""
+        at = self.shown.find(words.encode()) + len(words.encode()) if words else len(self.shown)
+        found, self.shown = self.shown[:at], self.shown[at:]
         return found.decode(errors="ignore")  # a read may end inside a character
 
     def type(self, text: str) -> None:
@@ -342,7 +343,7 @@ def _owned() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of POSIX")
 def test_a_terminal(tmp_path: Path) -> None:
-    terminal = Terminal("tiny", "--temperature", "1.6", "--max-new-tokens", "1000")
+    terminal = Terminal("tiny", "--temperature", "4", "--max-new-tokens", "1000")
     try:
         assert "/help for commands" in terminal.until("> ")
         terminal.type("안녕하세요?\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -390,14 +389,3 @@ def test_what_is_logged() -> None:
     assert float(metrics["train/rejected_logp"]) == pytest.approx(float(logp[1]), rel=1e-4)
     margin = metrics["val/chosen_reward"] - metrics["val/rejected_reward"]
     assert float(metrics["val/margin"]) == pytest.approx(float(margin), abs=1e-5)
-
-
-def test_a_collapse_of_the_chosen_answers_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    algorithm = DPO(small())
-    with caplog.at_level(logging.WARNING, "leyden"):
-        for _ in range(4):
-            algorithm.watch({"chosen_drift": -1.0})
-        assert not caplog.records
-        for _ in range(20):
-            algorithm.watch({"chosen_drift": -1.0})
-    assert len(caplog.records) == 1 and "--model.sft_weight" in caplog.text

@@ -1,0 +1,100 @@
+"""What a run has logged so far, as far as rules look at it: the beginning and the latest of each measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+FIRST, LATEST = 8, 64
+"""How many values of a measure are kept from its beginning and from its end."""
+PER_STEP = ("ppo/clip_fraction",)
+"""Measures of steps that mean something over a whole rollout only: its first step is always within the clip."""
+WATCHED = (
+    "rollout/entropy",
+    "rollout/kl",
+    "rollout/reward",
+    "rollout/length",
+    "rollout/length_correlation",
+    "rollout/eos_rate",
+    "rollout/same",
+    "ppo/explained_variance",
+    "eval/reward",
+    "train/grad_norm",
+    "train/chosen_drift",
+    *PER_STEP,
+)
+Point = tuple[int, float]
+
+
+class History:
+    """Measures by name, each a list of (optimizer step, value). Plain numbers, small enough for every checkpoint.
+
+    A new rollout adds two more: `NAME by rollout`, the mean of a measure of steps over the rollout that is over, and a
+    look at held-out prompts adds `rollout/reward at eval`, what the training saw at that time.
+
+    Args:
+        settings: of the algorithm, by the names of its arguments; those that it does not have are missing.
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        self.settings: Mapping[str, Any] = settings or {}
+        self._points: dict[str, list[Point]] = {}
+        self._first: dict[str, list[Point]] = {}
+
+    def add(self, step: int, found: Mapping[str, float]) -> None:
+        """Take what was logged at an optimizer step. What is logged again at the same step takes its place."""
+        if "rollout/reward" in found:
+            self._close(step)
+        for name in WATCHED:
+            if name in found:
+                self._put(name, step, float(found[name]))
+        if "eval/reward" in found and (rewards := self.latest("rollout/reward", 2)):
+            self._put("rollout/reward at eval", step, fmean(rewards))
+
+    def end(self) -> None:
+        """Training is over, and so is its last rollout."""
+        if "rollout/reward" in self._points:
+            self._close(1 << 62)
+
+    def _close(self, step: int) -> None:
+        """Sum up the rollout before the one that begins at a step."""
+        began = next((at for at, _ in reversed(self._points.get("rollout/reward", [])) if at < step), None)
+        for name in PER_STEP if began is not None else ():
+            if values := [value for at, value in self._points.get(name, ()) if began <= at < step]:
+                self._put(f"{name} by rollout", began, fmean(values))
+
+    def _put(self, name: str, step: int, value: float) -> None:
+        if not math.isfinite(value):
+            return
+        for kept in (self._points.setdefault(name, []), self._first.setdefault(name, [])):
+            if kept and kept[-1][0] == step:
+                kept[-1] = (step, value)
+            elif kept is self._points[name] or len(kept) < FIRST:
+                kept.append((step, value))
+        del self._points[name][:-LATEST]
+
+    # -- what rules ask ----------------------------------------------------------------------------------------------
+
+    def first(self, name: str, n: int = 1) -> list[float]:
+        """The first `n` values, or none where there are not so many."""
+        points = self._first.get(name, [])
+        return [value for _, value in points[:n]] if len(points) >= n else []
+
+    def latest(self, name: str, n: int, skip: int = 0) -> list[float]:
+        """The latest `n` values, or none where there are not so many after the first `skip`."""
+        points = self._points.get(name, [])
+        return [value for _, value in points[-n:]] if len(points) >= n + skip else []
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        parts = {"points": self._points, "first": self._first}
+        return {part: {name: list(points) for name, points in kept.items()} for part, kept in parts.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._points, self._first = (
+            {name: [(int(at), float(value)) for at, value in points] for name, points in state[part].items()}
+            for part in ("points", "first")
+        )
