@@ -60,10 +60,10 @@ class History:
 
     def _close(self, step: int) -> None:
         """Sum up the rollout before the one that begins at a step."""
-        began = next((at for at, _ in reversed(self._points.get("rollout/reward", [])) if at < step), None)
-        for name in PER_STEP if began is not None else ():
-            if values := [value for at, value in self._points.get(name, ()) if began <= at < step]:
-                self._put(f"{name} by rollout", began, fmean(values))
+        began = [at for at, _ in self._points.get("rollout/reward", []) if at < step]
+        for name in PER_STEP if began else ():
+            if values := [value for at, value in self._points.get(name, ()) if began[-1] <= at < step]:
+                self._put(f"{name} by rollout", began[-1], fmean(values))
 
     def _put(self, name: str, step: int, value: float) -> None:
         if not math.isfinite(value):

@@ -169,6 +169,7 @@ class Policy(nn.Module, ABC):
         sampling: Sampling | None = None,
         keys: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Response]]:
         """`n` responses to each prompt of token ids, dropout off and without gradients.
 
@@ -179,6 +180,7 @@ class Policy(nn.Module, ABC):
             keys: a number for each prompt, which its noise depends on together with the seed and the number of the
                 sample; 0, 1, 2 … where none are given. So a response does not depend on what else is sampled.
             on_progress: called now and then with how many responses have ended since.
+            on_token: called with every token as it is sampled: place of its prompt, number of its sample, token id.
 
         Raises:
             ValueError: a prompt without tokens.
