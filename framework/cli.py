@@ -20,6 +20,7 @@ from leyden.callbacks import Export, FinalValidation, RunRecord, Throughput
 from leyden.checkpoint import Checkpoint, Randomness
 from leyden.command import Command
 from leyden.data import DataModule
+from leyden.diagnostics import Diagnostics
 from leyden.errors import UserError
 from leyden.evaluator import Evaluator
 from leyden.logger import MetricsCSV
@@ -181,7 +182,8 @@ class CLI(LightningCLI):
         looks = [] if evaluator is None else [evaluator]
         if self.verb != "fit":
             return own + looks
-        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping(), *looks]
+        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping()]
+        own += [Diagnostics(), *looks]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")
             checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")

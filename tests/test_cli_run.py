@@ -42,7 +42,13 @@ def test_a_run_leaves_config_metrics_checkpoint_and_export(leyden, workplace: Pa
     run = workplace / "runs" / "toy-1"
     assert out == "exported to runs/toy-1/export\n"
     assert "256 parameters" in err and "step 6/6 · loss" in err and "val/loss" in err
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "export", "metrics.csv"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "export",
+        "metrics.csv",
+        "run.json",
+    ]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step=000006.ckpt"]
     metrics = rows(run / "metrics.csv")
     assert [row["step"] for row in metrics] == list("123456")
@@ -237,7 +243,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_answered(
 
     trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True)
     writer = PredictionWriter(tmp_path / "a.jsonl")
-    monkeypatch.setattr("leyden.callbacks.write_whole", full)
+    monkeypatch.setattr("leyden.predictions.write_whole", full)
     with pytest.raises(UserError, match="cannot be written .No space left"):
         writer.on_predict_end(trainer, trainer)
     monkeypatch.setattr("tempfile.TemporaryFile", full)
@@ -250,7 +256,8 @@ def test_own_callbacks_and_loggers_take_the_place_of_the_defaults(leyden, workpl
     (workplace / "own.yaml").write_text(config)
     code, out, _ = leyden(*FIT, "--config", "own.yaml", "--trainer.max_steps", "1", "--trainer.logger", "false")
     assert (code, out) == (0, "exported to elsewhere\n")
-    assert sorted(path.name for path in (workplace / "runs/toy-1").iterdir()) == ["checkpoints", "config.yaml"]
+    left = sorted(path.name for path in (workplace / "runs/toy-1").iterdir())
+    assert left == ["checkpoints", "config.yaml", "run.json"]
 
 
 def test_ctrl_c_ends_with_130_and_one_line(leyden, workplace: Path) -> None:
