@@ -9,8 +9,9 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/leyden demo
 
+# Two workers: a test takes one thread, and those of a file share what is slow to make.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Types are checked on an installed copy: checkers do not see through an editable install's import hook.
 lint: .venv/ready

@@ -52,8 +52,7 @@ def test_help_lists_only_commands_that_exist(leyden) -> None:
     code, out, err = leyden("--help")
     assert (code, err) == (0, "")
     listed = set(re.findall(r"^  (\w+) {2}", out, re.MULTILINE))
-    assert {"fit", "validate", "test", "predict", "data", "plan", "export"} <= listed
-    assert listed.isdisjoint({"compare", "chat", "label"})
+    assert {"fit", "validate", "test", "predict", "data", "plan", "export", "compare", "chat", "demo"} == listed
 
 
 def test_help_on_fit_names_classes_and_configs_that_exist(leyden) -> None:
@@ -167,7 +166,7 @@ def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
     assert policy["class_path"] == "leyden.models.causal_lm.CausalLM" and policy["init_args"]["path"] == "y"
 
 
-FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2"), "sft") | {"one_base": "ppo"}
+FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2", "eval", "wandb"), "sft") | {"one_base": "ppo"}
 """What stands after another config, and one that it goes with."""
 
 
@@ -177,6 +176,7 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     samples = {"ppo": "ppo.PPO", "grpo": "grpo.GRPO", "rejection_sampling": "rejection_sampling.RejectionSampling"}
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
+    base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
     algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel", **samples}.get(name, "sft.SFT")
