@@ -16,7 +16,10 @@ from pathlib import Path
 
 from leyden.paths import resolve
 
-PAIRS, PROMPTS = ["--data.path", "pairs.jsonl"], ["--data.path", "prompts.jsonl", "--model.reward", "Gold"]
+REWARD = "def vowels(samples):\n    return [sum(c in 'aeiou아이오우' for c in sample.response) for sample in samples]\n"
+"""Tells answers apart that a model gives before it has learnt to answer."""
+PAIRS = ["--data.path", "pairs.jsonl"]
+PROMPTS = ["--data.path", "prompts.jsonl", "--model.reward", "Function", "--model.reward.path", "tell.vowels"]
 SAMPLED = [*PROMPTS, "--model.sampling.max_new_tokens", 16, "--data.batch_size", 16, "--data.val_fraction", 0]
 KINDS: dict[str, list[object]] = {
     "sft": ["--data.path", "rows.jsonl"],
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="optimizer steps")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
+    (options.folder / "tell.py").write_text(REWARD, encoding="utf-8")
     start = Path(resolve("tiny"))
     for kind, name in (("instruction", "rows"), ("preference", "pairs"), ("prompts", "prompts")):
         leyden(options.folder, "data", "sample", "--kind", kind, "--rows", 200, "--output", f"{name}.jsonl")
