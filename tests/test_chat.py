@@ -334,11 +334,14 @@ class Terminal:
 
 
 def _owned() -> None:
-    """Make the terminal the process's own, so that Ctrl-C reaches it."""
+    """Make the terminal the process's own, so that Ctrl-C reaches it, also where tests run in the background and it is
+    ignored."""
     import fcntl
+    import signal
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of POSIX")
@@ -358,6 +361,7 @@ def test_a_terminal(tmp_path: Path) -> None:
         assert terminal.process.wait(60) == 0
     finally:
         terminal.process.kill()
+        terminal.process.wait()
         os.close(terminal.main)
     (row,) = (tmp_path / "chat.jsonl").read_text(encoding="utf-8").splitlines()
     question, answer = json.loads(row)["messages"]
