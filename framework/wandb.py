@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
 import secrets
@@ -101,7 +102,7 @@ class WandB(Tracker):
                 break
             except Exception as error:  # whatever is wrong with it, training goes on
                 number = secrets.token_hex(4)  # the first one counts as in use
-                log.warning("W&B (%s): %s", chosen, str(error).splitlines()[0][:200])
+                log.warning("W&B (%s): %s", chosen, _brief(error))
         else:
             self._off = True
             return
@@ -127,7 +128,7 @@ class WandB(Tracker):
             call()
         except Exception as error:
             self._off = True
-            log.warning("W&B: %s; training goes on without it", str(error).splitlines()[0][:200])
+            log.warning("W&B: %s; training goes on without it", _brief(error))
 
     # -- numbers, samples, files -------------------------------------------------------------------------------------
 
@@ -193,6 +194,11 @@ class WandB(Tracker):
         self._off = True
 
 
+def _brief(error: Exception) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def _logged_in() -> bool:
     """Whether there is a key for W&B here; looked up without asking anybody."""
     import wandb
@@ -205,8 +211,6 @@ def _logged_in() -> bool:
 
 def _last(folder: Path) -> dict[str, float]:
     """The axes where the run stands already, so that the first rows of a resumed run have them."""
-    import csv
-
     file = folder / "metrics.csv"
     if not file.is_file():
         return {}

@@ -86,14 +86,15 @@ def test_unreachable_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
-def test_what_fails_later_is_said_once(tmp_path: Path, caplog: Any) -> None:
+@pytest.mark.parametrize(("error", "said"), [(RuntimeError("no space left"), "no space left"), (OSError(), "OSError")])
+def test_what_fails_later_is_said_once(error: Exception, said: str, caplog: Any) -> None:
     class Broken:
         def log(self, row: Any) -> None:
-            raise RuntimeError("no space left")
+            raise error
 
     logger = WandB()
     logger.run = Broken()
     with caplog.at_level("WARNING", "leyden"):
         for step in range(3):
             logger.log_metrics({"train/loss": 1.0}, step)
-    assert [record.getMessage() for record in caplog.records] == ["W&B: no space left; training goes on without it"]
+    assert [record.getMessage() for record in caplog.records] == [f"W&B: {said}; training goes on without it"]
