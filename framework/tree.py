@@ -129,11 +129,13 @@ def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
 
 def packs(trees: Sequence[Tree], budget: int) -> Iterator[list[Tree]]:
     """Trees in their order, as many at a time as have at most `budget` tokens; a larger one comes alone."""
-    together: list[Tree] = []
+    together, tokens = list[Tree](), 0
     for tree in trees:
-        if together and sum(map(len, together)) + len(tree) > budget:
+        size = len(tree)
+        if together and tokens + size > budget:
             yield together
-            together = []
+            together, tokens = [], 0
         together.append(tree)
+        tokens += size
     if together:
         yield together
