@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import random
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from leyden.compare.axis import Axis, fitted
 from leyden.compare.comparison import compare
@@ -26,6 +28,7 @@ from leyden.compare.intervals import Interval, over_prompts, over_seeds, t_quant
 from leyden.compare.numbers import cell, number
 from leyden.compare.page import page
 from leyden.compare.run import Run, read_run
+from leyden.compare.table import show
 
 FACTS: dict[str, Any] = {
     "prompts": {"path": "heldout.jsonl", "rows": 200, "fingerprint": "7f3a91cc"},
@@ -229,6 +232,18 @@ def test_the_terminal_and_the_files(leyden, runs: Path, workplace: Path) -> None
     assert rows[3]["seed"] == "1" and rows[3]["of_prompts"] == "7f3a91cc" and float(rows[3]["eval/reward"]) == reward
     assert leyden("compare", "runs/ppo-*", "runs/ppo-1", "--csv", "out/runs.csv")[0] == 0, "its own files are replaced"
     assert "DPO" not in (workplace / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", range(60, 121, 4))
+def test_no_name_is_broken_in_the_terminal(workplace: Path, width: int) -> None:
+    folders = [make_run(workplace / name, name) for name in ALGORITHMS]
+    console = Console(width=width, file=io.StringIO())
+    show(compare(read(*folders)), console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    tables = sum(bool(re.match(r" +runs ", line)) for line in lines)
+    for name in ALGORITHMS:
+        assert sum(bool(re.match(rf"{name} +1 ", line)) for line in lines) == tables > 0
+    assert max(map(len, lines)) <= width
 
 
 def test_only_the_columns_that_are_asked_for(leyden, runs: Path) -> None:

@@ -17,13 +17,15 @@ from leyden.compare.numbers import cell, explained
 NAME = 30
 """Most letters of a group's name in a line."""
 PADDING = 2
+GAP = PADDING + 1
+"""From one column to the next: after the padding stands a space where other boxes have a line."""
 
 
 def show(found: Comparison, console: Console) -> None:
     """Print the groups by the measures, what the intervals are, and what has to be known beside them."""
     cells = {one.column: [cell(found.value(group, one.column)) for group in found.groups] for one in found.measures}
-    widths = [max(map(cell_len, [one.name, *cells[one.column]])) + PADDING for one in found.measures]
-    taken = min(NAME, max((cell_len(group.name) for group in found.groups), default=0)) + 4 + 3 * PADDING
+    widths = [max(map(cell_len, [one.name, *cells[one.column]])) + GAP for one in found.measures]
+    taken = min(NAME, max((cell_len(group.name) for group in found.groups), default=0)) + len("runs") + PADDING + GAP
     for measures in _blocks(found.measures, widths, console.width - taken):
         table = Table(box=SIMPLE_HEAD, padding=(0, PADDING, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("", max_width=NAME, overflow="fold")
