@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leyden import names
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
 from leyden.keys import Key, flag_keys, flags, read, render
 
 _USUAL = {"Policy": "CausalLM", "Evaluator": "Evaluation"}
@@ -77,6 +77,9 @@ def _choose_classes(command: Command) -> None:
             key.is_class = True
     for kind in ("model", "data"):
         if kind not in chosen:
+            for name in (name for name, _ in command.flags if "." not in name):
+                if typo := nearest(name, ["config", kind]):
+                    raise UserError(f"--{name}: no such flag{typo}")
             known = " or ".join(sorted(names.of_kind(kind)))
             raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
     for kind, root in names.KINDS.items():  # where there is one class of a kind, nobody has to name it

@@ -26,7 +26,7 @@ OTHER_VERBS = {
     "plan": ("leyden.models.plan", "what a run would hold in memory, before anything is downloaded"),
     "chat": ("leyden.models.chat", "talk to a model or adapter in the terminal, or through a pipe"),
     "export": ("leyden.models.export", "a trained model as a folder for others: merge its adapter, upload it"),
-    "demo": ("leyden.demo", "fine-tune the embedded model on generated questions and compare before and after"),
+    "demo": ("leyden.demo", "the whole way from a spreadsheet to aligned models, on the embedded model in minutes"),
 }
 ENVIRONMENT = {
     "JSONARGPARSE_DEPRECATION_WARNINGS": "off",

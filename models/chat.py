@@ -73,10 +73,13 @@ def model_of(path: str) -> str:
     """The model that a path means: of a run's folder its export.
 
     Raises:
-        UserError: the run has none.
+        UserError: the run has none, or it is a folder of runs.
     """
     folder = Path(path).expanduser()
     if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
+        inside = sorted(run.parent.name for run in folder.glob("*/export") if (run / "config.json").is_file())
+        if inside and not (folder / "config.json").is_file():
+            raise UserError(f"{path}: a folder of runs; give one of them, such as {folder / inside[0]}")
         return path
     if (folder / "export").is_dir():
         return str(folder / "export")

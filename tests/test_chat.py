@@ -271,6 +271,7 @@ def test_what_stops_an_answer_leaves_the_policy_as_it_was(policy: CausalLM) -> N
         (["tiny", "--max-new-tokens", "0"], "--max-new-tokens 0: give a number of 1 or more"),
         (["tiny", "--dtype", "float23"], "did you mean 'float32'?"),
         (["run"], "leyden export run --checkpoint last"),
+        (["runs"], "runs: a folder of runs; give one of them, such as runs/dpo"),
         (["judge"], "a reward model scores answers"),
         (["tiny", "--chat-template", "plian"], "chat_template plian"),
         (["base"], "--chat-template plain"),
@@ -279,6 +280,9 @@ def test_what_stops_an_answer_leaves_the_policy_as_it_was(policy: CausalLM) -> N
 def test_mistakes_are_one_line(words: list[str], said: str, leyden: Any, workplace: Path, policy: CausalLM) -> None:
     (workplace / "run").mkdir()
     (workplace / "run" / "config.yaml").write_text("model: {}\n")
+    for name in ("dpo", "sft"):
+        (workplace / "runs" / name / "export").mkdir(parents=True)
+        (workplace / "runs" / name / "export" / "config.json").write_text("{}")
     (workplace / "judge").mkdir()
     (workplace / "judge" / "config.json").write_text('{"architectures": ["LlamaForSequenceClassification"]}')
     if words == ["base"]:

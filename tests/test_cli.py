@@ -72,6 +72,8 @@ WRONG = {
     "fit --config toy.yaml --model toy.Toyy": ["toy.py defines no class 'Toyy'", "did you mean 'Toy'"],
     "fit --config toy.yaml --model tiy.Toy": ["no module 'tiy'", "did you mean 'toy'"],
     "fit --data.path rows.jsonl": ["--model: missing", "--config", "SFT"],
+    "fit --confg sft": ["--confg: no such flag", "did you mean 'config'"],
+    "fit --modl SFT": ["--modl: no such flag", "did you mean 'model'"],
     "fit --config toy.yaml --data.path": ["--data.path needs a value"],
     "fit --config toy.yaml rows.jsonl": ["'rows.jsonl' is neither a flag nor a flag's value"],
     "fit --config toy.yaml --model.sclae 2": ["--model.sclae", "Toy has no key 'sclae'", "did you mean 'scale'"],
