@@ -146,8 +146,8 @@ class Evaluator(Callback, ABC):
         found = self.look(trainer, module)
         if isinstance(shown, Progress):
             shown.measures(trainer, found)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if (pause := getattr(callback, "pause", None)) is not None:
+        for part in (module, *trainer.callbacks):  # type: ignore[attr-defined]
+            if (pause := getattr(part, "pause", None)) is not None:
                 pause(time.monotonic() - began)
 
     # -- the look ----------------------------------------------------------------------------------------------------

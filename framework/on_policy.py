@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from leyden.compared import Compared
 from leyden.engine import Engine, Native
 from leyden.errors import UserError
 from leyden.experience import Experience, Prompt, PromptLoader, check_room
+from leyden.look import answered
 from leyden.policy import Sampling
 from leyden.progress import RolloutBar
 from leyden.reward import Reward, attach, score
@@ -83,6 +85,7 @@ class OnPolicy(Compared):
         self._kept: RolloutFile | None = None
         self._parts: dict[str, list[float]] = {}
         self.clock = Clock()
+        self._validating = 0.0  # since when
 
     @property
     def reward(self) -> Reward:
@@ -217,24 +220,30 @@ class OnPolicy(Compared):
     def measures(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
         """One answer to each held-out prompt, with the same noise every time; sums over them."""
         with assembled(self):
-            return self._measures(batch)
+            rows = answered(self.trainer, self.policy, batch, self.sampling, self.reward, self.engine) if batch else []
+            pairs = zip(batch, rows, strict=True)
+            trees = [Tree(prompt.tokens, [row["tokens"]], [row["reward"]], None, prompt.row) for prompt, row in pairs]
+            seen = [self._looking(Trajectory.of(few)) for few in packs(trees, self.budget)]
+        sums = {
+            "count": len(rows),
+            "reward": sum(row["reward"] for row in rows),
+            "kl": sum(float(divergence(part).sum()) for part in seen),
+            "length": sum(len(row["tokens"]) for row in rows),
+            "eos_rate": sum(row["finished"] for row in rows),
+        }
+        return {name: torch.tensor(float(value), device=self.device) for name, value in sums.items()}
 
-    def _measures(self, batch: list[Prompt]) -> dict[str, Tensor]:
-        self.engine.sync(self.policy)
-        prompts, keys = [prompt.tokens for prompt in batch], [prompt.row for prompt in batch]
-        groups = self.engine.generate(prompts, 1, self.sampling, keys) if batch else []
-        rows = [row_of(prompt, group, {}) for prompt, group in zip(batch, groups, strict=True)]
-        sums = {"count": torch.tensor(float(len(batch)))}
-        scores = score(self.reward, [s for p, row in zip(batch, rows, strict=True) for s in samples_of(p, row)])
-        for row, found in zip(rows, scores.tolist(), strict=True):
-            row["scores"] = [found]
-        trees = [tree_of(prompt, row) for prompt, row in zip(batch, rows, strict=True)]
-        seen = [self._looking(Trajectory.of(few)) for few in packs(trees, self.budget)]
-        sums["reward"] = scores.sum()
-        sums["kl"] = sum((divergence(part).sum() for part in seen), torch.zeros(()))
-        sums["length"] = torch.tensor(float(sum(len(tree.responses[0]) for tree in trees)))
-        sums["eos_rate"] = torch.tensor(float(sum(row["finished"][0] for row in rows)))
-        return {name: value.to(self.device) for name, value in sums.items()}
+    def pause(self, seconds: float) -> None:
+        """So long something was done that is no part of training."""
+        self.clock.pause(seconds)
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._validating = time.monotonic()
+
+    def on_validation_end(self) -> None:
+        super().on_validation_end()
+        self.pause(time.monotonic() - self._validating)
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {name: value / max(sums["count"], 1.0) for name, value in sums.items() if name != "count"}

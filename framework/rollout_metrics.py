@@ -92,6 +92,11 @@ class Clock:
         self._trained: float | None = None
         self._tokens = 0
 
+    def pause(self, seconds: float) -> None:
+        """So long it was neither sampling nor training since the last rollout was ready."""
+        if self._ended:
+            self._ended += seconds
+
     def start(self) -> None:
         """A rollout starts, and training on the one before has ended."""
         self._began = time.monotonic()
@@ -104,7 +109,7 @@ class Clock:
 
     def end(self) -> dict[str, float]:
         """The rollout is ready: perf/generated_tokens_per_second (sampling and scoring, all processes),
-        perf/rollout_seconds, and perf/rollout_share of it and the training before it."""
+        perf/rollout_seconds, and perf/rollout_share of it and the training before it, pauses left out."""
         self._ended = time.monotonic()
         took = self._ended - self._began
         found = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
@@ -324,6 +325,30 @@ def test_held_out_prompts_are_answered_the_same_every_time() -> None:
     assert set(logged) == {"val/reward", "val/kl", "val/length", "val/eos_rate"} and 0 <= logged["val/reward"] <= 1
     trainer.validate(found, Questions(held=5), verbose=False)
     assert logged["val/reward"] == pytest.approx(float(trainer.callback_metrics["val/reward"]))
+
+
+def test_what_is_not_training_is_no_part_of_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock where scoring takes a second, a step a second and every validation a hundred."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def after(seconds: float) -> None:
+        now[0] += seconds
+
+    class Slow(Callback):
+        def on_validation_epoch_end(self, *_: Any) -> None:
+            after(100)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            after(1)
+
+    def reward(samples: Sequence[Sample]) -> list[float]:
+        after(1)
+        return evens(samples)
+
+    found = algorithm(PPO, {"minibatches": 2}, reward=reward)
+    trainer = fit(found, Questions(held=5), max_epochs=3, callbacks=[Slow()])
+    assert now[0] > 300 and float(trainer.callback_metrics["perf/rollout_share"]) == pytest.approx(1 / 3)
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------
