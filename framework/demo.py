@@ -143,7 +143,7 @@ def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> di
         "--data.val_fraction", 0, "--model.sampling.max_new_tokens", 64, "--model.optimizer.lr", 1e-4,
     ]  # fmt: skip
     fit("PPO: align with the reward model, on answers sampled while training", "ppo", *sampled, "--data.batch_size",
-        size.batch, "--model.samples", 2, "--trainer.max_epochs", size.rollouts, "--model.value_policy.path", scores,
+        size.batch, "--model.samples", 2, "--trainer.max_epochs", size.rollouts, "--model.value_policy.path", start,
         "--model.value_weight", 1)  # fmt: skip
     fit("Rejection sampling: imitate the best of eight answers", "rejection_sampling", *sampled, "--data.batch_size",
         size.batch // 2, "--model.samples", 8, "--trainer.max_epochs", size.rounds)  # fmt: skip
