@@ -39,7 +39,7 @@ class PromptData(RowData):
         batch_size: prompts in one rollout. More than there are is allowed: then one comes several times, each time
             with other samples.
         overlength: what happens to a prompt without room for an answer: drop it, cut its start, or stop with an error.
-        val_size: most held-out prompts that are answered in one validation, drawn by seed.
+        val_size: most held-out prompts that are answered in one validation, always the same ones.
     """
 
     kind = "prompts"
@@ -144,7 +144,7 @@ class PromptData(RowData):
         rows = [(s, i) for s, part in enumerate(self._parts[: len(self.paths)]) for i in range(len(part))]
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
-            rows, held = hold_out(rows, self.val_fraction, self.seed, rows)
+            rows, held = hold_out(rows, self.val_fraction, rows)
         repeats = [rows[index] for index in epoch(rows, list(self.paths.values()), self.seed)]
         self._train = [self._parts[s][i] for s, i in repeats]
         self._held = self._parts[len(self.paths)] if self.val_path else [self._parts[s][i] for s, i in held]
@@ -196,7 +196,7 @@ class PromptData(RowData):
 
         A number there counts batches of `batch_size` prompts, as in other data; a fraction is one of the prompts.
         """
-        drawn = shuffled(len(prompts), self.seed)[:size]
+        drawn = shuffled(len(prompts), 0)[:size]
         trainer = self._trainer()
         limit = getattr(trainer, f"limit_{stage}_batches")
         if not drawn or limit == 0:

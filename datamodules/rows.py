@@ -50,7 +50,7 @@ class RowData(DataModule):
         on_error: whether a row that cannot be used stops the run, or goes to NAME.rejected.jsonl in the run folder.
         chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
         system_prompt: put before conversations that have none.
-        seed: of the order of rows and of what is held out.
+        seed: of the order of rows, not of what is held out; None is that of `--seed_everything`.
         predict_size: rows that `leyden predict` takes side by side.
     """
 
@@ -76,7 +76,7 @@ class RowData(DataModule):
         on_error: Literal["raise", "skip"] = "raise",
         chat_template: str | None = None,
         system_prompt: str | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         predict_size: int = 64,
     ) -> None:
         super().__init__(batch_size, max_tokens, seed)
@@ -183,7 +183,7 @@ class RowData(DataModule):
         train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
-            train, held = hold_out(train, self.val_fraction, self.seed, self.places(train))
+            train, held = hold_out(train, self.val_fraction, self.places(train))
         beside = iter(range(len(self.paths), len(self._stores)))
         if self.val_path:
             held = self._all(next(beside))

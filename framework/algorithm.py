@@ -52,7 +52,7 @@ class Algorithm(Training):
         if kwargs:
             raise TypeError(f"{type(self).__name__} has no argument {', '.join(kwargs)}")
         self.policy, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
-        self.sampling = sampling
+        self.sampling = sampling.seeded()
         self.strict_loading = False
         self.origin = Origin()
         self.when_built: list[Callable[[], None]] = []

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from leyden.digest import of_trees
 from leyden.errors import UserError
 from leyden.plan import Plan, PlannedLoader, Trees, limited, plan
+from leyden.seeds import chosen
 
 
 class DataModule(LightningDataModule):
@@ -24,7 +25,8 @@ class DataModule(LightningDataModule):
     Args:
         batch_size: examples in one optimizer step, over all ranks and accumulated micro-batches.
         max_tokens: most tokens in one micro-batch: what fits the device.
-        seed: of the order of rows.
+        seed: of the order of rows, and of rows drawn where a file counts in part; None is that of `--seed_everything`.
+            What is held out does not depend on it, so that seeds can be compared.
     """
 
     train_trees: Trees | None = None
@@ -33,11 +35,11 @@ class DataModule(LightningDataModule):
     chat_template: str | None = None
     """The Jinja chat template used instead of the tokenizer's own, if any."""
 
-    def __init__(self, batch_size: int = 32, max_tokens: int = 16384, seed: int = 0) -> None:
+    def __init__(self, batch_size: int = 32, max_tokens: int = 16384, seed: int | None = None) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"--data.batch_size {batch_size}: a step needs at least one example; give 1 or more")
-        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, seed
+        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, chosen(seed)
         self._plan: Plan | None = None
 
     @abstractmethod
@@ -108,7 +110,7 @@ class DataModule(LightningDataModule):
     def _measure(self, trees: Trees | None, stage: str) -> Any:
         """A loader over held-out rows; totals are those of all of them, so that sums are exact means.
 
-        Where `limit_*_batches` asks for fewer, they are drawn by seed and the totals are theirs.
+        Where `limit_*_batches` asks for fewer, they are drawn, always the same ones, and the totals are theirs.
         """
         trainer = self._trainer()
         limit = getattr(trainer, f"limit_{stage}_batches")
@@ -117,7 +119,7 @@ class DataModule(LightningDataModule):
         size = max(self.batch_size, trainer.world_size)
         kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
-        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(0)).tolist()
         return self._pass(trees, drawn[: max(int(kept), 1)])
 
     def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:

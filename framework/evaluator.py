@@ -7,6 +7,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from leyden.tracker import Tracker
 from leyden.tree import Tree
 
 log = logging.getLogger("leyden")
-SAMPLING = Sampling(max_new_tokens=256, temperature=1.0)
+SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=0)
 
 
 class Evaluator(Callback, ABC):
@@ -46,7 +47,8 @@ class Evaluator(Callback, ABC):
         reward: scores answers; None is the reward that is trained on, where there is one.
         reference: another model to hold the policy against, with the same tokenizer: needed where a finished model is
             measured.
-        sampling: how answers are sampled. KL and entropy are those of the distribution at this temperature.
+        sampling: how answers are sampled, with seed 0 unless one is given. KL and entropy are those of the distribution
+            at this temperature.
         every_n_steps: optimizer steps between two looks, beside those of validations.
     """
 
@@ -59,7 +61,7 @@ class Evaluator(Callback, ABC):
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"--eval.every_n_steps {every_n_steps}: give 1 or more, or leave it out")
-        self.sampling, self.every_n_steps = sampling, every_n_steps
+        self.sampling, self.every_n_steps = replace(sampling, seed=sampling.seed or 0), every_n_steps
         self._reward, self._other = reward, reference
         self._reference: Reference | None = None
         self._prompts: list[Prompt] | None = None

@@ -159,7 +159,7 @@ class OnPolicy(Compared):
 
     def _sampled(self, drawn: Sequence[tuple[int, Prompt]], rollout: int) -> list[Tree]:
         """Responses with scores, of this process's prompts; those that are on file already are not sampled again."""
-        sampling = replace(self.sampling, seed=self.sampling.seed * 1_000_003 + rollout)
+        sampling = replace(self.sampling, seed=(self.sampling.seed or 0) * 1_000_003 + rollout)
         marks = fingerprint(self, sampling, self.samples)
         known = self._file().begin(rollout, marks, self.trainer.ckpt_path is not None)
         known = {number: known[number] for number, p in drawn if number in known and fits(p, known[number])}

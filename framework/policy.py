@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from leyden.batch import Batch
 from leyden.digest import of_weights
 from leyden.errors import UserError
+from leyden.seeds import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,14 +66,18 @@ class Sampling:
         temperature: 0 is greedy; 1 is the model's own distribution.
         top_k: keep only the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens that together reach this probability.
-        seed: the same seed and prompt give the same response.
+        seed: the same seed and prompt give the same response; None is that of `--seed_everything`.
     """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | None = None
+
+    def seeded(self) -> Sampling:
+        """The same with a seed that is settled."""
+        return replace(self, seed=chosen(self.seed))
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:

@@ -30,7 +30,7 @@ class Scored(Algorithm):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.sampling != GREEDY:
+        if self.sampling != GREEDY.seeded():
             raise UserError(f"--model.sampling: {type(self).__name__} scores answers and samples none; leave it out")
 
     @abstractmethod

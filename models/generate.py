@@ -47,7 +47,7 @@ def generate(
         raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {room}; shorten it")
     groups = []
     for prompt, key in zip(prompts, keys, strict=True):
-        drafts = [Draft(random.Random(f"{sampling.seed}/{key}/{k}")) for k in range(n)]
+        drafts = [Draft(random.Random(f"{sampling.seed or 0}/{key}/{k}")) for k in range(n)]
         limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room - len(prompt))
         groups.append(Group(prompt, drafts, limit, n))
     writer = Writer(policy, sampling, on_progress or (lambda _: None))

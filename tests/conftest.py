@@ -44,6 +44,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("LEYDEN_RUN", raising=False)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # what a run sets it to ends with the test
     shutil.copy(Path(__file__).with_name("toy.py"), tmp_path)
     rows = [{"prompt": [1 + i % 5, 2], "response": [3 + i % 7, 4, 0]} for i in range(18)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
