@@ -115,8 +115,8 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        if self._is_measured("val/", "eval/"):
-            self._check(trainer)
+        if self._is_measured("val/") or (self._is_measured("eval/") and not trainer.sanity_checking):
+            self._check(trainer)  # an evaluation is left out of the sanity check
         if trainer.sanity_checking:
             return
         if self.monitor in moments.measured(trainer):

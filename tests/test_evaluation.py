@@ -283,3 +283,17 @@ def test_mistakes(leyden: Run, workplace: Path, more: list[str], said: str) -> N
     leyden("data", "sample", "--language", "ko", "--kind", "preference", "--rows", "4", "--output", "pairs.jsonl")
     code, _, err = leyden("fit", "--data.path", "answers.jsonl", *more, "--trainer.max_steps", "1")
     assert code == 2 and said in err, err
+
+
+def test_the_best_by_an_evaluation_is_kept(leyden: Run, workplace: Path) -> None:
+    """The sanity check before training validates, and evaluates nothing."""
+    leyden("data", "sample", "--language", "ko", "--kind", "prompts", "--rows", "4", "--output", "q.jsonl")
+    leyden("data", "sample", "--language", "ko", "--kind", "preference", "--rows", "12", "--output", "pairs.jsonl")
+    words = ["fit", "--config", "dpo", "--config", "eval", "--data.path", "pairs.jsonl", "--eval.path", "q.jsonl"]
+    words += ["--eval.reward", "Gold", "--eval.sampling.max_new_tokens", "4", "--data.val_fraction", "0.3"]
+    words += ["--trainer.max_steps", "1", "--checkpoint.mode", "max", "--trainer.default_root_dir", "run"]
+    code, _, err = leyden(*words, "--checkpoint.monitor", "eval/reward")
+    assert code == 0, err
+    assert list((workplace / "run" / "checkpoints").glob("step=*.ckpt"))
+    code, _, err = leyden(*words[:-1], "other", "--checkpoint.monitor", "eval/rewrad")
+    assert code == 2 and "no such measure; did you mean 'eval/reward'" in err, err
