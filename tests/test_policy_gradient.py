@@ -176,4 +176,6 @@ def test_rejection_sampling_is_best_of_n() -> None:
 
 @pytest.mark.slow
 def test_rejection_sampling_ends_at_best_of_n() -> None:
-    assert apart(65536, 80) < 0.01
+    nats = apart(65536, 80)
+    print(f"rejection sampling: {nats:.4f} nats from the best of four")
+    assert nats < 0.01
