@@ -113,6 +113,26 @@ def test_the_page_on_data_runs(leyden, workplace: Path) -> None:
     run_page(leyden, workplace, "data.md")
 
 
+def test_the_rewards_that_the_page_writes_are_taken(leyden, workplace: Path) -> None:
+    from leyden.example import Sample
+    from leyden.rewards import Function
+
+    for _, language, content in pieces((ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")):
+        if language in ("python", "yaml"):
+            (workplace / {"python": "my_rewards.py", "yaml": "reward.yaml"}[language]).write_text(content)
+    fit = ["fit", "--config", "grpo", "--data.path", "prompts.jsonl", "--print_config"]
+    code, out, error = leyden(*fit, "--config", "reward.yaml")
+    assert code == 0, error
+    reward = yaml.safe_load(out)["model"]["init_args"]["reward"]
+    assert reward["class_path"].endswith("WeightedSum") and reward["init_args"]["weights"] == [1.0, 0.1]
+    path = reward["init_args"]["rewards"][1]["init_args"]["path"]
+    assert list(Function(path)([Sample([], "x" * 50)])) == [-0.5]
+    judge = ["--model.reward", "HTTPJudge", "--model.reward.url", "http://localhost:8000/v1"]
+    code, out, error = leyden(*fit, *judge, "--model.reward.model", "NAME")
+    init = yaml.safe_load(out)["model"]["init_args"]["reward"]["init_args"]
+    assert code == 0 and init["scale"] == [1, 10] and init["key_env"] == "OPENAI_API_KEY", (error, init)
+
+
 def test_the_page_on_evaluation_runs(leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
