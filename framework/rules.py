@@ -89,20 +89,25 @@ def kl_acceleration(history: History) -> Finding | None:
 
 
 def length_gaming(history: History) -> Finding | None:
-    """Answers have grown by half, and longer ones score higher: a correlation above 0.4 in three rollouts.
+    """Answers have grown by half, and longer ones score higher: a correlation above 0.4 in three rollouts. Where it is
+    above 0.7, little else is learnt, and a fifth is enough.
 
-    Healthy: they shrink, from 20 to 13 tokens. Where longer answers are rightly better, it is worth knowing too.
+    Healthy: they shrink, from 20 to 13 tokens, and the correlation is -0.2 to 0.1. Where longer answers are rightly
+    better, it is worth knowing too.
     """
     before, now = history.first("rollout/length"), history.latest("rollout/length", 3, skip=1)
     together = history.latest("rollout/length_correlation", 3)
-    if not before or not now or not together or fmean(now) < 1.5 * before[0] or fmean(together) < 0.4:
+    if not before or not now or not together:
+        return None
+    growth, tie = fmean(now) / before[0], fmean(together)
+    if not (growth >= 1.5 and tie >= 0.4 or growth >= 1.2 and tie >= 0.7):
         return None
     seen = (
         f"answers grew from {before[0]:.3g} to {fmean(now):.3g} tokens and longer ones score higher (correlation "
-        f"{fmean(together):.2f}): it may be length that is learnt"
+        f"{tie:.2f}): it may be length that is learnt"
     )
     advice = Advice("model.reward", "--model.reward WeightedSum with a Function of yours that takes length off")
-    return _finding("length_gaming", fmean(together), seen, advice)
+    return _finding("length_gaming", tie, seen, advice)
 
 
 def clipping(history: History) -> Finding | None:
