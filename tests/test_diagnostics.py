@@ -185,7 +185,7 @@ def test_a_reward_of_nothing_but_length_shows_before_answers_have_grown_by_half(
     length = [20.1, 22.1, 20.8, 21.1, 23.4, 24.5, 25.2, 25.9, 26.6, 27.4, 27.1, 27.5]
     together = [0.95, 0.94, 0.92, 0.93, 0.93, 0.91, 0.91, 0.90, 0.89, 0.87, 0.91, 0.89]
     changed = {"rollout/length": length, "rollout/length_correlation": together}
-    assert fired(rollouts({name: values[:7] for name, values in changed.items()})) == {}
+    assert fired(rollouts({name: values[:6] for name, values in changed.items()})) == {}
     assert set(fired(rollouts(changed))) == {"length_gaming"}
     shorter = {"rollout/length": length, "rollout/length_correlation": [x - 0.4 for x in together]}
     assert fired(rollouts(shorter)) == {}, "half of it is not so sure"
