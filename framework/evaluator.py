@@ -25,7 +25,7 @@ from leyden.moments import accumulating
 from leyden.policy import Policy, Reference, Sampling
 from leyden.progress import Progress
 from leyden.reference import Other, frozen
-from leyden.reward import Reward, name_of
+from leyden.reward import Reward, attach, name_of
 from leyden.sharding import assembled
 from leyden.shares import gathered, share
 from leyden.template import Template
@@ -104,7 +104,8 @@ class Evaluator(Callback, ABC):
         pl_module.when_built.append(lambda: self._build(pl_module))
 
     def _build(self, module: Any) -> None:
-        """Make the reference, before the weights of a checkpoint arrive."""
+        """Make the reference and the reward, before the weights of a checkpoint arrive."""
+        attach(self._reward, module.policy)
         if self._other is not None:
             self._reference = Other(self._other, module.policy)
             module.spread(self._other)

@@ -194,8 +194,9 @@ def test_every_algorithm_trains_over_a_base_that_stays_bit_for_bit(
         assert found.reference.kind == "adapter_off"
 
 
-def test_one_base_for_policy_reference_values_and_reward(folder: str, tmp_path: Path) -> None:
-    """PPO holds nothing twice: all frozen tensors of critic and reward model are the policy's."""
+@pytest.fixture
+def shared(folder: str, tmp_path: Path) -> Any:
+    """A reward model's adapter that stands on the policy's base."""
     from leyden.models import ModelReward
 
     judge = algorithm(RewardModel, folder)
@@ -214,14 +215,31 @@ def test_one_base_for_policy_reference_values_and_reward(folder: str, tmp_path: 
             policy._tokenizer = Numbers()
             super()._finish(policy)
 
-    reward = Judge(str(tmp_path / "judge"), base="policy")
-    found = algorithm(PPO, folder, value="adapter", reward=reward)
+    return Judge(str(tmp_path / "judge"), base="policy")
+
+
+def frozen_of(module: Any) -> set[int]:
+    return {id(p) for n, p in module.named_parameters() if "lora" not in n and "heads" not in n}
+
+
+def test_one_base_for_policy_reference_values_and_reward(folder: str, shared: Any) -> None:
+    """PPO holds nothing twice: all frozen tensors of critic and reward model are the policy's."""
+    found = algorithm(PPO, folder, value="adapter", reward=shared)
     train(found, PPO)
     own = {id(p) for p in found.policy.parameters() if not p.requires_grad}
-    for other in (found.critic, reward):
-        frozen = {id(p) for n, p in other.named_parameters() if "lora" not in n and "heads" not in n}
-        assert frozen == own
-    assert found.reference.kind == "adapter_off" and not any(p.requires_grad for p in reward.parameters())
+    assert frozen_of(found.critic) == frozen_of(shared) == own
+    assert found.reference.kind == "adapter_off" and not any(p.requires_grad for p in shared.parameters())
+
+
+def test_an_evaluation_scores_on_the_base_of_the_policy_too(folder: str, shared: Any, tmp_path: Path) -> None:
+    from test_evaluation import Fixed
+
+    found, plain = algorithm(DPO, folder), algorithm(DPO, folder)
+    trainer = train(found, DPO, callbacks=[Fixed(reward=shared, every_n_steps=1)], default_root_dir=tmp_path)
+    assert frozen_of(shared) == {id(p) for p in found.policy.parameters() if not p.requires_grad}
+    assert not any(p.requires_grad for p in shared.parameters()) and trainer.global_step > 0
+    train(plain, DPO)
+    assert torch.equal(weights_of(found.policy), weights_of(plain.policy)), "looking changes nothing"
 
 
 def _with_head(policy: Any, folder: Path) -> None:
