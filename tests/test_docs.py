@@ -7,7 +7,9 @@ import csv
 import io
 import re
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +115,15 @@ def test_the_page_on_data_runs(leyden, workplace: Path) -> None:
     run_page(leyden, workplace, "data.md")
 
 
+@pytest.fixture
+def _no_rewards_module() -> Any:
+    """Other tests have a module of this name too."""
+    sys.modules.pop("my_rewards", None)
+    yield
+    sys.modules.pop("my_rewards", None)
+
+
+@pytest.mark.usefixtures("_no_rewards_module")
 def test_the_rewards_that_the_page_writes_are_taken(leyden, workplace: Path) -> None:
     from leyden.example import Sample
     from leyden.rewards import Function
