@@ -34,7 +34,7 @@ def one_seed(folder: Path, sft: Path, files: dict[str, Path], options: Any, seed
         "--data.max_length",
         256,
     ]
-    common += ["--seed_everything", seed, "--data.seed", seed]
+    common += ["--seed_everything", seed]
     start = time.monotonic()
     run(
         "fit",

@@ -78,7 +78,7 @@ def one(folder: Path, files: dict[str, Path], name: str, seed: int, *more: objec
     more = (*more, *(["--model.value_policy.path", files["sft"]] if name == "ppo" else []))
     run("fit", "--config", name, "--model.policy.path", files["sft"], "--model.reward", "Gold", "--data.path", prompts,
         "--data.val_fraction", 0, "--data.max_length", 256, "--model.sampling.max_new_tokens", 64,
-        "--seed_everything", seed, "--data.seed", seed, "--model.sampling.seed", seed, *SETTINGS[name], *more,
+        "--seed_everything", seed, *SETTINGS[name], *more,
         "--trainer.default_root_dir", out)  # fmt: skip
     minutes = (time.monotonic() - began) / 60
     said = folder / f"answers-{out.name}.jsonl"

@@ -21,6 +21,7 @@ from leyden.errors import UserError
 from leyden.example import Example
 from leyden.experience import Prompt, PromptLoader
 from leyden.plan import Plan
+from leyden.seeds import MEASURED
 
 log = logging.getLogger("leyden")
 
@@ -196,7 +197,7 @@ class PromptData(RowData):
 
         A number there counts batches of `batch_size` prompts, as in other data; a fraction is one of the prompts.
         """
-        drawn = shuffled(len(prompts), 0)[:size]
+        drawn = shuffled(len(prompts), MEASURED)[:size]
         trainer = self._trainer()
         limit = getattr(trainer, f"limit_{stage}_batches")
         if not drawn or limit == 0:

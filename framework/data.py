@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from leyden.digest import of_trees
 from leyden.errors import UserError
 from leyden.plan import Plan, PlannedLoader, Trees, limited, plan
-from leyden.seeds import chosen
+from leyden.seeds import MEASURED, chosen
 
 
 class DataModule(LightningDataModule):
@@ -119,7 +119,7 @@ class DataModule(LightningDataModule):
         size = max(self.batch_size, trainer.world_size)
         kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
-        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(0)).tolist()
+        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(MEASURED)).tolist()
         return self._pass(trees, drawn[: max(int(kept), 1)])
 
     def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:

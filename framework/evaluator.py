@@ -26,6 +26,7 @@ from leyden.policy import Policy, Reference, Sampling
 from leyden.progress import Progress
 from leyden.reference import Other, frozen
 from leyden.reward import Reward, attach, name_of
+from leyden.seeds import MEASURED
 from leyden.sharding import assembled
 from leyden.shares import gathered, share
 from leyden.template import Template
@@ -33,7 +34,7 @@ from leyden.tracker import Tracker
 from leyden.tree import Tree
 
 log = logging.getLogger("leyden")
-SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=0)
+SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=MEASURED)
 
 
 class Evaluator(Callback, ABC):

@@ -85,7 +85,7 @@ class OnPolicy(Compared):
         self._kept: RolloutFile | None = None
         self._parts: dict[str, list[float]] = {}
         self.clock = Clock()
-        self._validating = 0.0  # since when
+        self._validation_began = 0.0
 
     @property
     def reward(self) -> Reward:
@@ -239,11 +239,11 @@ class OnPolicy(Compared):
 
     def on_validation_start(self) -> None:
         super().on_validation_start()
-        self._validating = time.monotonic()
+        self._validation_began = time.monotonic()
 
     def on_validation_end(self) -> None:
         super().on_validation_end()
-        self.pause(time.monotonic() - self._validating)
+        self.pause(time.monotonic() - self._validation_began)
 
     def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
         return {name: value / max(sums["count"], 1.0) for name, value in sums.items() if name != "count"}

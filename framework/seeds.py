@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+MEASURED = 0
+"""Of all that is drawn to measure on: the same for every run, or runs could not be compared."""
+
 
 def chosen(seed: int | None) -> int:
     """A seed, or where there is none that of Lightning's `seed_everything`; 0 where nothing was seeded."""
