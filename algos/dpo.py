@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.batch import Batch
-from leyden.compared import Compared
+from leyden.algorithm.with_reference import Compared
+from leyden.batch.forest import Batch
+from leyden.batch.pairs import pairs, won
 from leyden.objectives import Objective, Sigmoid
-from leyden.pairs import pairs, won
 
 USUAL = Sigmoid(beta=0.1)
 

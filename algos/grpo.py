@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from leyden.advantages import group_relative
+from leyden.batch.trajectory import Trajectory
 from leyden.errors import UserError
-from leyden.policy_gradient import PolicyGradient
-from leyden.trajectory import Trajectory
+from leyden.on_policy.policy_gradient import PolicyGradient
 
 
 class GRPO(PolicyGradient):

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from leyden.advantages import gae, whiten
-from leyden.batch import Batch
+from leyden.batch.forest import Batch
+from leyden.batch.trajectory import Trajectory
 from leyden.errors import UserError
 from leyden.losses import clipped_value
-from leyden.policy import Outputs, Policy
-from leyden.policy_gradient import PolicyGradient
-from leyden.trajectory import Trajectory
+from leyden.on_policy.policy_gradient import PolicyGradient
+from leyden.policy.policy import Outputs, Policy
 
 
 class PPO(PolicyGradient):

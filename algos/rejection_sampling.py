@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from leyden.batch import Batch
+from leyden.batch.forest import Batch
+from leyden.batch.trajectory import Trajectory
+from leyden.batch.tree import Tree
 from leyden.errors import UserError
 from leyden.losses import negative_log_likelihood
-from leyden.on_policy import OnPolicy
-from leyden.trajectory import Trajectory
-from leyden.tree import Tree
+from leyden.on_policy.on_policy import OnPolicy
 
 log = logging.getLogger("leyden")
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from leyden.batch import Batch
+from leyden.algorithm.scalar_head import Scored
+from leyden.batch.forest import Batch
+from leyden.batch.pairs import Pairs, pairs, ranked, won
 from leyden.errors import UserError
 from leyden.losses import bradley_terry, plackett_luce
-from leyden.pairs import Pairs, pairs, ranked, won
-from leyden.scored import Scored
 
 
 class RewardModel(Scored):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.algorithm import Algorithm
-from leyden.batch import Batch
+from leyden.algorithm.algorithm import Algorithm
+from leyden.batch.forest import Batch
 from leyden.losses import negative_log_likelihood, perplexity
 
 

@@ -36,7 +36,7 @@ Answers = list[list[int]]
 def leyden(options: argparse.Namespace) -> Any:
     """A function from prompts, n and how many tokens to token ids."""
     from leyden.models import CausalLM
-    from leyden.policy import Sampling
+    from leyden.policy.policy import Sampling
 
     class Unstopped(CausalLM):
         stop = frozenset()  # type: ignore[assignment]

@@ -42,7 +42,7 @@ def flags(folder: Path, options: argparse.Namespace) -> list[str]:
 
 def planned(folder: Path, options: argparse.Namespace) -> float:
     """Bytes beside those of the process itself."""
-    from leyden.command import read_command
+    from leyden.cli.command import read_command
     from leyden.models.planner.budget import PROCESS, budget
     from leyden.models.planner.reading import resolved, settings
 
@@ -54,10 +54,10 @@ def train(folder: Path, options: argparse.Namespace) -> None:
     """Two steps of the same run on rows of the greatest length, forgetting at its start what loading took."""
     from lightning.pytorch import Callback, Trainer
 
-    from leyden.batch import Tree
-    from leyden.cli import CLI
-    from leyden.command import read_command
-    from leyden.data import DataModule
+    from leyden.batch.forest import Tree
+    from leyden.cli.command import read_command
+    from leyden.cli.lightning_cli import CLI
+    from leyden.data.datamodule import DataModule
 
     length = options.tokens // options.rows
 

@@ -42,11 +42,11 @@ def leyden(options: argparse.Namespace, settings: sides.Settings) -> sides.Resul
     from peer_ppo import Clocks
 
     from leyden.algos import PPO
-    from leyden.engine import Native
     from leyden.example import Example
-    from leyden.experience import Prompt, PromptLoader
     from leyden.models import CausalLM
-    from leyden.policy import Sampling
+    from leyden.on_policy.engine import Native
+    from leyden.on_policy.rollout_loader import Prompt, PromptLoader
+    from leyden.policy.policy import Sampling
 
     prompts = json.loads(Path(options.trees).read_text(encoding="utf-8"))
     clocks = Clocks(options)

@@ -38,7 +38,7 @@ def stored(options: argparse.Namespace) -> None:
     """Bytes of a quantised parameter, and whether they stay what they are in training."""
     import torch
 
-    from leyden.batch import Tree, pack
+    from leyden.batch.forest import Tree, pack
     from leyden.models import CausalLM, quantized
     from leyden.precision import QLoRAPrecision
 

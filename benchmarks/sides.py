@@ -32,11 +32,11 @@ def now(options: argparse.Namespace) -> float:
 
 def make_trees(options: argparse.Namespace, kind: str) -> list[Any]:
     """The first rows of a file as token ids, up to 200 steps of them. All tokens of compared responses count."""
-    from leyden.chat import load_tokenizer
-    from leyden.datamodules.files import read_rows
-    from leyden.datamodules.formats import RowError, detect, parse
-    from leyden.datamodules.overlength import longest
-    from leyden.template import Template
+    from leyden.data.chat_template import Template
+    from leyden.data.tokenizer import load_tokenizer
+    from leyden.datamodules.files.files import read_rows
+    from leyden.datamodules.formats.formats import RowError, detect, parse
+    from leyden.datamodules.storage.truncation import longest
 
     template, trees = Template(load_tokenizer(options.model)), []
     rows = [row for _, row in read_rows(options.data)]
@@ -62,7 +62,7 @@ def written(trees: Sequence[Any]) -> str:
 
 
 def read(path: str) -> list[Any]:
-    from leyden.batch import Tree
+    from leyden.batch.forest import Tree
 
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
     return [Tree(prompt, responses, None, weights, row) for row, (prompt, responses, weights) in enumerate(rows)]
@@ -87,8 +87,8 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from leyden.data import DataModule
-    from leyden.plan import plan
+    from leyden.data.datamodule import DataModule
+    from leyden.data.step_plan import plan
 
     class Rows:
         def __init__(self, trees: list[Any]) -> None:

@@ -8,8 +8,8 @@ import math
 import statistics
 from pathlib import Path
 
-from leyden.demo import gain, scores
-from leyden.launcher import main as leyden
+from leyden.cli.demo import gain, scores
+from leyden.cli.launcher import main as leyden
 
 
 def run(*words: object) -> None:
@@ -29,10 +29,10 @@ def divergence(policy: Path, reference: Path, answers: Path) -> tuple[float, flo
     """KL of the policy from the reference, estimated on the policy's own answers, and its standard error."""
     import torch
 
-    from leyden.batch import Tree, pack
+    from leyden.batch.forest import Tree, pack
+    from leyden.data.chat_template import Template
     from leyden.example import Example, Message
     from leyden.models import CausalLM
-    from leyden.template import Template
 
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     models = [CausalLM(str(path)) for path in (policy, reference)]

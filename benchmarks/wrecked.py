@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rewards import SETTINGS, prepare
 
-from leyden.launcher import main as leyden
+from leyden.cli.launcher import main as leyden
 
 LONG = '''"""A reward that likes length."""
 

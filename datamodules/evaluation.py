@@ -6,16 +6,16 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from leyden.datamodules.overlength import pieces
-from leyden.datamodules.predict import origin, prompts
-from leyden.datamodules.row_error import RowError
+from leyden.batch.tree import Tree
+from leyden.data.chat_template import Template
+from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.predict_loader import origin, prompts
 from leyden.datamodules.source import Source
-from leyden.datamodules.split import shuffled
+from leyden.datamodules.storage.split import shuffled
+from leyden.datamodules.storage.truncation import pieces
 from leyden.errors import UserError
-from leyden.evaluator import Evaluator
-from leyden.experience import Prompt
-from leyden.template import Template
-from leyden.tree import Tree
+from leyden.evaluation.evaluator import Evaluator
+from leyden.on_policy.rollout_loader import Prompt
 
 log = logging.getLogger("leyden")
 

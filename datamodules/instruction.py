@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from leyden.batch import Tree
-from leyden.datamodules.overlength import pieces
-from leyden.datamodules.rows import RowData
+from leyden.batch.forest import Tree
+from leyden.datamodules.file_data import RowData
+from leyden.datamodules.storage.truncation import pieces
 from leyden.example import Example
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from leyden.batch import Tree
-from leyden.datamodules.order import compared
-from leyden.datamodules.overlength import distinct
-from leyden.datamodules.rows import RowData
+from leyden.batch.forest import Tree
+from leyden.data.step_plan import Plan
+from leyden.datamodules.file_data import RowData
+from leyden.datamodules.formats.ranking import compared
+from leyden.datamodules.storage.truncation import distinct
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.plan import Plan
 
 
 class PreferenceData(RowData):

@@ -9,19 +9,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NoReturn
 
-from leyden.algorithm import Algorithm
-from leyden.batch import Tree
-from leyden.datamodules.predict import Chunks, origin, share
-from leyden.datamodules.row_error import LeftOut, RowError
-from leyden.datamodules.rows import RowData
-from leyden.datamodules.split import epoch, hold_out, shuffled
-from leyden.datamodules.store import Report
-from leyden.digest import of_text
+from leyden.algorithm.algorithm import Algorithm
+from leyden.batch.forest import Tree
+from leyden.data.step_plan import Plan
+from leyden.datamodules.file_data import RowData
+from leyden.datamodules.formats.row_error import LeftOut, RowError
+from leyden.datamodules.predict_loader import Chunks, origin, share
+from leyden.datamodules.storage.arrow import Report
+from leyden.datamodules.storage.split import epoch, hold_out, shuffled
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.experience import Prompt, PromptLoader
-from leyden.plan import Plan
-from leyden.seeds import MEASURED
+from leyden.fingerprint import of_text
+from leyden.on_policy.rollout_loader import Prompt, PromptLoader
+from leyden.rng import MEASURED
 
 log = logging.getLogger("leyden")
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from leyden.datamodules.files import find_files, read_rows
-from leyden.datamodules.formats import RowError, describe, detect, parse
-from leyden.datamodules.preference_readers import NO_ORDER
+from leyden.datamodules.files.files import find_files, read_rows
+from leyden.datamodules.formats.formats import RowError, describe, detect, parse
+from leyden.datamodules.formats.preference_readers import NO_ORDER
 from leyden.errors import UserError
 from leyden.example import Example
 
 if TYPE_CHECKING:
-    from leyden.template import Template
+    from leyden.data.chat_template import Template
 
 HEAD = 100
 """How many rows the format is detected from."""
@@ -61,8 +61,8 @@ class Source:
 
     def template(self, say: Callable[[str], None]) -> Template | None:
         """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
-        from leyden.chat import load_tokenizer
-        from leyden.template import Template
+        from leyden.data.chat_template import Template
+        from leyden.data.tokenizer import load_tokenizer
 
         try:
             tokenizer = load_tokenizer(self.tokenizer or "tiny")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from leyden.launcher import main
+from leyden.cli.launcher import main
 
 __all__ = ["main"]
 

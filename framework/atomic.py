@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from leyden.resume import load
-from leyden.run import sync_folder, writing
+from leyden.checkpoint.find import load
+from leyden.run.folder import sync_folder, writing
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

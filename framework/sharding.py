@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 if TYPE_CHECKING:
-    from leyden.policy import Policy
+    from leyden.policy.policy import Policy
 
 
 class FSDP2(ModelParallelStrategy):
@@ -59,7 +59,7 @@ def assembled(algorithm: nn.Module) -> Iterator[None]:
     """Have all weights of an algorithm's policies on every device, so that forwards inside need not keep step:
     processes may run different numbers of them. To be entered and left on every process. Does nothing where nothing is
     sharded."""
-    from leyden.policy import Policy
+    from leyden.policy.policy import Policy
 
     parts = [module for module in algorithm.modules() if isinstance(module, FSDPModule)]
     roots = [part for part in parts if isinstance(part, Policy)]

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_only
 
 from leyden.errors import UserError
-from leyden.run import write_whole
-from leyden.tracker import Tracker
+from leyden.run.folder import write_whole
+from leyden.run.tracker import Tracker
 
 log = logging.getLogger("leyden")
 AXES = ("train/tokens", "train/samples", "train/seconds")

@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from leyden.batch import Batch
-from leyden.chat import load_tokenizer, stop_ids
+from leyden.batch.forest import Batch
+from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
-from leyden.models import attention as forest_attention
 from leyden.models import quantized
+from leyden.models.attention import dispatch as forest_attention
+from leyden.models.build_checks import check_head, takes_forest
 from leyden.models.critic import Critic
-from leyden.models.generate import generate
+from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
 from leyden.models.load import base_of, blocks, load_model, parts
 from leyden.models.logprobs import logprobs
 from leyden.models.origin import origin
-from leyden.models.probe import check_head, takes_forest
 from leyden.models.reference import reference, remove_dropout
-from leyden.models.save import save
+from leyden.models.saving.save import save
 from leyden.paths import resolve
-from leyden.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
+from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 from leyden.precision import advise
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from leyden.batch import Batch
-from leyden.models.beside import around, bare, check_frozen
+from leyden.batch.forest import Batch
+from leyden.models.shared_base import around, bare, check_frozen
 
 if TYPE_CHECKING:
     from leyden.models.causal_lm import CausalLM

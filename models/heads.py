@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from leyden.batch import Batch
+from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.models.load import base_of, is_reward
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leyden.digest import of_weights
+from leyden.fingerprint import of_weights
 from leyden.models.reference import adapter_weights
 
 if TYPE_CHECKING:

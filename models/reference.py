@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from leyden.batch import Batch
-from leyden.digest import of_weights
+from leyden.batch.forest import Batch
 from leyden.errors import UserError
-from leyden.policy import Reference, ReferenceKind
+from leyden.fingerprint import of_weights
+from leyden.policy.policy import Reference, ReferenceKind
 
 if TYPE_CHECKING:
     from leyden.models.causal_lm import CausalLM

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from leyden.errors import UserError
-from leyden.policy import Policy
-from leyden.run import is_whole
+from leyden.policy.policy import Policy
+from leyden.run.folder import is_whole
 
 
 def config_of(file: Path) -> dict[str, Any]:

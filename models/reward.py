@@ -10,18 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from leyden.batch import pack
+from leyden.batch.forest import pack
+from leyden.batch.tree import Tree, packs
+from leyden.data.chat_template import Template
 from leyden.errors import RowError, UserError
 from leyden.example import Example, Message, Sample
-from leyden.models.beside import around, bare, check_frozen
 from leyden.models.causal_lm import CausalLM
 from leyden.models.load import adapter_on, base_of
 from leyden.models.restore import config_of, restored, weights_of
+from leyden.models.shared_base import around, bare, check_frozen
 from leyden.paths import resolve
-from leyden.policy import Policy
-from leyden.reward import Reward, at
-from leyden.template import Template
-from leyden.tree import Tree, packs
+from leyden.policy.policy import Policy
+from leyden.rewards.reward import Reward, at
 
 
 class ModelReward(nn.Module, Reward):

@@ -54,7 +54,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def leyden(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Run `leyden ARGS` in process: (exit code, standard output, standard error)."""
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     def run(*args: str) -> tuple[int, str, str]:
         capsys.readouterr()

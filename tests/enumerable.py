@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from leyden.batch import Batch, Tree, pack
-from leyden.data import DataModule
+from leyden.batch.forest import Batch, Tree, pack
+from leyden.data.datamodule import DataModule
 from leyden.example import Example, Sample
-from leyden.experience import Prompt, PromptLoader
-from leyden.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
+from leyden.on_policy.rollout_loader import Prompt, PromptLoader
+from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 
 WORDS, LENGTH, START = 8, 4, 0
 CONTEXTS = (WORDS**LENGTH - 1) // (WORDS - 1)

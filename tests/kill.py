@@ -33,7 +33,7 @@ CLOCKS = ("perf/", "train/seconds")
 """Columns of metrics.csv that tell of time and memory."""
 SMALL = "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --model.policy.path small"
 PROMPTED = "--data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 --model.sampling.max_new_tokens 6"
-SAMPLING = f"{PROMPTED} --model.reward leyden.rewards.Function --model.reward.path kill_reward.vowels"
+SAMPLING = f"{PROMPTED} --model.reward leyden.rewards.function.Function --model.reward.path kill_reward.vowels"
 CASES = {
     "SFT": "--config sft --data.path rows.jsonl --data.batch_size 6 --data.val_fraction 0.2 --trainer.max_epochs 3 "
     "--trainer.accumulate_grad_batches 2 --checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
@@ -112,9 +112,9 @@ def prepare() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    import leyden.cli  # noqa: F401
+    import leyden.cli.lightning_cli  # noqa: F401
     from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel  # noqa: F401
-    from leyden.chat import load_tokenizer
+    from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules import InstructionData, PreferenceData, PromptData  # noqa: F401
     from leyden.models import CausalLM  # noqa: F401
 
@@ -157,7 +157,7 @@ def run(name: str, folder: Path, fault: Fault, counts: Path | None = None) -> in
             os.dup2(log, 2)
             torch.set_num_threads(1)
             fault.arm(counts)
-            from leyden.launcher import main
+            from leyden.cli.launcher import main
 
             code = main(args)
         except BaseException:
@@ -174,7 +174,7 @@ def run(name: str, folder: Path, fault: Fault, counts: Path | None = None) -> in
 
 def unreadable(folder: Path) -> tuple[int, list[str]]:
     """How many checkpoints a run has, and which of them cannot be read."""
-    from leyden.resume import damage
+    from leyden.checkpoint.find import damage
 
     files = sorted(folder.glob("checkpoints/*.ckpt"))
     bad = []
@@ -213,7 +213,7 @@ def _metrics(file: Path) -> list[dict[str, str]]:
 
 
 def _newest(folder: Path) -> Path:
-    from leyden.resume import find_checkpoint
+    from leyden.checkpoint.find import find_checkpoint
 
     found = find_checkpoint("last", str(folder))
     assert found is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from leyden.datamodules.rows import RowData
+from leyden.datamodules.file_data import RowData
 
 Data = TypeVar("Data", bound=RowData)
 

@@ -10,8 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from leyden.batch import Totals, Tree
-from leyden.data import DataModule
+from leyden.batch.forest import Totals, Tree
+from leyden.data.datamodule import DataModule
 from leyden.models import CausalLM
 
 NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")

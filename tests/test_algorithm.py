@@ -13,13 +13,13 @@ from ranks import Ranks
 from small import TreeData, fit, small, some_trees, weights_of
 from torch import Tensor
 
-from leyden.algorithm import Algorithm
+from leyden.algorithm.algorithm import Algorithm
+from leyden.algorithm.schedules import WarmupCosine, parameter_groups
 from leyden.algos import SFT
-from leyden.batch import Batch, Tree, pack
+from leyden.batch.forest import Batch, Tree, pack
+from leyden.data.step_plan import PlannedLoader, plan
 from leyden.errors import UserError
 from leyden.losses import negative_log_likelihood
-from leyden.optim import WarmupCosine, parameter_groups
-from leyden.plan import PlannedLoader, plan
 
 RATE = 0.5
 
@@ -341,7 +341,7 @@ def predict_on_two(count: int, folder: str) -> list[str]:
 
     from leyden.datamodules import InstructionData
     from leyden.models import CausalLM
-    from leyden.policy import Sampling
+    from leyden.policy.policy import Sampling
 
     file = Path(folder) / f"{count}.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(count)), encoding="utf-8")
@@ -383,8 +383,8 @@ def told_on_one_rank(folder: str, calls: int, start: str | None) -> tuple[int, T
 
     from lightning.pytorch import Trainer
 
-    from leyden.checkpoint import Checkpoint, Randomness
-    from leyden.stopping import Stopping
+    from leyden.checkpoint.callback import Checkpoint, Randomness
+    from leyden.checkpoint.signals import Stopping
 
     class Told(SFT):
         seen = 0

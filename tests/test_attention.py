@@ -9,12 +9,13 @@ import pytest
 import torch
 from small import small
 
-from leyden.batch import Batch, Tree, pack
+from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
-from leyden.models import CausalLM, flex
-from leyden.models.attention import Forest, choose, forest_attention
+from leyden.models import CausalLM
+from leyden.models.attention import flex
+from leyden.models.attention.dispatch import Forest, choose, forest_attention
+from leyden.models.attention.segments import segment_mask
 from leyden.models.load import base_of, parts
-from leyden.models.segments import segment_mask
 
 COMMON = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 GQA = COMMON | dict(intermediate_size=48, num_key_value_heads=2)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from leyden.batch import Batch, Tree, pack
+from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
-from leyden.models.attention import choose, forest_attention
-from leyden.models.forest import Forest
+from leyden.models.attention.dispatch import choose, forest_attention
+from leyden.models.attention.forest import Forest
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),

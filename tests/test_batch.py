@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from leyden.batch import Batch, Totals, Tree, pack
+from leyden.batch.forest import Batch, Totals, Tree, pack
 
 # the drawing in the module's docstring: p p p, a a, b b b | q q, c c
 DRAWN = [Tree([1, 2, 3], [[4, 5], [6, 7, 8]], [1.0, 0.0], row=7), Tree([9, 10], [[11, 12]], [2.0], row=3)]

@@ -44,7 +44,7 @@ def test_figures() -> None:
     import contest
     import sides
 
-    from leyden.batch import Tree
+    from leyden.batch.forest import Tree
 
     assert contest.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == "3.00 [2.00, 4.00]"
     assert contest.speed({"tokens": [100, 30, 50], "seconds": [50.0, 1.0, 3.0]}, 1) == 20

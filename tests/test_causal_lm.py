@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig
 from small import LLAMA, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from leyden.batch import Batch, Tree, pack
+from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.models.load import base_of

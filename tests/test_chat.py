@@ -19,14 +19,14 @@ from chat import GEMMA, byte_level, word_marked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.chat import load_tokenizer
+from leyden.data.chat_template import Template
+from leyden.data.tokenizer import load_tokenizer
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.models.conversation import Conversation
-from leyden.models.spelling import LOST, Spelling
-from leyden.models.talk import Talk
-from leyden.policy import Sampling
-from leyden.template import Template
+from leyden.models.chat.conversation import Conversation
+from leyden.models.chat.loop import Talk
+from leyden.models.chat.streaming_text import LOST, Spelling
+from leyden.policy.policy import Sampling
 
 TOKENIZERS = {"tiny": lambda: load_tokenizer("tiny"), "byte_level": byte_level, "word_marked": word_marked}
 PARTS = st.one_of(

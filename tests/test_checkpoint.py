@@ -25,14 +25,14 @@ from small import Numbers, TreeData, fit, small, some_trees, weights_of
 
 from leyden.algos import PPO, SFT
 from leyden.atomic import AtomicCheckpointIO
-from leyden.batch import Tree
-from leyden.checkpoint import Checkpoint, Randomness, interval
-from leyden.digest import of_trees, of_weights
+from leyden.batch.forest import Tree
+from leyden.checkpoint.callback import Checkpoint, Randomness, interval
+from leyden.checkpoint.find import FORMAT, damage, find_checkpoint, header
 from leyden.errors import UserError
-from leyden.logger import MetricsCSV
-from leyden.resume import FORMAT, damage, find_checkpoint, header
-from leyden.rollouts import RolloutFile
-from leyden.run import writing
+from leyden.fingerprint import of_trees, of_weights
+from leyden.on_policy.rollout_file import RolloutFile
+from leyden.run.folder import writing
+from leyden.run.metrics_csv import MetricsCSV
 
 FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
 ALL = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1"]
@@ -456,7 +456,7 @@ def test_a_time_that_is_over_in_the_middle_of_a_step_waits_for_its_end(
     leyden, workplace: Path, monkeypatch: Any
 ) -> None:
     clock = count(int(time.monotonic()) + 1)
-    monkeypatch.setattr("leyden.checkpoint.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("leyden.checkpoint.callback.time", SimpleNamespace(monotonic=lambda: next(clock)))
     args = ["--checkpoint.train_time_interval", "00:00:00:03", "--checkpoint.save_top_k", "-1"]
     assert leyden(*FIT, *args, "--trainer.accumulate_grad_batches", "3", "--trainer.max_steps", "12")[0] == 0
     files = list((workplace / "runs/toy-1/checkpoints").iterdir())
@@ -562,7 +562,7 @@ def test_a_second_signal_ends_at_once(number: int, code: int, leyden, user: Path
     def leave(code: int) -> None:
         raise SystemExit(code)
 
-    monkeypatch.setattr("leyden.stopping.os._exit", leave)
+    monkeypatch.setattr("leyden.checkpoint.signals.os._exit", leave)
     found, _, err = leyden(*signalled(3, number, 2), *ALL)
     assert found == code and kept(user / "runs/signalled-1") == ["step=000001.ckpt", "step=000002.ckpt"]
 

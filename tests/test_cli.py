@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from leyden import names
-from leyden.command import read_command
+from leyden.cli import class_names as names
+from leyden.cli.command import read_command
+from leyden.cli.config_keys import flag_keys, flags, read
 from leyden.errors import UserError
-from leyden.keys import flag_keys, flags, read
 
 TOY = """\
 model:
@@ -35,7 +35,7 @@ def _toy_config(workplace: Path) -> None:
 @pytest.mark.parametrize("args", [["--help"], ["fti"], ["fit", "--help"], ["fit", "--model", "STF"]])
 def test_the_launcher_imports_nothing_heavy(args: list[str], workplace: Path) -> None:
     code = (
-        "import sys; from leyden.launcher import main; main(sys.argv[1:]); "
+        "import sys; from leyden.cli.launcher import main; main(sys.argv[1:]); "
         "print([m for m in ('torch', 'lightning', 'transformers', 'jsonargparse', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)

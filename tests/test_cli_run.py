@@ -20,13 +20,13 @@ import torch
 import yaml
 
 from leyden.atomic import AtomicCheckpointIO
+from leyden.checkpoint.find import find_checkpoint
 from leyden.errors import UserError
-from leyden.generators import generator_states, set_generator_states
-from leyden.logger import MetricsCSV
-from leyden.predictions import PredictionWriter
-from leyden.progress import summarise, total_steps
-from leyden.resume import find_checkpoint
-from leyden.run import claim, differences, write_whole
+from leyden.rng_states import generator_states, set_generator_states
+from leyden.run.folder import claim, differences, write_whole
+from leyden.run.metrics_csv import MetricsCSV
+from leyden.run.predictions import PredictionWriter
+from leyden.run.progress import summarise, total_steps
 
 FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
 
@@ -243,7 +243,7 @@ def test_an_output_that_cannot_be_written_is_said_before_anything_is_answered(
 
     trainer: Any = SimpleNamespace(world_size=1, is_global_zero=True)
     writer = PredictionWriter(tmp_path / "a.jsonl")
-    monkeypatch.setattr("leyden.predictions.write_whole", full)
+    monkeypatch.setattr("leyden.run.predictions.write_whole", full)
     with pytest.raises(UserError, match="cannot be written .No space left"):
         writer.on_predict_end(trainer, trainer)
     monkeypatch.setattr("tempfile.TemporaryFile", full)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from small import LLAMA, small, some_trees
 
-from leyden.batch import Batch, pack
+from leyden.batch.forest import Batch, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
 

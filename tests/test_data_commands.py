@@ -14,13 +14,14 @@ import pytest
 from chat import CHATML, THINKING, byte_level
 from rich.console import Console
 
-from leyden.datamodules import PreferenceData, commands
-from leyden.datamodules.commands import main
-from leyden.datamodules.files import read_rows
-from leyden.datamodules.row_error import RowError
-from leyden.datamodules.show import show
+from leyden.datamodules import PreferenceData
+from leyden.datamodules.commands import main as commands
+from leyden.datamodules.commands.main import main
+from leyden.datamodules.commands.show import show
+from leyden.datamodules.files.files import read_rows
+from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.source import Source
-from leyden.datamodules.store import Store
+from leyden.datamodules.storage.arrow import Store
 from leyden.errors import UserError
 
 TABLE = "질문,답변,번호\n안녕?,네.,1\n뭐 해?,쉬어요.,2\n"
@@ -519,7 +520,7 @@ def test_sampled_preferences_survive_a_table(tmp_path: Path, count: str, capsys:
 
 def test_convert_needs_nothing_heavy(table: Path) -> None:
     code = (
-        "import sys; from leyden.datamodules.commands import main; code = main(sys.argv[1:]);"
+        "import sys; from leyden.datamodules.commands.main import main; code = main(sys.argv[1:]);"
         "heavy = {'torch', 'transformers', 'lightning', 'datasets', 'pandas'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else code)"
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from leyden.demo import Size, gain, looks, main, run
+from leyden.cli.demo import Size, gain, looks, main, run
+from leyden.cli.demo_stages import unfinished
+from leyden.cli.launcher import main as leyden
 from leyden.errors import UserError
-from leyden.launcher import main as leyden
-from leyden.stages import unfinished
 
 SMALL = Size(rows=64, epochs=1, pairs=24, prompts=16, batch=16, rollouts=1, rounds=1, heldout=6)
 

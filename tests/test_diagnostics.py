@@ -19,16 +19,16 @@ from small import TreeData, fit, small, some_trees
 from test_on_policy import Questions, algorithm
 
 from leyden.algos import DPO, GRPO, PPO
-from leyden.batch import Tree
-from leyden.callbacks import FinalValidation
-from leyden.checkpoint import Randomness
-from leyden.diagnostics import Diagnostics, settings
-from leyden.history import FIRST, LATEST, History
-from leyden.logger import MetricsCSV
-from leyden.policy import Sampling
-from leyden.progress import Progress
-from leyden.rollout_metrics import _with_length
-from leyden.rules import RULES, Finding
+from leyden.batch.forest import Tree
+from leyden.checkpoint.callback import Randomness
+from leyden.diagnostics.callback import Diagnostics, settings
+from leyden.diagnostics.history import FIRST, LATEST, History
+from leyden.diagnostics.rules import RULES, Finding
+from leyden.on_policy.metrics import _with_length
+from leyden.policy.policy import Sampling
+from leyden.run.callbacks import FinalValidation
+from leyden.run.metrics_csv import MetricsCSV
+from leyden.run.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 PPO_SETTINGS = {

@@ -59,7 +59,7 @@ def test_simpo_is_simpo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     """The page's class against the paper's equation 6, in loops."""
     from small import small, some_trees
 
-    from leyden.batch import pack
+    from leyden.batch.forest import pack
 
     text = (ROOT / "docs" / "your-own-algorithm.md").read_text(encoding="utf-8")
     (tmp_path / "my_simpo.py").write_text(next(c for f, k, c in pieces(text) if f == "my_simpo.py"), encoding="utf-8")
@@ -126,7 +126,7 @@ def _no_rewards_module() -> Any:
 @pytest.mark.usefixtures("_no_rewards_module")
 def test_the_rewards_that_the_page_writes_are_taken(leyden, workplace: Path) -> None:
     from leyden.example import Sample
-    from leyden.rewards import Function
+    from leyden.rewards.function import Function
 
     for _, language, content in pieces((ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")):
         if language in ("python", "yaml"):

@@ -16,11 +16,11 @@ from small import TreeData, fit, small, some_trees, weights_of
 from torch import Tensor
 
 from leyden.algos import DPO
-from leyden.batch import Batch, Tree, pack
+from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.objectives import IPO, Hinge, Sigmoid
-from leyden.policy import Reference
+from leyden.policy.policy import Reference
 
 RATE = 0.5
 Start = Literal["full", "fresh", "continued"]

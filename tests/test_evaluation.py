@@ -16,18 +16,18 @@ from ranks import Ranks
 from small import TreeData, fit, small, some_trees, weights_of
 from test_on_policy import Questions, evens
 
-from leyden import answers
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling
-from leyden.batch import Tree, pack
-from leyden.callbacks import FinalValidation
-from leyden.checkpoint import Randomness
-from leyden.evaluator import Evaluator
+from leyden.batch.forest import Tree, pack
+from leyden.checkpoint.callback import Randomness
+from leyden.data.chat_template import Template
+from leyden.evaluation import metrics as answers
+from leyden.evaluation.evaluator import Evaluator
 from leyden.example import Example, Message
-from leyden.experience import Prompt
-from leyden.logger import MetricsCSV
 from leyden.models import CausalLM
-from leyden.policy import Sampling
-from leyden.template import Template
+from leyden.on_policy.rollout_loader import Prompt
+from leyden.policy.policy import Sampling
+from leyden.run.callbacks import FinalValidation
+from leyden.run.metrics_csv import MetricsCSV
 
 SHORT = Sampling(max_new_tokens=6)
 NAMES = {

@@ -21,7 +21,7 @@ PAIRS = [{"prompt": f"{i}?", "chosen": f"{i}입니다.", "rejected": "몰라."} 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of every kind, two steps each, on the embedded model."""
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     folder = tmp_path_factory.mktemp("runs")
     rows, pairs = write(folder / "rows.jsonl", ROWS), write(folder / "pairs.jsonl", PAIRS)
@@ -60,7 +60,7 @@ def test_merged_is_the_model_with_its_adapter(name: str, runs: Path, tmp_path: P
     from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     out = tmp_path / "merged"
     assert main(["export", str(runs / name), str(out), "--merge", "--dtype", "float32"]) == 0
@@ -79,7 +79,7 @@ def test_merged_is_the_model_with_its_adapter(name: str, runs: Path, tmp_path: P
 
 def test_over_four_bits_both_bases_say_what_they_cost(runs: Path, tmp_path: Path, capsys: Any) -> None:
     """Merged into the numbers that four bits stand for it is the model that was trained; into those as read, not."""
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     moved = {}
     for base in ("full", "four_bit"):
@@ -92,7 +92,7 @@ def test_over_four_bits_both_bases_say_what_they_cost(runs: Path, tmp_path: Path
 
 
 def test_a_card_says_what_it_is(runs: Path, tmp_path: Path) -> None:
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     assert main(["export", str(runs / "lora"), str(tmp_path / "adapter")]) == 0
     text = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def test_a_card_says_what_it_is(runs: Path, tmp_path: Path) -> None:
 def test_an_earlier_state_is_that_of_its_checkpoint(runs: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     (file,) = (runs / "full" / "checkpoints").glob("*.ckpt")
     assert main(["export", str(runs / "full"), str(tmp_path / "last"), "--checkpoint", "last"]) == 0
@@ -119,7 +119,7 @@ def test_an_earlier_state_is_that_of_its_checkpoint(runs: Path, tmp_path: Path) 
 
 
 def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: Any) -> None:
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     wrong = {
         (str(tmp_path), ""): "no run's folder",
@@ -186,7 +186,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_upload_asks_the_hub_and_says_why_it_was_refused(hub: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
-    from leyden.launcher import main
+    from leyden.cli.launcher import main
 
     code = main(["export", str(runs / "lora"), str(tmp_path / "out"), "--push-to-hub", "me/model"])
     error = capsys.readouterr().err

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from leyden.datamodules import tables
-from leyden.datamodules.files import read_rows
+from leyden.datamodules.files import tables
+from leyden.datamodules.files.files import read_rows
 from leyden.errors import UserError
 
 ROW = {"질문": "안녕?", "답변": "네."}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from leyden.batch import Batch, Tree, pack
-from leyden.models import flex
-from leyden.models.attention import forest_attention
-from leyden.models.forest import Forest
+from leyden.batch.forest import Batch, Tree, pack
+from leyden.models.attention import flex
+from leyden.models.attention.dispatch import forest_attention
+from leyden.models.attention.forest import Forest
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 

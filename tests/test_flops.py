@@ -7,7 +7,7 @@ from peft import LoraConfig, get_peft_model
 from small import LLAMA, small
 from torch import nn
 
-from leyden.flops import peak, per_token
+from leyden.run.flops import peak, per_token
 
 
 def test_a_weight_costs_two_forward_and_two_for_each_gradient() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leyden.datamodules.formats import FORMATS, KINDS, RowError, describe, detect, parse
+from leyden.datamodules.formats.formats import FORMATS, KINDS, RowError, describe, detect, parse
 from leyden.errors import UserError
 from leyden.example import Example
 

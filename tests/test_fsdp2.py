@@ -14,11 +14,11 @@ from small import LLAMA, Numbers, TreeData, fit, some_trees
 from test_on_policy import Questions, evens
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
-from leyden.callbacks import Export
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.policy import Sampling
+from leyden.policy.policy import Sampling
 from leyden.precision import QLoRAPrecision
+from leyden.run.callbacks import Export
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sft": (SFT, {}),
@@ -100,7 +100,7 @@ def _told(trainer: Any) -> dict[str, float]:
 
 def _no_classifier() -> None:
     """The stand-in for a tokenizer is no tokenizer that scores could be exported with."""
-    import leyden.models.save as save
+    import leyden.models.saving.save as save
 
     save._save_reward = lambda policy, state, folder: save._save_language(policy, state, folder)  # type: ignore[attr-defined]
 
@@ -115,7 +115,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", KINDS)
 def test_sharded_is_whole(name: str, model: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name == "reward":
-        import leyden.models.save as save
+        import leyden.models.saving.save as save
 
         monkeypatch.setattr(save, "_save_reward", lambda policy, state, to: save._save_language(policy, state, to))
     one = train(algorithm(name, model), name, str(tmp_path / "one"))
@@ -138,7 +138,7 @@ def resumed_on_rank(path: str, folder: str) -> list[torch.Tensor]:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from test_on_policy import resume
 
-    from leyden.checkpoint import Randomness
+    from leyden.checkpoint.callback import Randomness
     from leyden.sharding import FSDP2, plain
 
     ends = []

@@ -10,17 +10,18 @@ import torch
 from small import LLAMA, small
 
 from leyden import models
-from leyden.batch import Tree, pack
+from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
-from leyden.models import CausalLM, decode
-from leyden.models.cache import Cache, close
-from leyden.models.forest import Ask
-from leyden.models.generate import generate
-from leyden.models.packed import WORTH, _usable
-from leyden.models.partial import join, partial
-from leyden.models.sampling import BLOCK, choose, truncate
-from leyden.models.step import Step
-from leyden.policy import Response, Sampling
+from leyden.models import CausalLM
+from leyden.models.attention.cached import Step
+from leyden.models.attention.forest import Ask
+from leyden.models.attention.kv_cache import Cache, close
+from leyden.models.attention.partial import join, partial
+from leyden.models.generation import decoder as decode
+from leyden.models.generation.generate import generate
+from leyden.models.generation.packed_weights import WORTH, _usable
+from leyden.models.generation.sampling import BLOCK, choose, truncate
+from leyden.policy.policy import Response, Sampling
 
 PROMPTS = [[5, 9, 2, 40, 7], [11], [3, 3, 8], [60, 61, 62, 63, 64, 65, 66, 67, 68]]
 MODELS = {

@@ -9,7 +9,7 @@ import torch
 
 from leyden.errors import UserError
 from leyden.example import Sample
-from leyden.rewards import Gold
+from leyden.rewards.function import Gold
 
 
 def sample(prompt: str, response: str, answer: str, rivals: str = "", language: str = "ko", **more: Any) -> Sample:

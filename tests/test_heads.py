@@ -23,15 +23,15 @@ from transformers import (
     pipeline,
 )
 
-from leyden.batch import Tree, pack
-from leyden.chat import load_tokenizer, stop_ids
+from leyden.batch.forest import Tree, pack
+from leyden.data.chat_template import Template
+from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.models import CausalLM
 from leyden.models.heads import make_head, saved_head
 from leyden.models.load import base_of
-from leyden.models.scoring import pad_token, scoring_tokenizer
-from leyden.template import Template
+from leyden.models.saving.scoring_tokenizer import pad_token, scoring_tokenizer
 
 LORA = LoraConfig(r=4, target_modules="all-linear")
 QUESTION: list[Message] = [{"role": "user", "content": "안녕? How are you?"}]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from prepared import prepared, write
 
-from leyden.batch import Tree
+from leyden.batch.forest import Tree
 from leyden.datamodules import InstructionData
-from leyden.datamodules import rows as module
-from leyden.datamodules.overlength import fit, pieces
-from leyden.datamodules.row_error import LeftOut, RowError
+from leyden.datamodules import file_data as module
+from leyden.datamodules.formats.row_error import LeftOut, RowError
+from leyden.datamodules.storage.truncation import fit, pieces
 from leyden.errors import UserError
 
 ROWS = [{"prompt": f"{i} 더하기 {i}는?", "response": f"{2 * i}입니다."} for i in range(20)]

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from leyden import judge as module
-from leyden.endpoint import _completions, _retry_after
 from leyden.errors import UserError
 from leyden.example import Sample
-from leyden.judge import HTTPJudge, read_grade
-from leyden.rewards import score
-from leyden.verdicts import Verdict, Verdicts
+from leyden.rewards import judge as module
+from leyden.rewards.function import score
+from leyden.rewards.http_endpoint import _completions, _retry_after
+from leyden.rewards.judge import HTTPJudge, read_grade
+from leyden.rewards.judge_cache import Verdict, Verdicts
 
 KEY = "sk-very-secret-0123456789"
 
@@ -447,7 +447,7 @@ def test_a_cache_that_cannot_be_used(server: Server, tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from leyden.verdicts import Verdict, Verdicts
+from leyden.rewards.judge_cache import Verdict, Verdicts
 from pathlib import Path
 with Verdicts(Path(sys.argv[1])) as verdicts:
     for number in range(20):

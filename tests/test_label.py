@@ -16,10 +16,10 @@ import pytest
 from prepared import prepared, write
 
 from leyden.datamodules import PreferenceData, PromptData
-from leyden.datamodules.commands import main
-from leyden.datamodules.ledger import Ledger
+from leyden.datamodules.commands.label_scores import Ledger
+from leyden.datamodules.commands.main import main
 from leyden.example import Sample
-from leyden.rewards import Gold
+from leyden.rewards.function import Gold
 
 REWARDS = """
 import torch
@@ -331,7 +331,7 @@ def test_mistakes_are_one_line(argv: list[str], message: str, leyden: Leyden, mi
 @pytest.mark.parametrize("argv", [["--help"], ["in.jsonl", "out.jsonl", "--reward", "Godl"], ["x", "--pears"]])
 def test_help_and_mistakes_need_nothing_heavy(argv: list[str]) -> None:
     code = (
-        "import sys; from leyden.launcher import main; main(['data', 'label', *sys.argv[1:]]);"
+        "import sys; from leyden.cli.launcher import main; main(['data', 'label', *sys.argv[1:]]);"
         "print([m for m in ('torch', 'lightning', 'transformers', 'jsonargparse', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=60)

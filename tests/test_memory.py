@@ -13,10 +13,10 @@ import transformers
 from peft import LoraConfig
 from small import LLAMA, Numbers
 
-from leyden.batch import Tree, pack
+from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM, quantized
-from leyden.models.cache import Cache
+from leyden.models.attention.kv_cache import Cache
 from leyden.models.planner import memory
 from leyden.models.planner.blueprint import base_path, blueprint
 from leyden.models.planner.memory import Arithmetic, Kept, Shape

@@ -13,11 +13,11 @@ from peft import LoraConfig
 from prepared import write
 from torch import Tensor
 
-from leyden.batch import Tree, pack
+from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.example import Message, Sample
 from leyden.models import CausalLM, ModelReward
-from leyden.rewards import WeightedSum, score
+from leyden.rewards.function import WeightedSum, score
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2 + 3은?", "responses": ["5입니다.", "정말 좋은 질문입니다. 2 + 3은 6입니다.", "다섯"]},

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from leyden.batch import Totals, Tree, pack
+from leyden.batch.forest import Totals, Tree, pack
+from leyden.batch.pairs import pairs, won
 from leyden.losses import bradley_terry, plackett_luce
 from leyden.objectives import IPO, Hinge, Objective, Robust, Sigmoid
-from leyden.pairs import pairs, won
 
 # log-probs -10 and -14 under the policy, -12 and -13 under the reference: log-ratios 2 and -1
 GOLDEN: list[tuple[Objective, float, float]] = [

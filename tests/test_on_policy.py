@@ -16,19 +16,19 @@ from ranks import Ranks
 from small import fit, small, weights_of
 
 from leyden.algos import GRPO, PPO, RejectionSampling
-from leyden.batch import Tree, pack
-from leyden.callbacks import FinalValidation, Throughput
-from leyden.checkpoint import Randomness
-from leyden.data import DataModule
+from leyden.batch.forest import Tree, pack
+from leyden.batch.trajectory import Trajectory, joined, restored, stored
+from leyden.checkpoint.callback import Randomness
+from leyden.data.datamodule import DataModule
 from leyden.errors import UserError
 from leyden.example import Example, Sample
-from leyden.experience import Prompt, PromptLoader
-from leyden.on_policy import OnPolicy
-from leyden.policy import Sampling
-from leyden.policy_gradient import KLPrice
-from leyden.progress import Progress
-from leyden.scores import ScoreShape
-from leyden.trajectory import Trajectory, joined, restored, stored
+from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.policy_gradient import KLPrice
+from leyden.on_policy.rollout_loader import Prompt, PromptLoader
+from leyden.on_policy.scores import ScoreShape
+from leyden.policy.policy import Sampling
+from leyden.run.callbacks import FinalValidation, Throughput
+from leyden.run.progress import Progress
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7)
 KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
@@ -251,7 +251,7 @@ def resume(algorithm: Any, data: Any, checkpoint: Path, **options: Any) -> None:
 
 def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was sampled when a reward failed is on file, is scored when the run comes back, and the end is the same."""
-    monkeypatch.setattr("leyden.on_policy.CHUNK", 4)
+    monkeypatch.setattr("leyden.on_policy.on_policy.CHUNK", 4)
     whole = algorithm(PPO, {"samples": 2}, keep_rollouts=True)
     fit(whole, Questions(), max_epochs=1, default_root_dir=tmp_path / "whole")
     calls: list[int] = []

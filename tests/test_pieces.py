@@ -15,13 +15,13 @@ from ranks import Ranks
 from small import TreeData, fit, small, some_trees, weights_of
 from test_on_policy import Questions, evens
 
+from leyden.algorithm.microbatches import Pieces, out_of_memory
 from leyden.algos import DPO, PPO, SFT
-from leyden.batch import Batch, pack
+from leyden.batch.forest import Batch, pack
+from leyden.batch.trajectory import Trajectory
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.pieces import Pieces, out_of_memory
-from leyden.policy import Sampling
-from leyden.trajectory import Trajectory
+from leyden.policy.policy import Sampling
 
 FULL = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."
 
@@ -182,7 +182,7 @@ import resource, sys, torch
 sys.path.insert(0, sys.argv[3])
 from small import TreeData, fit, small, weights_of, LLAMA
 from leyden.algos import SFT
-from leyden.batch import Tree
+from leyden.batch.forest import Tree
 torch.set_num_threads(1)
 
 def run(cap):

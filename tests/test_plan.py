@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from leyden.command import read_command
+from leyden.cli.command import read_command
 from leyden.models.planner.alternatives import alternatives, rule_of_thumb
 from leyden.models.planner.budget import budget
 from leyden.models.planner.reading import resolved, settings

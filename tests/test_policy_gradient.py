@@ -13,13 +13,13 @@ from enumerable import LENGTH, START, WORDS, Prompts, Table, TableReference
 from small import fit
 from torch import Tensor
 
+from leyden.algorithm.schedules import WarmupCosine
 from leyden.algos import GRPO, PPO, RejectionSampling
-from leyden.batch import Totals, Tree
-from leyden.on_policy import OnPolicy
-from leyden.optim import WarmupCosine
-from leyden.policy import Sampling
-from leyden.policy_gradient import PolicyGradient
-from leyden.trajectory import Trajectory
+from leyden.batch.forest import Totals, Tree
+from leyden.batch.trajectory import Trajectory
+from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.policy_gradient import PolicyGradient
+from leyden.policy.policy import Sampling
 
 WHOLE = Sampling(max_new_tokens=LENGTH)
 

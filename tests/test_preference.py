@@ -13,12 +13,12 @@ from lightning.pytorch import LightningModule, Trainer
 from prepared import prepared, write
 from torch import Tensor
 
-from leyden.batch import Batch, Tree
+from leyden.batch.forest import Batch, Tree
 from leyden.datamodules import InstructionData, PreferenceData
-from leyden.datamodules import rows as module
-from leyden.datamodules.order import above_gap, apart, best_first, spread
-from leyden.datamodules.overlength import fit
-from leyden.datamodules.row_error import LeftOut, RowError
+from leyden.datamodules import file_data as module
+from leyden.datamodules.formats.ranking import above_gap, apart, best_first, spread
+from leyden.datamodules.formats.row_error import LeftOut, RowError
+from leyden.datamodules.storage.truncation import fit
 from leyden.errors import UserError
 
 PAIRS = [

@@ -14,10 +14,10 @@ from prepared import prepared, write
 from torch import Tensor
 
 from leyden.datamodules import PromptData
-from leyden.datamodules.commands import main
+from leyden.datamodules.commands.main import main
 from leyden.errors import UserError
-from leyden.experience import Prompt, PromptLoader
-from leyden.policy import Sampling
+from leyden.on_policy.rollout_loader import Prompt, PromptLoader
+from leyden.policy.policy import Sampling
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"{i} 더하기 {i}는?", "answer": str(2 * i)} for i in range(20)]
 STORY = "옛날 옛적에 토끼가 살았다. " * 20

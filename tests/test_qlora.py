@@ -16,13 +16,13 @@ from small import LLAMA, Numbers, TreeData, fit, some_trees, weights_of
 from test_on_policy import Questions, evens, resume
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
-from leyden.batch import pack
-from leyden.checkpoint import Randomness
+from leyden.batch.forest import pack
+from leyden.checkpoint.callback import Randomness
 from leyden.errors import UserError
 from leyden.models import CausalLM, quantized
-from leyden.policy import Sampling
+from leyden.policy.policy import Sampling
 from leyden.precision import QLoRAPrecision
-from leyden.progress import summarise
+from leyden.run.progress import summarise
 
 WIDE = LLAMA | {"hidden_size": 64, "intermediate_size": 128}
 RATE = 5e-3
@@ -206,7 +206,7 @@ def shared(folder: str, tmp_path: Path) -> Any:
 
     class Judge(ModelReward):
         def _trees(self, samples: Sequence[Any]) -> Any:
-            from leyden.tree import Tree
+            from leyden.batch.tree import Tree
 
             numbers = [[int(word) for word in s.response.split()] or [0] for s in samples]
             return [Tree([1, 2], [row], row=i) for i, row in enumerate(numbers)], list(range(len(numbers)))

@@ -18,15 +18,15 @@ from small import TreeData, fit, small, weights_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from leyden.algorithm.calibration import agreement, length_sums, pair_sums
 from leyden.algos import RewardModel
-from leyden.batch import Tree, pack
-from leyden.calibration import agreement, length_sums, pair_sums
+from leyden.batch.forest import Tree, pack
+from leyden.batch.tree import packs
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.losses import bradley_terry, plackett_luce
 from leyden.models import CausalLM
-from leyden.policy import Sampling
-from leyden.tree import packs
+from leyden.policy.policy import Sampling
 
 RATE = 0.5
 

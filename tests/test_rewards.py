@@ -13,10 +13,11 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from leyden import gold, names
+from leyden.cli import class_names as names
 from leyden.errors import UserError
 from leyden.example import Sample
-from leyden.rewards import Function, Gold, Reward, WeightedSum, name_of, score
+from leyden.rewards import gold
+from leyden.rewards.function import Function, Gold, Reward, WeightedSum, name_of, score
 
 
 def samples(*responses: str) -> list[Sample]:
@@ -250,9 +251,9 @@ def test_weights_and_rewards_must_fit() -> None:
 
 ALGORITHM = """
 from leyden.example import Sample
-from leyden.policy import Policy
-from leyden.reward import Reward
-from leyden.rewards import score
+from leyden.policy.policy import Policy
+from leyden.rewards.reward import Reward
+from leyden.rewards.function import score
 from toy import Toy
 
 class Learner(Toy):
@@ -305,12 +306,12 @@ def shown(learner: Any, *args: str) -> Any:
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     # what is typed: the class it becomes, and some of its arguments
-    "--model.reward Gold": ("leyden.gold.Gold", {"polite": 0.5}),
-    "--model.reward Gold --model.reward.polite 0.25": ("leyden.gold.Gold", {"polite": 0.25}),
-    "--model.reward.polite 0.25 --model.reward Gold": ("leyden.gold.Gold", {"polite": 0.25}),
-    "--model.reward leyden.rewards.Gold": ("leyden.rewards.Gold", {"brief": 0.5}),
-    "--model.reward leyden.rewards.Function --model.reward.path my_rewards.brevity": (
-        "leyden.rewards.Function",
+    "--model.reward Gold": ("leyden.rewards.gold.Gold", {"polite": 0.5}),
+    "--model.reward Gold --model.reward.polite 0.25": ("leyden.rewards.gold.Gold", {"polite": 0.25}),
+    "--model.reward.polite 0.25 --model.reward Gold": ("leyden.rewards.gold.Gold", {"polite": 0.25}),
+    "--model.reward leyden.rewards.function.Gold": ("leyden.rewards.function.Gold", {"brief": 0.5}),
+    "--model.reward leyden.rewards.function.Function --model.reward.path my_rewards.brevity": (
+        "leyden.rewards.function.Function",
         {"path": "my_rewards.brevity"},
     ),
     "--model.reward ModelReward --model.reward.path FOLDER": (
@@ -318,7 +319,7 @@ SPECS: dict[str, tuple[str, dict[str, Any]]] = {
         {"path": "FOLDER", "batch_tokens": 16384},
     ),
     "--model.reward HTTPJudge --model.reward.url http://h:1 --model.reward.model m --model.reward.scale [1,5]": (
-        "leyden.judge.HTTPJudge",
+        "leyden.rewards.judge.HTTPJudge",
         {"model": "m", "scale": [1.0, 5.0], "key_env": "OPENAI_API_KEY"},
     ),
     "--model.reward my_rewards.Own --model.reward.factor 2": ("my_rewards.Own", {"factor": 2.0}),
@@ -351,8 +352,8 @@ model:
     (workplace / "part.yaml").write_text(part)
     found = shown(learner, "--config", "part.yaml")
     kinds = [inner["class_path"] for inner in found["init_args"]["rewards"]]
-    assert found["class_path"] == "leyden.rewards.WeightedSum"
-    assert kinds == ["leyden.gold.Gold", "leyden.rewards.Function", "my_rewards.Own"]
+    assert found["class_path"] == "leyden.rewards.function.WeightedSum"
+    assert kinds == ["leyden.rewards.gold.Gold", "leyden.rewards.function.Function", "my_rewards.Own"]
     (workplace / "resolved.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"reward": found}}}))
     assert shown(learner, "--config", "resolved.yaml") == found
 

@@ -14,7 +14,7 @@ from leyden.datamodules.sample import items, phrases, preference, rewriting, sam
 from leyden.datamodules.sample.korean import fill, particle
 from leyden.errors import UserError
 from leyden.example import Sample
-from leyden.gold import Gold, _word
+from leyden.rewards.gold import Gold, _word
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from leyden.data import DataModule
-from leyden.policy import Sampling
-from leyden.seeds import chosen
+from leyden.data.datamodule import DataModule
+from leyden.policy.policy import Sampling
+from leyden.rng import chosen
 
 
 class Nothing(DataModule):

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from leyden.batch import Tree, pack
-from leyden.models import segments
-from leyden.models.attention import forest_attention
-from leyden.models.forest import Forest
+from leyden.batch.forest import Tree, pack
+from leyden.models.attention import segments
+from leyden.models.attention.dispatch import forest_attention
+from leyden.models.attention.forest import Forest
 
 TREES = [
     Tree([1] * 70, [[2] * 4, [3] * 90, [4] * 40]),

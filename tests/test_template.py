@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from leyden.batch import Tree
-from leyden.chat import PLAIN
-from leyden.datamodules.row_error import RowError
+from leyden.batch.forest import Tree
+from leyden.data.chat_template import Template
+from leyden.data.tokenizer import PLAIN
+from leyden.datamodules.formats.row_error import RowError
 from leyden.errors import UserError
 from leyden.example import Example, Message
-from leyden.template import Template
 
 TALK = [
     Message(role="user", content="What is two plus two?"),

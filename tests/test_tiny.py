@@ -13,8 +13,8 @@ import leyden.models
 from leyden.datamodules.sample import phrases, sample_rows
 from leyden.datamodules.sample.items import facts
 from leyden.errors import UserError
-from leyden.gold import _word
-from leyden.models.recipe import blank_model, main, syllables, train_tokenizer
+from leyden.models.tiny_recipe import blank_model, main, syllables, train_tokenizer
+from leyden.rewards.gold import _word
 
 TINY = Path(leyden.models.__file__).parent / "tiny"
 
@@ -100,7 +100,7 @@ def test_a_documents_end_a_turns_end_and_padding_are_three_tokens(tokenizer: Any
 @pytest.fixture
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small corpus needs fewer repeats for its syllables to come first, and this saves seconds."""
-    monkeypatch.setattr("leyden.models.recipe.SYLLABLE_REPEATS", 50)
+    monkeypatch.setattr("leyden.models.tiny_recipe.SYLLABLE_REPEATS", 50)
 
 
 def _corpus(folder: Path, rows: int) -> Path:

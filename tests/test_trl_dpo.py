@@ -11,7 +11,7 @@ import torch
 from small import LLAMA, TreeData, fit
 
 from leyden.algos import DPO
-from leyden.batch import Tree
+from leyden.batch.forest import Tree
 from leyden.models import CausalLM
 from leyden.objectives import IPO, Hinge, Objective, Robust, Sigmoid
 

@@ -11,7 +11,7 @@ import torch
 from small import LLAMA, TreeData, fit
 
 from leyden.algos import RewardModel
-from leyden.batch import Tree
+from leyden.batch.forest import Tree
 from leyden.models import CausalLM
 
 pytest.importorskip("trl", reason="compares with TRL: pip install 'leyden[bench]'")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from leyden.batch import Tree, pack
-from leyden.models import varlen
-from leyden.models.attention import forest_attention
-from leyden.models.forest import Forest
+from leyden.batch.forest import Tree, pack
+from leyden.models.attention import varlen
+from leyden.models.attention.dispatch import forest_attention
+from leyden.models.attention.forest import Forest
 
 TREES = [
     Tree([1] * 7, [[2] * 4, [3] * 9]),

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from leyden.algorithm import Algorithm
-from leyden.batch import Batch, Totals, Tree
-from leyden.data import DataModule
+from leyden.algorithm.algorithm import Algorithm
+from leyden.batch.forest import Batch, Totals, Tree
+from leyden.data.datamodule import DataModule
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.policy import Outputs, Policy, Response, Sampling
+from leyden.policy.policy import Outputs, Policy, Response, Sampling
 
 
 class Bigrams(Policy):

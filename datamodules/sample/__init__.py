@@ -3,7 +3,7 @@
 Questions ask for facts, sums and small rewriting jobs in Korean or English. Answers are right, and mixed in style:
 half are polite, half are brief, independently, so that there is something to align. Preference rows compare answers in
 all these styles, and wrong ones, by the gold reward, with some labels flipped. Every row but text carries the columns
-that `leyden.rewards.Gold` scores with: `language`, `answer` and `rivals` (wrong answers, joined by `|`).
+that `leyden.rewards.function.Gold` scores with: `language`, `answer` and `rivals` (wrong answers, joined by `|`).
 
 The split is by content, not by wording: what is asked in held-out rows is asked in no training row, in neither
 language. The same arguments give the same rows on every machine, and fewer rows are a prefix of more.

@@ -14,7 +14,7 @@ from leyden.datamodules.sample.items import Item, facts
 from leyden.example import Sample
 
 if TYPE_CHECKING:
-    from leyden.rewards import Gold
+    from leyden.rewards.function import Gold
 
 RIGHT_SHARE = 0.75
 """Right answers among those drawn. Of two with different rewards, then, half are both right and differ in manner."""
@@ -77,6 +77,6 @@ def _shown(language: str) -> dict[tuple[str, str], str]:
 @cache
 def _gold() -> Gold:
     """The gold reward; imported late, since it takes torch along."""
-    from leyden.rewards import Gold
+    from leyden.rewards.function import Gold
 
     return Gold()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from leyden.cli.parser import Parser
 from leyden.compare.comparison import compare
 from leyden.compare.export import FIRST, as_csv
 from leyden.compare.finding import find_runs
@@ -16,8 +17,7 @@ from leyden.compare.page import MARK, page
 from leyden.compare.run import read_run
 from leyden.compare.table import show
 from leyden.errors import UserError
-from leyden.run import write_whole
-from leyden.words import Parser
+from leyden.run.folder import write_whole
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from leyden import names
-from leyden.algorithm import Algorithm
-from leyden.keys import read
+from leyden.algorithm.algorithm import Algorithm
+from leyden.cli import class_names as names
+from leyden.cli.config_keys import read
 from leyden.models.planner.blueprint import base_path
 from leyden.models.planner.budget import budget
 from leyden.models.planner.memory import FLOAT, HALF

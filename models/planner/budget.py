@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from leyden.models.decode import MEMORY, READ, ROWS
-from leyden.models.packed import MOST
+from leyden.models.generation.decoder import MEMORY, READ, ROWS
+from leyden.models.generation.packed_weights import MOST
 from leyden.models.planner import memory
 from leyden.models.planner.memory import FLOAT
 from leyden.models.planner.outline import Item, Model, Run, Sampling
@@ -145,7 +145,7 @@ def _looking(run: Run) -> list[Item]:
 
 
 def _sampling(run: Run, asked: Sampling, free: float | None) -> list[Item]:
-    """As `leyden.models.decode` does it."""
+    """As `leyden.models.generation.decoder` does it."""
     shape, how = run.policy.plan.shape, run.policy.how
     tokens = asked.new + asked.longest * min(2, asked.samples) // asked.samples
     row = tokens * shape.layers * 2 * shape.key * how.weight

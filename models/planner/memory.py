@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from leyden.models.cache import COLUMNS
+from leyden.models.attention.kv_cache import COLUMNS
 from leyden.models.logprobs import BLOCK_BYTES, CHUNK_BYTES
 
 STATES = {
@@ -212,7 +212,7 @@ def token_cache(shape: Shape, how: Arithmetic) -> int:
 
 def cache(rows: int, prompts: int, longest: int, new: int, shape: Shape, how: Arithmetic) -> int:
     """Keys and values while sampling: those of each prompt once, and a ring for each row that doubles up to the
-    longest answer (see `leyden.models.cache`)."""
+    longest answer (see `leyden.models.attention.kv_cache`)."""
     columns = COLUMNS << max(0, math.ceil(math.log2(new / COLUMNS)))
     return token_cache(shape, how) * (prompts * longest + rows * columns)
 

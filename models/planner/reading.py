@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from leyden import vet
-from leyden.cli import CLI
-from leyden.command import Command
+from leyden.cli import check_keys as vet
+from leyden.cli.command import Command
+from leyden.cli.config_keys import flag_keys
+from leyden.cli.lightning_cli import CLI
 from leyden.errors import UserError
-from leyden.keys import flag_keys
 from leyden.models.causal_lm import CausalLM
 from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, HALF, STATES

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leyden.compared import Compared
+from leyden.algorithm.with_reference import Compared
 from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, Arithmetic
 from leyden.models.planner.outline import Model, Optimizer, Run, Sampling
-from leyden.on_policy import CHUNK, OnPolicy
+from leyden.on_policy.on_policy import CHUNK, OnPolicy
 
 
 @dataclass(frozen=True)

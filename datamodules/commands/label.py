@@ -1,0 +1,203 @@
+"""`leyden data label`: several responses to each prompt become preferences, by what a reward says of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leyden.datamodules.commands.convert import rejected_path, whole_file, write_rejects
+from leyden.datamodules.commands.label_scores import Ledger
+from leyden.datamodules.commands.prompt_groups import Group, read_groups
+from leyden.datamodules.formats.ranking import above_gap, spread
+from leyden.datamodules.formats.row_error import by_count
+from leyden.datamodules.formats.turns import is_transcript
+from leyden.datamodules.source import Source
+from leyden.errors import UserError
+from leyden.example import Message
+
+if TYPE_CHECKING:
+    from leyden.rewards.reward import Reward
+
+EVERY = 30.0
+"""Seconds between two lines of progress in a log file."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How preferences are written.
+
+    Args:
+        pairs: the best against the worst response, instead of all of them with their scores.
+        min_gap: from the best down, a response closer than this to the last one kept is left out.
+        max_responses: most responses of a row, the best and the worst among them.
+        batch_size: responses that the reward is asked for at a time, and that an interruption can cost.
+        overwrite: replace an output that exists.
+    """
+
+    pairs: bool = False
+    min_gap: float = 0.0
+    max_responses: int | None = None
+    batch_size: int = 256
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.min_gap >= 0:
+            raise UserError(f"--min-gap {self.min_gap}: a gap between scores is 0 or more")
+        if self.max_responses is not None and self.max_responses < 2:
+            raise UserError(f"--max-responses {self.max_responses}: a comparison takes two; give 2 or more")
+        if self.batch_size < 1:
+            raise UserError(f"--batch-size {self.batch_size}: give 1 or more")
+
+
+def label(
+    source: Source, output: str, make: Callable[[], Reward], about: str, how: Labels, say: Callable[[str], None] = print
+) -> int:
+    """Label a file and return 0, or 1 where rows were rejected.
+
+    The output appears when it is whole. Until then scores are kept in OUTPUT.part as they come, and the same command
+    goes on from there.
+
+    Args:
+        source: rows of prompts with responses; rows with the same prompt belong together.
+        output: a .jsonl file.
+        make: gives the reward, once it is needed.
+        about: the reward and its settings in words: scores by another one are never mixed with these.
+        how: what is written.
+        say: is told what was read and written.
+    """
+    out = _target(output, how)
+    rejects: list[dict[str, Any]] = []
+    groups = read_groups(source, rejects, say)
+    several = [group for group in groups if len(group.samples) > 1]
+    if not several:
+        first = f" (first rejected row: {rejects[0]['place']}: {rejects[0]['problem']})" if rejects else ""
+        raise UserError(
+            f"{source.path}: no prompt has two different responses, so nothing can be compared{first}; give several to "
+            "a prompt, such as the answers of leyden predict with --model.sampling.temperature 1 and several "
+            "--model.sampling.seed, in one folder"
+        )
+    ledger = Ledger(out.with_name(out.name + ".part"), {"input": source.path, "reward": about}, how.overwrite)
+    _score(several, ledger, make, how.batch_size, say)
+    found = Counter({"only one response": len(groups) - len(several)})
+    rows = list(_rows(several, ledger, how, found))
+    if not rows:
+        raise UserError(
+            f"{source.path}: under {about} no response is better than another of its prompt ({by_count(+found)}); "
+            "take another reward or gap, or responses that differ more"
+        )
+    with whole_file(out) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_rejects(rejected_path(out), rejects, how.overwrite)
+    ledger.remove()
+    responses = sum(2 if how.pairs else len(row["responses"]) for row in rows)
+    say(f"{source.path} -> {out}: {len(rows):,} prompts with {responses:,} responses, best first, by {about}")
+    if left_out := by_count(+found):
+        say(f"  left out: {left_out}")
+    if ties := sum(not how.pairs and len(set(row["scores"])) < len(row["scores"]) for row in rows):
+        say(f"  {ties:,} prompts have responses that tie; training compares one of each such with the others")
+    if rejects:
+        first = f"(first: {rejects[0]['place']}: {rejects[0]['problem']})"
+        say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} {first}")
+    return int(bool(rejects))
+
+
+def _target(output: str, how: Labels) -> Path:
+    out = Path(output).expanduser()
+    if out.suffix != ".jsonl":
+        raise UserError(f"{out}: the output is JSONL; name it {out.with_suffix('.jsonl')}")
+    if out.exists() and not how.overwrite:
+        raise UserError(f"{out}: exists already; add --overwrite, or name another output")
+    return out
+
+
+def _score(
+    groups: Sequence[Group], ledger: Ledger, make: Callable[[], Reward], size: int, say: Callable[[str], None]
+) -> None:
+    """Ask the reward for every score that is not in the ledger yet, some prompts at a time."""
+    waiting = [group for group in groups if group.key not in ledger.scores]
+    total = sum(len(group.samples) for group in groups)
+    done = before = total - sum(len(group.samples) for group in waiting)
+    if not waiting:
+        return
+    if before:
+        say(f"{before:,} of {total:,} responses are scored already")
+    from leyden.rewards.reward import score
+
+    reward, started, told = _ready(make()), time.monotonic(), time.monotonic()
+    for batch in _batches(waiting, size):
+        try:
+            scores = score(reward, [sample for group in batch for sample in group.samples]).numpy()
+        except UserError as error:
+            kept = f" ({done:,} of {total:,} responses are scored and kept: then type the same again)"
+            raise UserError(f"{error}{kept if done else ''}") from error
+        shortest = iter(float(str(value)) for value in scores)  # 0.1, not 0.10000000149
+        ledger.add({group.key: [next(shortest) for _ in group.samples] for group in batch})
+        done, now = done + len(scores), time.monotonic()
+        if sys.stderr.isatty() or now - told > EVERY:
+            told = now
+            _progress(done, total, (now - started) / (done - before) * (total - done))
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _progress(done: int, total: int, seconds: float) -> None:
+    """One line: redrawn on a terminal, another one in a log file."""
+    left = f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
+    start, end = ("\r", "  ") if sys.stderr.isatty() else ("", "\n")
+    print(f"{start}scored {done:,} of {total:,} responses · {left}", end=end, file=sys.stderr, flush=True)
+
+
+def _ready(reward: Reward) -> Reward:
+    """A model goes to the accelerator, if there is one."""
+    import torch
+
+    if isinstance(reward, torch.nn.Module):
+        reward.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return reward
+
+
+def _batches(groups: Sequence[Group], size: int) -> Iterator[list[Group]]:
+    """Groups of about `size` responses together; never a part of one."""
+    batch: list[Group] = []
+    for group in groups:
+        batch.append(group)
+        if sum(len(one.samples) for one in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _rows(groups: Sequence[Group], ledger: Ledger, how: Labels, found: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows to write, best response first; `found` counts why other prompts give none."""
+    from leyden.run.predictions import as_json
+
+    for group in groups:
+        scores = ledger.scores[group.key]
+        order = sorted(range(len(scores)), key=lambda number: -scores[number])
+        ranked = [scores[number] for number in order]
+        kept = above_gap(ranked, how.min_gap)
+        if ranked[0] == ranked[-1] or len(kept) < 2:
+            found["tied" if ranked[0] == ranked[-1] else "closer than --min-gap"] += 1
+            continue
+        kept = [kept[place] for place in spread(len(kept), 2 if how.pairs else how.max_responses)]
+        texts = [_text(group.samples[order[place]].response) for place in kept]
+        row: dict[str, Any] = {"prompt": group.messages}
+        if how.pairs:
+            margin = float(f"{ranked[kept[0]] - ranked[kept[1]]:.7g}")
+            row |= {"chosen": texts[0], "rejected": texts[1], "margin": margin}
+        else:
+            finished = [group.samples[order[place]].finished for place in kept]
+            row |= {"responses": texts, "scores": [ranked[place] for place in kept], "finished": finished}
+        yield as_json(row | ({"row": group.row} if group.row else {}))
+
+
+def _text(response: str) -> Any:
+    """A response as preference data holds it: one that looks like a transcript would be read as one."""
+    return [Message(role="assistant", content=response)] if is_transcript(response) else response

@@ -1,0 +1,59 @@
+"""What the rows of a preference file say: how many pairs, how far apart, which is longer, and where they disagree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from leyden.datamodules.formats.turns import seen
+from leyden.example import Example
+
+
+@dataclass
+class Comparisons:
+    """Counts over the usable rows of a file."""
+
+    sizes: Counter[int] = field(default_factory=Counter)
+    """Responses of a row -> rows"""
+    longer: int = 0
+    """Rows whose best response is longer than their worst"""
+    shorter: int = 0
+    margins: list[float] = field(default_factory=list)
+    """Score of the best response minus that of the worst, of each row with scores"""
+    left_out: int = 0
+    """Responses that tie with, or repeat, another one of their row"""
+    said: dict[int, str] = field(default_factory=dict)
+    """Hash of (prompt, better, worse) -> where it was said first"""
+
+    def add(self, example: Example, lengths: Sequence[int], place: str) -> str | None:
+        """Count a row with the lengths of its responses; returns an earlier place that says the opposite, if any."""
+        self.sizes[len(lengths)] += 1
+        self.longer += lengths[0] > lengths[-1]
+        self.shorter += lengths[0] < lengths[-1]
+        self.left_out += example.left_out + len(example.responses) - len(lengths)
+        if example.scores is not None:
+            self.margins.append(example.scores[0] - example.scores[-1])
+        prompt, opposite = seen(example.messages), None
+        for better, worse in combinations([seen(response) for response in example.responses], 2):
+            opposite = opposite or self.said.get(hash((prompt, worse, better)))
+            self.said.setdefault(hash((prompt, better, worse)), place)
+        return opposite
+
+    def lines(self) -> Iterator[str]:
+        """What there is to say about them."""
+        rows = sum(self.sizes.values())
+        pairs = sum(size * (size - 1) // 2 * count for size, count in self.sizes.items())
+        by_size = ", ".join(f"{count:,} with {size} responses" for size, count in sorted(self.sizes.items()))
+        yield f"pairs {pairs:,} · rows: {by_size}"
+        names = ("chosen", "rejected") if set(self.sizes) == {2} else ("the best response", "the worst")
+        share = f"{self.longer / rows:.0%} of the rows, shorter in {self.shorter / rows:.0%}"
+        yield f"{names[0]} is longer than {names[1]} in {share}"
+        if self.margins:
+            ordered = sorted(self.margins)
+            numbers = f"least {ordered[0]:g}, median {ordered[len(ordered) // 2]:g}, most {ordered[-1]:g}"
+            all_of_them = "all" if len(ordered) == rows else f"{len(ordered):,} of {rows:,}"
+            yield f"margin of {names[0]} over {names[1]} ({all_of_them} rows): {numbers}"
+        if self.left_out:
+            yield f"left out: {self.left_out:,} responses that tie with, or repeat, another one of their row"

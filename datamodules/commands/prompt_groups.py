@@ -1,0 +1,81 @@
+"""Prompts with their responses, gathered from the rows of one or several files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leyden.datamodules.commands.convert import counted
+from leyden.datamodules.formats.columns import names_of
+from leyden.datamodules.formats.formats import FORMATS
+from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.turns import seen
+from leyden.datamodules.predict_loader import origin
+from leyden.datamodules.source import Source
+from leyden.example import Example, Message, Sample
+
+
+@dataclass
+class Group:
+    """A prompt with its different responses, in the order of the file."""
+
+    messages: list[Message]
+    row: dict[str, Any]
+    """The row that the prompt came from, or the other columns of its own row"""
+    samples: list[Sample]
+
+    @property
+    def key(self) -> str:
+        """A hash of all that a reward can see."""
+        told = [self.messages, [[s.response, s.finished, dict(s.row)] for s in self.samples]]
+        text = json.dumps(told, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[str], None]) -> list[Group]:
+    """The prompts of all files, each with its responses, each of these once; rows without any go to `rejects`."""
+    groups: dict[Any, Group] = {}
+    known: set[Any] = set()
+    for file in source.files(say):
+        settled, examples = file.examples(say)
+        for place, example in counted(examples, Path(file.path).name):
+            try:
+                if isinstance(example, RowError):
+                    raise example
+                samples = _samples(example)
+            except RowError as error:
+                rejects.append({"place": place, "problem": str(error)})
+                continue
+            prompt = seen(example.messages)
+            if prompt not in groups:
+                groups[prompt] = Group(example.messages, _beside(example, settled), [])
+            for sample, response in zip(samples, example.responses, strict=True):
+                if (said := (prompt, seen(response))) not in known:
+                    known.add(said)
+                    groups[prompt].samples.append(sample)
+    return list(groups.values())
+
+
+def _samples(example: Example) -> list[Sample]:
+    """The responses of one row as a reward sees them."""
+    ended, row, found = example.row.get("finished", True), origin(example.row), []
+    for number, response in enumerate(example.responses):
+        if len(response) > 1:
+            raise RowError("the response has several turns; give single answers to a prompt", "several turns")
+        finished = ended[number] if isinstance(ended, list) and number < len(ended) else ended
+        found.append(Sample(example.messages, response[0]["content"], row, bool(finished), example.source))
+    return found
+
+
+def _beside(example: Example, settled: Source) -> dict[str, Any]:
+    """What a row says beside prompt and responses: the row it kept, or its other columns."""
+    row = origin(example.row)
+    if row is not example.row:
+        return dict(row)
+    named, needs = names_of(row, settled.columns), FORMATS["candidates"][settled.format].needs
+    used = {"finished", "scores", *(named[name] for name in needs if name in named)}
+    return {name: value for name, value in row.items() if name not in used}

@@ -1,0 +1,250 @@
+"""Files of rows, tokenised once, split and mixed, as planned batches: what all DataModules over files share."""
+
+from __future__ import annotations
+
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from leyden.batch.forest import Tree
+from leyden.data.chat_template import Template
+from leyden.data.datamodule import DataModule
+from leyden.data.tokenizer import load_tokenizer
+from leyden.datamodules.files.files import find_files, stem
+from leyden.datamodules.formats.row_error import LeftOut, RowError
+from leyden.datamodules.predict_loader import Candidates, Prompt, candidates, prompts, share
+from leyden.datamodules.source import Source
+from leyden.datamodules.storage.arrow import Report, Store, Subset, build, fingerprint, key
+from leyden.datamodules.storage.split import epoch, hold_out
+from leyden.datamodules.storage.truncation import Overlength, fit, longest
+from leyden.errors import UserError
+from leyden.example import Example
+from leyden.paths import cache_folder
+
+log = logging.getLogger("leyden")
+_T = TypeVar("_T")
+
+
+class RowData(DataModule):
+    """Rows of one kind. A subclass says which `kind`, and turns an example into trees.
+
+    Args:
+        path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
+            come in an epoch (`{a.jsonl: 1, b.jsonl: 0.5}`).
+        tokenizer: where the tokenizer comes from; follows `--model.policy.path`.
+        val_path: validation rows; without it, `val_fraction` of the training rows is held out.
+        val_fraction: share of rows held out for validation; 0 for none.
+        test_path: rows for `leyden test`.
+        format: name of the format of a row; `auto` finds it out and says so.
+        columns: names of columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
+        rank_order: how a ranking is meant, `lower_is_better` where rank 1 is the best; never guessed.
+        batch_size: rows in one optimizer step, over all ranks and accumulated micro-batches.
+        max_tokens: most tokens in one micro-batch.
+        max_length: most tokens of a prompt with any one response; a longer plain text is cut into pieces.
+        overlength: what happens to a longer row: drop it, cut the start of its prompt or the end of its response, or
+            stop with an error.
+        on_error: whether a row that cannot be used stops the run, or goes to NAME.rejected.jsonl in the run folder.
+        chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
+        system_prompt: put before conversations that have none.
+        seed: of the order of rows, not of what is held out; None is that of `--seed_everything`.
+        predict_size: rows that `leyden predict` takes side by side.
+    """
+
+    kind: str
+    """instruction, preference or prompts"""
+    keyed: tuple[str, ...] = ()
+    """Names of a subclass's options that change its trees, and so belong to the key of the cache."""
+
+    def __init__(
+        self,
+        path: str | list[str] | dict[str, float],
+        tokenizer: str = "tiny",
+        val_path: str | None = None,
+        val_fraction: float = 0.05,
+        test_path: str | None = None,
+        format: str = "auto",
+        columns: dict[str, str] | None = None,
+        rank_order: Literal["lower_is_better", "higher_is_better"] | None = None,
+        batch_size: int = 32,
+        max_tokens: int = 16384,
+        max_length: int = 1024,
+        overlength: Overlength = "drop",
+        on_error: Literal["raise", "skip"] = "raise",
+        chat_template: str | None = None,
+        system_prompt: str | None = None,
+        seed: int | None = None,
+        predict_size: int = 64,
+    ) -> None:
+        super().__init__(batch_size, max_tokens, seed)
+        if max_length < 2 or max_tokens < 2:
+            raise UserError(f"--data.max_length {max_length}, --data.max_tokens {max_tokens}: give 2 or more of each")
+        if not 0 <= val_fraction < 1:
+            raise UserError(f"--data.val_fraction {val_fraction}: give a share of the rows from 0 to below 1")
+        self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
+        self.tokenizer, self.template_choice, self.system_prompt = tokenizer, chat_template, system_prompt
+        self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
+        self.format, self.columns, self.rank_order, self.predict_size = format, columns, rank_order, predict_size
+        self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
+        self._stores: list[Store] = []
+        self._repeats: list[int] = []
+
+    @cached_property
+    def template(self) -> Template:
+        """The tokenizer with its chat template."""
+        policy: Any = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
+        same = getattr(policy, "path", None) == self.tokenizer  # then it knows the revision too
+        tokenizer = policy.tokenizer if same else load_tokenizer(self.tokenizer)
+        return Template(tokenizer, self.template_choice, self.system_prompt)
+
+    @property
+    def chat_template(self) -> str | None:  # type: ignore[override]
+        return self.template.source if self.template_choice is not None else None
+
+    # -- from rows to trees ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, example: Example) -> list[Tree]:
+        """The trees of one example, however long. Raises `RowError`."""
+
+    def _made(self, path: str, report: Report, make: Callable[[str, Example, Report], Iterator[_T]]) -> Iterator[_T]:
+        """What `make` gives for every usable row of a path; what became of the others goes to the report."""
+        bad: list[tuple[str, RowError]] = []
+        for source in self._sources(path, self.kind):
+            settled, examples = source.examples(log.debug)
+            report.format = report.format or str(settled.format)
+            for place, example in examples:
+                try:
+                    if isinstance(example, RowError):
+                        raise example
+                    yield from make(place, example, report)
+                except RowError as error:
+                    bad.append((place, error))
+                except LeftOut as reason:
+                    report.drop(str(reason))
+        if bad and self.on_error == "raise":
+            place, problem = bad[0]
+            more = f" ({len(bad) - 1:,} more rows are bad)" if len(bad) > 1 else ""
+            raise UserError(f"{place}: {problem}{more}; or leave such rows out with --data.on_error skip")
+        for place, problem in bad:
+            report.drop(problem.reason)
+            report.rejected.append((place, str(problem)))
+
+    def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
+        return Source(path, kind, self.format, self.columns or {}, self.rank_order).files(say)
+
+    def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
+        for tree in self.encode(example):
+            if not tree.totals().tokens:
+                raise RowError("nothing to train; give the row an answer or drop it", "nothing to train")
+            fitting = fit(tree, self.max_length, self.overlength)
+            report.truncated += fitting is not tree
+            report.left_out += example.left_out + max(0, len(example.responses) - len(fitting.responses))
+            yield place, fitting
+
+    def _stored(self, path: str, anew: bool = False) -> Path:
+        """The cache of a file's trees, made if it is not there, or anew."""
+        options = {
+            "tokenizer": fingerprint(self.template.tokenizer),
+            "template": self.template.source,
+            **{name: getattr(self, name) for name in ("kind", "format", "columns", "rank_order", "system_prompt")},
+            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error", *self.keyed)},
+        }
+        files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
+        stored = cache_folder() / f"{key(files, options)}.arrow"
+        if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
+            build(stored, lambda report: self._made(path, report, self._usable))
+        return stored
+
+    # -- Lightning's hooks -------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Tokenise on one process, so that the others find the cache."""
+        if self._trainer().predicting:
+            return
+        for path in self._paths():
+            self._sources(path, self.kind, log.info)  # says which files of a folder are left out
+            # what a hub name stands for may change, and its content is not hashed
+            self._tell(path, Store(self._stored(path, anew=path.startswith("hf:"))).report)
+
+    def _paths(self) -> list[str]:
+        return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict" or self._stores:
+            return
+        offset = 0
+        for path in self._paths():
+            self._stores.append(Store(self._stored(path), offset))
+            offset += len(self._stores[-1])
+        train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
+        held: list[tuple[int, int]] = []
+        if self.val_path is None and self.val_fraction:
+            train, held = hold_out(train, self.val_fraction, self.places(train))
+        beside = iter(range(len(self.paths), len(self._stores)))
+        if self.val_path:
+            held = self._all(next(beside))
+        if self.test_path:
+            self.test_trees = Subset(self._stores, self._all(next(beside)))
+        self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
+        self._repeats = epoch(train, list(self.paths.values()), self.seed)
+        if stage == "fit":
+            self.train_plan()  # what cannot be planned is said before a model is built
+
+    def _all(self, store: int) -> list[tuple[int, int]]:
+        return [(store, i) for i in range(len(self._stores[store]))]
+
+    def places(self, rows: list[tuple[int, int]]) -> Sequence[Hashable]:
+        """Where each row, a number in a store, belongs: what belongs together is held out together."""
+        return [self._stores[store].source(row) for store, row in rows]
+
+    @property
+    def longest_row(self) -> int:
+        """Most tokens from a root to the end of a response: the positions that a model needs."""
+        if self.trainer is not None and self.trainer.predicting:
+            return max((longest(tokens) for _, tokens in self._asked if isinstance(tokens, Tree)), default=0)
+        return max((length for store in self._stores for length in store.longest), default=0)
+
+    def train_rows(self) -> Sequence[int]:
+        return self._repeats
+
+    def source(self, row: int) -> str:
+        store = next(s for s in reversed(self._stores) if s.offset <= row)
+        return store.source(row - store.offset)
+
+    def _tell(self, path: str, report: Report) -> None:
+        """Say what became of the rows of a path, and list those that were rejected in the run folder."""
+        trainer = self._trainer()
+        log.info("%s: %s", path, report.line())
+        if not report.rejected:
+            return
+        if trainer.validating or trainer.testing:  # there is no run folder
+            log.info("%s: %s rows left out, the first: %s: %s", path, len(report.rejected), *report.rejected[0])
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [re.sub(r"[^\w.-]+", "_", stem(Path(other))) for other in self._paths()]
+        number = self._paths().index(path)
+        twins = names[:number].count(names[number])
+        file = folder / f"{names[number]}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
+        report.write_rejected(file)
+        log.info("%s: %s rows left out, listed in %s", path, f"{len(report.rejected):,}", file)
+
+    # -- what `leyden predict` reads ---------------------------------------------------------------------------------
+
+    def predict_dataloader(self) -> Any:
+        """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
+        lengths = [len(tokens) for _, tokens in self._asked]
+        return share(self._asked, lengths, self._trainer(), self.predict_size, self.max_tokens)
+
+    @cached_property
+    def _asked(self) -> list[Prompt] | list[Candidates]:
+        scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
+        kind = "candidates" if scores else "prompts"
+        sources = [source for path in self.paths for source in self._sources(path, kind)]
+        if scores:
+            return candidates(sources, self.template, self.max_length, self.on_error)
+        return prompts(sources, self.template, self.on_error)

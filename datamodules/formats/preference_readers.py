@@ -1,0 +1,191 @@
+"""How each preference format is read: a row under canonical column names -> the turns before the responses, and these.
+
+As in `leyden.datamodules.formats.readers`, every reader takes the row and the kind of data it is read as, is pure, and raises
+`RowError`. Responses are left in the order of the row, beside what each is worth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import suppress
+from typing import Any
+
+from leyden.datamodules.formats.readers import Parts, answer, with_system
+from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.turns import is_transcript, messages_of, seen, turns_of
+from leyden.example import Message
+
+NO_ORDER = (
+    "a ranking can be read both ways; say --data.rank_order lower_is_better where rank 1 is better than rank 2, else "
+    "higher_is_better (leyden data: --rank-order)"
+)
+_SIGNS = {"lower_is_better": -1.0, "higher_is_better": 1.0}
+
+
+def pair(row: dict[str, Any], kind: str) -> Parts:
+    """prompt, chosen, rejected: texts or turns; answers that repeat the conversation are read as transcripts."""
+    if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
+        return _checked(transcripts(row, kind), row)
+    parts = Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
+    if kind != "prompts":
+        parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
+        if is_transcript(row["prompt"]):  # written as one text, so that a blank stands between
+            parts.responses = [_stripped(response) for response in parts.responses]
+    return _labelled(parts, row, kind)
+
+
+def transcripts(row: dict[str, Any], kind: str) -> Parts:
+    """chosen, rejected that each hold the whole conversation: the turns that both begin with are the prompt."""
+    chosen, rejected = (turns_of(row[name], name, "assistant") for name in ("chosen", "rejected"))
+    for name, turns, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
+        if turns[0]["role"] != "assistant":
+            continue
+        if other[0]["role"] == "assistant":
+            problem = f"'{name}' is only an answer and there is no prompt; add a prompt column or a whole transcript"
+            raise RowError(problem, "no prompt")
+        problem = f"'{name}' is only an answer and the other a whole conversation; write both in the same way"
+        raise RowError(problem, "different prompts")
+    shared = _shared(chosen, rejected)
+    parts = Parts(with_system(chosen[:shared], row), [chosen[shared:], rejected[shared:]])
+    return _labelled(parts, row, kind)
+
+
+def sharegpt_pair(row: dict[str, Any], kind: str) -> Parts:
+    """conversations[from, value], and chosen, rejected of one turn each."""
+    parts = Parts(with_system(messages_of(row["conversations"], "conversations"), row))
+    if kind != "prompts":
+        parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
+    return _labelled(parts, row, kind)
+
+
+def scored(row: dict[str, Any], kind: str) -> Parts:
+    """prompt, responses, scores: the highest score is best. Candidates need no scores."""
+    prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+    if kind == "prompts":
+        return Parts(prompt)
+    texts = listed(row["responses"], "responses")
+    if not texts:
+        raise RowError("'responses' is an empty list; write responses or drop the row", "empty response")
+    responses = [turns_of(text, f"responses[{number}]", "assistant") for number, text in enumerate(texts)]
+    if kind == "candidates":
+        return Parts(prompt, responses)
+    scores = [_number(score, f"scores[{number}]") for number, score in enumerate(listed(row["scores"], "scores"))]
+    if len(scores) != len(responses):
+        problem = "'responses' and 'scores' must be lists of the same length; write one score a response"
+        raise RowError(problem, "scores missing")
+    return Parts(prompt, responses, worth=scores, scores=scores)
+
+
+def ranked(row: dict[str, Any], kind: str) -> Parts:
+    """completion_0 … completion_K with the rank of completion i in `ranking[i]`, or in the column `ranking_i`.
+
+    The ranks are not an order of numbers: `[2, 3, 1]` says that completion_2 has rank 1. Candidates need no ranks.
+    """
+    prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+    if kind == "prompts":
+        return Parts(prompt)
+    names = [name for name in (f"completion_{number}" for number in range(len(row))) if name in row]
+    ranks = [] if kind == "candidates" else _ranks(row, names)
+    while len(names) > max(1, len(ranks)) and row[names[-1]] in (None, ""):  # a table where other rows have more
+        names.pop()
+    responses = [turns_of(row[name], name, "assistant") for name in names]
+    if kind == "candidates":
+        return Parts(prompt, responses)
+    if len(ranks) != len(responses):
+        problem = f"'ranking' must be a list with one rank for each of the {len(responses)} completions"
+        raise RowError(f"{problem}; add the others or drop the row", "ranks missing")
+    if row.get("rank_order") not in _SIGNS:
+        raise RowError(NO_ORDER, "rank order not given")
+    sign = _SIGNS[row["rank_order"]]
+    return Parts(prompt, responses, worth=[sign * _number(r, f"ranking[{n}]") for n, r in enumerate(ranks)])
+
+
+def listed(value: Any, name: str) -> list[Any]:
+    """A list, or one written as JSON in the cell of a table."""
+    found = value
+    if isinstance(value, str):
+        with suppress(ValueError):
+            found = json.loads(value)
+    if not isinstance(found, list):
+        raise RowError(f"'{name}' is {value!r:.40}, not a list; write one in brackets, such as [2, 1, 3]", "not a list")
+    return found
+
+
+def _ranks(row: dict[str, Any], names: list[str]) -> list[Any]:
+    """The ranks that a row gives, without empty cells at the end."""
+    if row.get("ranking") not in (None, ""):
+        return listed(row["ranking"], "ranking")
+    ranks = [row.get(name.replace("completion", "ranking")) for name in names]
+    while ranks and ranks[-1] in (None, ""):
+        ranks.pop()
+    return ranks
+
+
+def _shared(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many turns two conversations both begin with; what follows is an answer in each."""
+    pairs = zip(seen(chosen), seen(rejected), strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+    if shared == len(chosen) == len(rejected):  # equal: the last answer is compared with itself
+        return next((i for i in range(shared - 1, 0, -1) if chosen[i]["role"] == "assistant"), shared)
+    for name, turns in (("chosen", chosen), ("rejected", rejected)):
+        if len(turns) == shared:
+            problem = f"'{name}' ends where the other goes on; both must end in their own answer"
+            raise RowError(problem, "different prompts")
+        if turns[shared]["role"] != "assistant":
+            problem = f"chosen and rejected differ in turn {shared + 1}, a {turns[shared]['role']} turn"
+            raise RowError(f"{problem}; they must share the prompt", "different prompts")
+    return shared
+
+
+def _checked(parts: Parts, row: dict[str, Any]) -> Parts:
+    """The parts of transcripts, unless the prompt column asks something else than they do."""
+    asked = [turn for turn in seen(turns_of(row["prompt"], "prompt", "user")) if turn[0] != "system"]
+    if not set(asked) <= set(seen(parts.prompt)):
+        problem = "'prompt' is not what chosen and rejected answer; mend the row, or read all rows without this column"
+        raise RowError(f"{problem}: --data.format chosen-rejected (leyden data: --format)", "different prompts")
+    return parts
+
+
+def _repeats_prompt(response: Any) -> bool:
+    """Whether a response is a whole conversation."""
+    if isinstance(response, list) and response and isinstance(response[0], dict) and "type" not in response[0]:
+        return messages_of(response[:1], "chosen")[0]["role"] != "assistant"
+    return is_transcript(response)
+
+
+def _stripped(response: list[Message]) -> list[Message]:
+    return [Message(role=turn["role"], content=turn["content"].strip()) for turn in response]
+
+
+def _labelled(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
+    """The parts with the scores of chosen and rejected, where they are to be compared and the row has them."""
+    if kind != "preference":
+        return parts
+    if all(row.get(name) not in (None, "") for name in ("score_chosen", "score_rejected")):
+        chosen, rejected = (_number(row[name], name) for name in ("score_chosen", "score_rejected"))
+        if chosen == rejected:
+            problem = f"'score_chosen' and 'score_rejected' are both {chosen:g}: a tie; drop the row, or its scores"
+            raise RowError(problem, "tied")
+        if chosen < rejected:
+            problem = (
+                f"'score_chosen' {chosen:g} is below 'score_rejected' {rejected:g}; swap the answers or mend these"
+            )
+            raise RowError(problem, "scores contradict the pair")
+        parts.scores = [chosen, rejected]
+    elif row.get("margin") not in (None, ""):
+        margin = _number(row["margin"], "margin")
+        if margin < 0:
+            raise RowError(f"'margin' is {margin:g}, below 0; swap chosen and rejected, or mend it", "negative margin")
+        parts.scores = [margin, 0.0]
+    return parts
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise RowError(f"'{name}' is {value!r:.40}, not a finite number; write a number", "not a number")
+    return number

@@ -1,0 +1,150 @@
+"""Turns of a conversation, from the many ways in which files write them down."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from leyden.datamodules.formats.row_error import RowError
+from leyden.errors import nearest
+from leyden.example import Message
+
+_ROLES = {
+    "system": "system developer 시스템",
+    "user": "user human prompter question 사용자 유저 질문자",
+    "assistant": "assistant gpt chatgpt bot model ai chatbot answer 어시스턴트 비서 봇 챗봇 도우미 답변자",
+    "tool": "tool function observation function_response tool_response 도구",
+}
+ROLES = {word: role for role, words in _ROLES.items() for word in words.split()}
+"""Any word for a role -> the role that chat templates know."""
+
+_EMPTY = {"assistant": "empty response", "user": "empty prompt"}
+_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+_TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
+
+
+def text_of(value: Any, name: str, role: str = "") -> str:
+    """A text value, checked: a string that is not blank and can be written as UTF-8. `role` is whose text it is."""
+    if isinstance(value, list):  # content in parts
+        value = _joined(value, name)
+    if value is None or value == "":
+        raise RowError(f"'{name}' is empty; write a text or drop the row", _EMPTY.get(role, "empty text"))
+    if not isinstance(value, str):
+        raise RowError(f"'{name}' is {value!r:.40}, not a text; write it as a string", "not a text")
+    if not value.strip():
+        raise RowError(f"'{name}' holds only blanks; write a text or drop the row", _EMPTY.get(role, "empty text"))
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"'{name}' holds half a character (a lone surrogate at {error.start}); mend the text"
+        raise RowError(problem, "broken text") from None
+    return value
+
+
+def seen(turns: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """Turns as a reader sees them, to compare them by: blanks around a text and at line ends, the way line ends are
+    written and the composition of letters make no difference. Other blanks do: code and lists live on them."""
+    return tuple((turn["role"], _seen(turn["content"])) for turn in turns)
+
+
+def messages_of(value: Any, name: str) -> list[Message]:
+    """Turns from a list of {role, content} or {from, value} objects, or from one of them."""
+    turns = [value] if isinstance(value, dict) else value
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError(f"'{name}' is not a list of turns; write [{{'role': 'user', 'content': …}}, …]", "bad turns")
+    if not turns:
+        raise RowError(f"'{name}' is an empty list; write its turns or drop the row", "bad turns")
+    return [_message(turn, f"{name}[{number}]") for number, turn in enumerate(turns)]
+
+
+def turns_of(value: Any, name: str, role: str) -> list[Message]:
+    """A plain text as one turn of `role`, an HH transcript or a list of turns as they are."""
+    if isinstance(value, list | dict) and not _is_parts(value):
+        return messages_of(value, name)
+    text = text_of(value, name, role)
+    if not is_transcript(text):
+        return [Message(role=role, content=text)]
+    return transcript(_OPEN_END.sub("", text) if role == "user" else text, name)
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a text is an HH-RLHF transcript, `\\n\\nHuman: …\\n\\nAssistant: …`."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+
+
+def transcript(text: str, name: str) -> list[Message]:
+    """The turns of an HH-RLHF transcript, without the blanks around them."""
+    pieces = _TRANSCRIPT.split("\n\n" + text.lstrip())[1:]
+    roles, contents = pieces[::2], pieces[1::2]
+    spoken = [(ROLES[role.lower()], content.strip()) for role, content in zip(roles, contents, strict=True)]
+    return [
+        Message(role=role, content=text_of(content, f"{name}, turn {number}", role))
+        for number, (role, content) in enumerate(spoken, start=1)
+    ]
+
+
+def check_order(turns: Sequence[Message]) -> None:
+    """Raise unless the turns are an optional system turn, then user and assistant in turn (tools after assistants)."""
+    allowed = {"start": ("system", "user"), "system": ("user",), "user": ("assistant",)}
+    allowed |= {"assistant": ("user", "tool"), "tool": ("tool", "assistant")}
+    before = "start"
+    for number, turn in enumerate(turns, start=1):
+        role = turn["role"]
+        if role not in allowed[before]:
+            raise RowError(f"turn {number} is {role} {_after(before)}; {_remedy(role, before)}", "turns out of order")
+        before = role
+
+
+def with_roles_split(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+    """(prompt, response) of a conversation: the response starts at the first assistant turn."""
+    first = next((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+    return list(turns[:first]), list(turns[first:])
+
+
+def _seen(text: str) -> str:
+    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()).strip()
+
+
+def _message(turn: dict[str, Any], name: str) -> Message:
+    role_key = next((key for key in _ROLE_KEYS if key in turn), None)
+    content_key = next((key for key in _CONTENT_KEYS if key in turn), None)
+    if role_key is None or content_key is None:
+        problem = f"'{name}' has the keys {', '.join(turn)}; each turn needs role and content (or from and value)"
+        raise RowError(problem, "bad turns")
+    word = turn[role_key]
+    role = ROLES.get(word.strip().lower()) if isinstance(word, str) else None
+    if role is None:
+        problem = f"'{name}' has the role {word!r}{nearest(str(word), ROLES) or '; use user, assistant or system'}"
+        raise RowError(problem, "bad turns")
+    if turn.get("tool_calls"):
+        problem = f"'{name}' calls tools, which are not supported; write the call as text in its content"
+        raise RowError(problem, "calls tools")
+    return Message(role=role, content=text_of(turn[content_key], f"{name}.{content_key}", role))
+
+
+def _is_parts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) and "type" in part for part in value)
+
+
+def _joined(parts: list[Any], name: str) -> str:
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        problem = f"'{name}' is a list that is not all text parts; only text can be trained on, drop the row"
+        raise RowError(problem, "not a text")
+    return "".join(str(part.get("text", "")) for part in parts)
+
+
+def _after(before: str) -> str:
+    return "and comes first" if before == "start" else f"after {before}"
+
+
+def _remedy(role: str, before: str) -> str:
+    if role == before:
+        return "merge the two turns or drop the row"
+    if role == "system":
+        return "a system turn can only come first"
+    if role == "assistant":
+        return "put a user turn before it"
+    return "user and assistant must take turns"

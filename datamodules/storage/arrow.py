@@ -1,0 +1,222 @@
+"""Tokenised examples in a memory-mapped Arrow file, made once for each file, tokenizer, template and options."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from leyden.batch.forest import Totals, Tree
+from leyden.datamodules.formats.row_error import by_count
+from leyden.errors import UserError
+
+log = logging.getLogger("leyden")
+
+VERSION = 3
+"""Counted up when the meaning of a stored column changes, so that old caches are not read."""
+
+SCHEMA = pa.schema(
+    {
+        "prompt": pa.list_(pa.int32()),
+        "responses": pa.list_(pa.list_(pa.int32())),
+        "weights": pa.list_(pa.list_(pa.float32())),
+        "scores": pa.list_(pa.float32()),
+        "length": pa.int32(),
+        "tokens": pa.float32(),
+        "source": pa.string(),
+    }
+)
+Place = tuple[str, Tree]
+
+
+@dataclass
+class Report:
+    """What became of the rows of a file."""
+
+    format: str = ""
+    kept: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Reason -> rows"""
+    truncated: int = 0
+    left_out: int = 0
+    """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    """(`file:line`, what is wrong), for rows that were skipped"""
+
+    def drop(self, reason: str) -> None:
+        """Count a row that is not kept."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        parts = [f"{self.format}", f"{self.kept:,} rows kept", f"dropped: {by_count(self.dropped) or 'none'}"]
+        parts += [f"{self.truncated:,} truncated"] if self.truncated else []
+        return ", ".join(parts + ([f"{self.left_out:,} responses not compared"] if self.left_out else []))
+
+    def write_rejected(self, file: Path) -> None:
+        """One JSON object for each row that was skipped."""
+        lines = [json.dumps({"source": s, "problem": p}, ensure_ascii=False) for s, p in self.rejected]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Store:
+    """Trees on disk. Lengths and totals are in memory, tokens are read when asked for.
+
+    Args:
+        path: the Arrow file.
+        offset: added to the index of a row to make its stable id, where several files are one data set.
+    """
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        with pa.memory_map(str(path)) as source:
+            self.table = pa.ipc.open_file(source).read_all()
+        with path.with_suffix(".json").open(encoding="utf-8") as file:
+            self.report = Report(**json.load(file))
+        self.offset = offset
+        self.lengths: Sequence[int] = self.table["length"].to_pylist()
+        responses = pc.list_value_length(self.table["responses"]).to_pylist()
+        tokens = self.table["tokens"].to_pylist()
+        self.totals: Sequence[Totals] = [Totals(t, n, 1) for t, n in zip(tokens, responses, strict=True)]
+
+    @cached_property
+    def longest(self) -> list[int]:
+        """Tokens of each row's prompt and longest response."""
+        found: list[int] = []
+        for prompts, responses in zip(self.table["prompt"].chunks, self.table["responses"].chunks, strict=True):
+            lengths = pc.list_value_length(responses.values).to_numpy()
+            most = np.maximum.reduceat(lengths, responses.offsets.to_numpy()[:-1])
+            found += (pc.list_value_length(prompts).to_numpy() + most).tolist()
+        return found
+
+    def prompts(self) -> list[bytes]:
+        """The prompt of each row, its token ids as bytes."""
+        found: list[bytes] = []
+        for chunk in self.table["prompt"].chunks:
+            values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+            found += [values[start:stop].tobytes() for start, stop in pairwise(offsets)]
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all rows, wherever they came from."""
+        digest = hashlib.sha256()
+        for name in ("prompt", "responses", "weights", "scores"):
+            for chunk in self.table[name].chunks:
+                while pa.types.is_list(chunk.type):
+                    digest.update(pc.fill_null(pc.list_value_length(chunk), -1).to_numpy())
+                    chunk = chunk.flatten()
+                digest.update(chunk.to_numpy(zero_copy_only=False))
+        return digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Tree:
+        row = {name: self.table[name][index].as_py() for name in ("prompt", "responses", "weights", "scores")}
+        return Tree(**row, row=index + self.offset)
+
+    def source(self, index: int) -> str:
+        """`file:line` of a row."""
+        place: str = self.table["source"][index].as_py()
+        return place
+
+
+class Subset:
+    """Some rows of several stores, as one. `chosen` are (store, index) in order."""
+
+    def __init__(self, stores: Sequence[Store], chosen: Sequence[tuple[int, int]]) -> None:
+        self.stores, self.chosen = stores, chosen
+        self.lengths: Sequence[int] = [stores[s].lengths[i] for s, i in chosen]
+        self.totals: Sequence[Totals] = [stores[s].totals[i] for s, i in chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of these rows in their order."""
+        chosen = np.array(self.chosen, dtype=np.int64).tobytes()
+        stores = "".join(self.stores[used].fingerprint for used in sorted({s for s, _ in self.chosen}))
+        return hashlib.sha256(chosen + stores.encode()).hexdigest()[:16]
+
+    def __getitem__(self, index: int) -> Tree:
+        store, row = self.chosen[index]
+        return self.stores[store][row]
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A hash of everything in a tokenizer that changes token ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    what = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    names = [type(tokenizer).__name__, tokenizer.bos_token, tokenizer.eos_token]
+    return hashlib.sha256(f"{names} {what}".encode()).hexdigest()[:16]
+
+
+def key(files: Iterable[Path | str], options: dict[str, Any]) -> str:
+    """A hash of file contents and of every option that changes what is stored."""
+    digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True, default=str).encode())
+    for file in files:
+        digest.update(str(file).encode())
+        if isinstance(file, Path):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:24]
+
+
+def build(path: Path, rows: Callable[[Report], Iterator[Place]]) -> None:
+    """Write the Arrow file at `path` from `rows(report)`, and the report beside it; whole or not at all."""
+    report, started = Report(), time.monotonic()
+    with _whole(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        waiting: list[dict[str, Any]] = []
+        for source, tree in rows(report):
+            waiting.append(_record(source, tree))
+            report.kept += 1
+            if len(waiting) == 2000:
+                writer.write_batch(pa.RecordBatch.from_pylist(waiting, SCHEMA))
+                waiting = []
+                if time.monotonic() - started > 5:
+                    log.info("tokenised %s rows so far", f"{report.kept:,}")
+                    started = time.monotonic()
+        if waiting:
+            writer.write_batch(pa.RecordBatch.from_pylist(waiting, SCHEMA))
+        with _whole(path.with_suffix(".json")) as beside:
+            beside.write_text(json.dumps(asdict(report), ensure_ascii=False), encoding="utf-8")
+
+
+def _record(source: str, tree: Tree) -> dict[str, Any]:
+    weights = tree.weights or [[1.0] * len(response) for response in tree.responses]
+    return {
+        "prompt": tree.prompt,
+        "responses": tree.responses,
+        "weights": weights,
+        "scores": tree.scores,
+        "length": len(tree),
+        "tokens": tree.totals().tokens,
+        "source": source,
+    }
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` when all went well, and vanishes otherwise."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); set LEYDEN_CACHE to a folder with room") from None
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,42 @@
+"""Which rows are trained on, which are held out, and how files mix."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from leyden.rng import MEASURED
+
+Row = tuple[int, int]
+"""(number of a store, index in it)"""
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """0 … count - 1 in an order that depends only on the seed."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
+def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows, both in their order: at least one of each where there are two, and always the
+    same of the same file, so that runs with different seeds are measured on the same rows.
+
+    Rows of the same place (the pieces of a long text, comparisons for one prompt) are held out together, since each
+    tells about the others.
+    """
+    different = list(dict.fromkeys(places))
+    count = min(max(1, round(fraction * len(different))), len(different) - 1)
+    held = {different[i] for i in shuffled(len(different), MEASURED)[: max(count, 0)]}
+    both = list(zip(rows, places, strict=True))
+    return [row for row, place in both if place not in held], [row for row, place in both if place in held]
+
+
+def epoch(rows: Sequence[Row], weights: Sequence[float], seed: int) -> list[int]:
+    """Indices of the rows of one epoch: those of store s come `weights[s]` times, a fraction of them drawn by seed."""
+    indices: list[int] = []
+    for store, weight in enumerate(weights):
+        mine = [i for i, (s, _) in enumerate(rows) if s == store]
+        whole, part = int(weight), weight - int(weight)
+        indices += mine * whole + [mine[i] for i in shuffled(len(mine), seed + store)[: round(part * len(mine))]]
+    return indices

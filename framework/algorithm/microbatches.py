@@ -1,0 +1,89 @@
+"""Micro-batches that do not fit the memory are cut: means are of the whole step, so the parts of one add up to it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from leyden.batch.forest import Batch
+from leyden.errors import UserError
+
+log = logging.getLogger("leyden")
+B = TypeVar("B", bound=Batch)
+R = TypeVar("R")
+LESS = (
+    "set --data.max_length to fewer tokens or --model.policy.gradient_checkpointing true, or train less: --config "
+    "lora, --config qlora"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on a GPU or on the processor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Pieces:
+    """How small micro-batches have to be cut. Nothing is cut until one has failed."""
+
+    def __init__(self) -> None:
+        self.most: int | None = None
+        """Tokens that a part may have, unless it is one tree alone; None does not cut."""
+
+    def of(self, batch: B, count: int | None = None) -> list[B]:
+        """The parts of a micro-batch, one at least.
+
+        Args:
+            count: how many there have to be, where all processes must run as many; `needed` of this batch by default.
+        """
+        wanted = self.needed(batch) if count is None else count
+        parts = batch.split(wanted) if min(wanted, len(batch.structure())) > 1 else [batch]
+        return parts + [batch.blank()] * ((count or 0) - len(parts))
+
+    def run(self, function: Callable[[B], R], batch: B) -> list[R]:
+        """What a function without gradients gives for each part of a batch, cut smaller until they fit."""
+        todo, found = [batch], list[R]()
+        while todo:
+            part = todo.pop(0)
+            if len(parts := self.of(part)) > 1:
+                todo = [*parts, *todo]
+                continue
+            try:
+                found.append(function(part))
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+            self.smaller(part)  # outside of the handler, which would keep what the failed part has made
+            todo.insert(0, part)
+        return found
+
+    def needed(self, batch: Batch) -> int:
+        """How many parts are small enough."""
+        return 1 if self.most is None else max(1, math.ceil(batch.size / self.most))
+
+    def smaller(self, failed: Batch) -> None:
+        """Cut smaller from now on, since this part did not fit.
+
+        Raises:
+            UserError: it is one tree, which nothing can be cut from.
+        """
+        if len(failed.structure()) < 2:
+            raise UserError(f"a single row of {failed.size} tokens does not fit the memory; {LESS}")
+        first = self.most is None
+        self.most = min(failed.size, self.most or failed.size) // 2
+        torch.cuda.empty_cache()
+        if first:
+            log.warning(
+                "a micro-batch of %s tokens did not fit the memory; it is cut and run again, and larger ones than %s "
+                "tokens from now on: the same steps, a little slower. --data.max_tokens %s with more "
+                "--trainer.accumulate_grad_batches says so from the start",
+                f"{failed.size:,}",
+                f"{self.most:,}",
+                self.most,
+            )

@@ -1,0 +1,191 @@
+"""One optimizer step: exact means over its micro-batches, what is measured, and what if one does not fit the memory."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from leyden.algorithm.guard import stop
+from leyden.algorithm.microbatches import Pieces, out_of_memory
+from leyden.batch.forest import Batch
+from leyden.sharding import plain
+
+
+class Training(LightningModule):
+    """The training half of an algorithm.
+
+    Means are exact over the whole optimizer step: a micro-batch divides by the totals of its step, and here the loss
+    is multiplied by accumulation x world size once, which undoes what the Trainer and the strategy divide by. So one
+    batch of 8, eight of 1 and two processes of 4 take the same step, also where a loss mixes units. For the same
+    reason a micro-batch that runs out of memory can be run again in parts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = {"tokens": 0.0, "samples": 0.0}
+        """Tokens and examples trained on so far, by all ranks."""
+        self.pieces = Pieces()
+        self._notes: dict[str, Tensor] = {}
+        self._window: list[tuple[Batch, dict[str, Tensor]]] = []
+        """What has been run of this step, with what it noted."""
+        self._micro: list[Batch] = []
+        """Its micro-batches so far, whole."""
+        self._rest: list[Batch] = []
+        """Parts of the last one that are still to be run."""
+        self._graph: Tensor | None = None
+        """Loss of its first part, to be run backward."""
+        self._failed: Batch | None = None
+        """The part that did not fit."""
+        self._drawn: list[Tensor] = []
+        """States of the random generators when the step began."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one micro-batch as means: `batch.token_mean(…) + c * batch.prompt_mean(…)`; a scalar."""
+
+    def note(self, name: str, share: Tensor) -> None:
+        """Log a scalar from inside `loss`, as train/NAME or val/NAME (as it is where the name has a slash). It is this
+        batch's share of a mean, like the loss: `batch.response_mean(x)`. Every batch must note the same names, since
+        ranks add them up."""
+        self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
+
+    def watch(self, now: Mapping[str, float]) -> None:
+        """Look at what a step measured (the names of train/… without it), to warn of what goes wrong."""
+
+    # -- forward and backward ----------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        if not self._micro:
+            self._drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if batch.tokens.is_cuda else [])]
+        self._micro.append(batch)
+        first, *self._rest = self.pieces.of(batch, self._as_all(batch))
+        shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            if self.pieces.most is not None and isinstance(ddp := self.trainer.strategy.model, DistributedDataParallel):
+                ddp.require_backward_grad_sync = False  # gradients of parts are added up first, and then over ranks
+            return self._noted(first) * shares
+        try:
+            self._graph = self._noted(first)
+            value = self._graph.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self._failed, value = first, torch.zeros((), device=self.device)
+        # Lightning holds on to what it is given, and a graph would keep memory that a failed backward pass must free
+        return (value * shares).requires_grad_()
+
+    def _noted(self, part: Batch) -> Tensor:
+        """The loss of a part, which is noted down for the step."""
+        self._notes = {}
+        loss = self.loss(part)
+        self._window.append((part, {"loss": loss.detach()} | self._notes))
+        return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        graph, self._graph = self._graph, None
+        if self.trainer.world_size > 1:
+            loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+            for part in self._rest:
+                self._backward(self._forward(part))
+            self._add_up()
+            return
+        if graph is not None:
+            self._failed = self._fails(self._micro[-1], graph) or self._run(self._rest)
+            del graph
+        while self._failed is not None:
+            self._again(self._failed)
+
+    def _forward(self, part: Batch) -> Tensor:
+        with self.trainer.precision_plugin.forward_context():
+            return self._noted(part)
+
+    def _backward(self, loss: Tensor) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        loss = loss * self.trainer.world_size
+        loss = loss if scaler is None else scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _fails(self, part: Batch, graph: Tensor | None = None) -> Batch | None:
+        """Run a part forward, unless that is done, and backward; the part itself if it does not fit."""
+        try:
+            self._backward(self._forward(part) if graph is None else graph)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return part
+        return None
+
+    def _run(self, parts: list[Batch]) -> Batch | None:
+        """Run parts one by one; the first that does not fit, or None."""
+        return next((part for part in parts if self._fails(part) is not None), None)
+
+    def _again(self, failed: Batch) -> None:
+        """Run this step from its beginning, cut smaller, with the random numbers that it had: half of a backward pass
+        cannot be taken back from gradients."""
+        self.pieces.smaller(failed)
+        self._window = []
+        for parameter in self.parameters():
+            parameter.grad = None
+        for state, restore in zip(self._drawn, (torch.set_rng_state, torch.cuda.set_rng_state), strict=False):
+            restore(state)
+        self._failed = self._run([part for batch in self._micro for part in self.pieces.of(batch)])
+
+    # -- several processes -------------------------------------------------------------------------------------------
+
+    def _as_all(self, batch: Batch) -> int | None:
+        """How many parts every process cuts its micro-batch into; None where each may decide for itself."""
+        if self.pieces.most is None or self.device_mesh is None:
+            return None
+        wanted = torch.tensor(self.pieces.needed(batch), device=self.device)
+        return int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
+
+    def _add_up(self) -> None:
+        """The mean of gradients over processes, at the end of a step whose parts ran without DDP's own."""
+        ddp = self.trainer.strategy.model
+        if self.pieces.most is None or not isinstance(ddp, DistributedDataParallel):
+            return
+        if not self.trainer.fit_loop._should_accumulate():
+            for parameter in (p for p in self.parameters() if p.requires_grad):
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.trainer.world_size
+
+    # -- the step ----------------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        window, self._window, self._micro = self._window, [], []
+        bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]
+        mine = {
+            "wrong": len(bad),
+            "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
+            "samples": sum(len(batch.row) for batch, _ in window),
+        } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
+        now = self._reduced(mine)
+        if now.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
+            stop(self, "loss", now["loss"], bad)
+        norm = plain(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
+            stop(self, "gradient", float(norm), [batch for batch, _ in window])
+        for name in self.progress:
+            self.progress[name] += now.pop(name)
+        now |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
+        named = {name if "/" in name else f"train/{name}": value for name, value in now.items()}
+        self.log_dict(named, on_step=True, on_epoch=False)
+        self.watch(now)
+
+    def _reduced(self, mine: Mapping[str, Any]) -> dict[str, float]:
+        """Sums over all ranks. Every rank has the same names: ranks without rows run batches of weight 0."""
+        names = sorted(mine)
+        if not names:
+            return {}
+        kind = torch.float64 if self.device.type != "mps" else torch.float32  # counts of tokens need the digits
+        shares = torch.stack([torch.as_tensor(mine[name], dtype=kind, device=self.device) for name in names])
+        total = self.trainer.strategy.reduce(shares, reduce_op="sum")
+        return dict(zip(names, total.tolist(), strict=True))

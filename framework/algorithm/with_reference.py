@@ -1,0 +1,125 @@
+"""Algorithms that hold their policy against a fixed reference: which one, made when, and checked how."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from leyden.algorithm.algorithm import Algorithm
+from leyden.batch.forest import Batch
+from leyden.errors import UserError
+from leyden.policy.policy import Policy, Reference
+from leyden.policy.reference import Itself, Other, Precomputed, frozen
+
+log = logging.getLogger("leyden")
+
+TOLERANCE = {"precomputed": 2e-2}
+"""Mean difference in nats a token that a reference may have at the start. Precomputed log-probs come from other
+batches, whose sums are rounded differently in half precision; the others run the very same computation."""
+
+
+class Compared(Algorithm):
+    """A policy and a reference: the policy as it is when training starts, unless another model is given.
+
+    Dropout is off in both, or noise would look like a difference. Before the first step both must agree, else training
+    stops with the reason.
+
+    Args:
+        reference: `adapter_off`, `snapshot` (of the adapter), `copy` (of all that is trained), `precomputed` (log-probs
+            of all rows are worked out before training and kept), or `auto`: the cheapest that is exact.
+        reference_policy: another model to compare with, with the same tokenizer.
+    """
+
+    dropout: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *args: Any,
+        reference: Literal["auto", "adapter_off", "snapshot", "copy", "precomputed"] = "auto",
+        reference_policy: Policy | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if reference_policy is not None and reference not in ("auto", "precomputed"):
+            raise UserError(f"--model.reference {reference} is of the policy itself; leave out reference_policy, or it")
+        self.reference_kind = reference
+        self._other = (reference_policy,)  # not registered: it is no part of what is trained
+        self.reference: Reference | None = None
+        self._agreed = False
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of one micro-batch, as for every algorithm, from `log_ratio(batch, logp)`."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.reference is not None or self.trainer.predicting:
+            return
+        other, kind = self._other[0], self.reference_kind
+        if other is not None:
+            self.reference = Other(other, self.policy)
+            self.spread(other)
+        elif kind == "precomputed" and self.device_mesh is not None:
+            raise UserError("--model.reference precomputed: not under FSDP2; leave it out")
+        elif kind == "precomputed" and self.trainer.state.fn == "fit":
+            self.reference = Itself(self.policy)
+        else:  # a run that only measures has no time before training to work anything out
+            self.reference = frozen(self, "auto" if kind == "precomputed" else kind)
+
+    @property
+    def compares(self) -> bool:
+        return self.reference_kind != "precomputed"
+
+    @property
+    def has_other(self) -> bool:
+        return self._other[0] is not None
+
+    def on_fit_start(self) -> None:
+        assert self.reference is not None
+        if self.reference_kind == "precomputed" and not isinstance(self.reference, Precomputed):
+            if self.data is None:
+                raise UserError("reference precomputed: it needs a DataModule, to see all rows before training")
+            log.info("working out the reference's log-probs of all rows")
+            self.reference = Precomputed.of(self.reference, self.data.sweep(), self.device)
+        # only now: what a resumed run starts from differs from its reference, and rightly
+        self._agreed = self.trainer.ckpt_path is not None or self._other[0] is not None
+        log.info("reference: %s %s", self.reference.kind, self.reference.fingerprint())
+
+    def log_ratio(self, batch: Batch, logp: Tensor, temperature: float = 1.0) -> Tensor:
+        """log pi / ref of each response token: [T] nats. `logp` [T] is the policy's, at the same temperature."""
+        assert self.reference is not None
+        ratio: Tensor = logp - self.reference(batch, temperature)
+        if not self._agreed and self.trainer.state.fn == "fit":
+            self._agreed = self._check(batch, ratio.detach())
+        return ratio
+
+    def _check(self, batch: Batch, ratio: Tensor) -> bool:
+        """That policy and reference are the same model before the first step; True once there was a token to see."""
+        assert self.reference is not None
+        seen = (batch.weight > 0) & (batch.branch >= 0) & (batch.parent >= 0)
+        if not seen.any():
+            return False
+        apart, limit = float(ratio[seen].abs().mean()), TOLERANCE.get(self.reference.kind, 1e-3)
+        if not apart <= limit:
+            kind = self.reference.kind
+            raise UserError(
+                f"before the first step the policy is {apart:.3g} nats a token from its {kind} reference, "
+                "but both should be the same model; an adapter that does not start as zero, or a layer with noise of "
+                "its own, does this: set --model.reference copy, or give the adapter its usual start"
+            )
+        return True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if isinstance(self.reference, Precomputed):
+            checkpoint["reference"] = self.reference.stored()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.reference_kind == "precomputed" and self.trainer.state.fn == "fit":
+            if "reference" not in checkpoint:
+                raise UserError("reference precomputed: the checkpoint has no log-probs; it was trained with another")
+            self.reference = Precomputed.restored(checkpoint["reference"])

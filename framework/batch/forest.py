@@ -1,0 +1,240 @@
+"""One batch for every algorithm: a packed forest of token trees.
+
+Prompts are stored once, each followed depth-first by its responses; many prompts share one row of T tokens::
+
+    tokens    p p p  a a  b b b | q q  c c          two prompts; p has the responses a and b, q has c
+    position  0 1 2  3 4  3 4 5 | 0 1  2 3
+    parent   -1 0 1  2 3  2 5 6 |-1 8  9 10
+    end       8 8 8  5 5  8 8 8 |12 12 12 12
+    branch    - - -  0 0  1 1 1 | - -  2 2
+
+`end` is the whole structure: query q sees key k iff `k <= q < end[k]`. That one condition gives causality, packing
+and prefix sharing. The prediction of token t lives at `parent[t]`: there is no shift by one and no ignored label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from leyden.batch.tree import PER_TOKEN, Span, Totals, Tree, lay_out, walk
+
+__all__ = ["Batch", "Rows", "Span", "Totals", "Tree", "pack"]
+
+
+class Rows(NamedTuple):
+    """A forest unrolled to one right-padded row per response (R rows, L columns); see `Batch.rows`."""
+
+    tokens: Tensor
+    """[R, L] int64, 0 on padding"""
+    mask: Tensor
+    """[R, L] int64, 1 on tokens and 0 on padding"""
+    source: Tensor
+    """[T] int64, where each token of the forest stands in the rows: `hidden.flatten(0, 1)[source]` is [T, …]"""
+
+
+@dataclass
+class Batch:
+    """A packed forest in depth-first order: T tokens, N responses (branches), P prompts. See the module's drawing.
+
+    An algorithm that needs more columns declares a dataclass that extends this one and names the axis of each in
+    `axes`, so that `select` and `split` can cut it.
+    """
+
+    tokens: Tensor
+    """[T] int64, token ids"""
+    position: Tensor
+    """[T] int64, depth in the tree: the position that rotary or learned embeddings see"""
+    parent: Tensor
+    """[T] int64, index of the preceding token in the tree, -1 at a root"""
+    end: Tensor
+    """[T] int64, one past the token's last descendant"""
+    branch: Tensor
+    """[T] int64, the response a token belongs to, -1 on prompts and padding"""
+    weight: Tensor
+    """[T] float32, loss weight; 0 is not trained, as is every root"""
+    group: Tensor
+    """[N] int64, the prompt that each response answers"""
+    score: Tensor
+    """[N] float32, label or reward of each response"""
+    row: Tensor
+    """[P] int64, stable id of the example each prompt comes from"""
+    totals: Totals
+    """Denominators of the whole optimizer step; of this batch alone when it was made by hand"""
+    spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
+    """The same structure as plain numbers, kept from `pack` so that no device has to be asked; see `structure`"""
+
+    axes: ClassVar[dict[str, str]] = dict.fromkeys(PER_TOKEN, "T") | {
+        "group": "N",
+        "score": "N",
+        "row": "P",
+    }
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def structure(self) -> tuple[Span, ...]:
+        """Where every tree, prompt and response stands, padding left out."""
+        if self.spans is None:
+            self.spans = tuple(walk(self.end.tolist(), self.branch.tolist()))
+        return self.spans
+
+    @property
+    def size(self) -> int:
+        """Number of real tokens: T without padding."""
+        return sum(span.stop - span.start for span in self.structure())
+
+    @property
+    def mask(self) -> Tensor:
+        """[T, T] bool, True where the row's query may attend to the column's key."""
+        index = torch.arange(len(self), device=self.end.device)
+        return (index <= index[:, None]) & (index[:, None] < self.end)
+
+    @property
+    def last(self) -> Tensor:
+        """[N] int64, index of each response's last token, found by structure and not by looking for padding."""
+        stops = {branch: stop - 1 for span in self.structure() for branch, _, stop in span.responses}
+        return torch.tensor([stops[n] for n in range(len(self.group))], dtype=torch.long, device=self.end.device)
+
+    def per_branch(self, x: Tensor) -> Tensor:
+        """Weighted sum of `x` [T] over the tokens of each response: [N]."""
+        inside = self.branch >= 0
+        return x.new_zeros(len(self.group)).index_add(0, self.branch[inside], (x * self.weight)[inside])
+
+    def per_prompt(self, x: Tensor) -> Tensor:
+        """Sum of `x` [N] over the responses of each prompt: [P]."""
+        return x.new_zeros(len(self.row)).index_add(0, self.group, x)
+
+    def token_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's weighted mean of `x` [T] over trained tokens: a scalar."""
+        return (x * self.weight).sum() / (self.totals.tokens or 1.0)
+
+    def response_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's mean of `x` [N] over responses: a scalar."""
+        return x.sum() / (self.totals.responses or 1)
+
+    def prompt_mean(self, x: Tensor) -> Tensor:
+        """This batch's share of the step's mean of `x` [P] over prompts (pairs, in preference data): a scalar."""
+        return x.sum() / (self.totals.prompts or 1)
+
+    def _map(self, f: Any) -> Self:
+        tensors = {d.name: f(v) for d in fields(self) if isinstance(v := getattr(self, d.name), Tensor)}
+        return replace(self, **tensors)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The batch on another device."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory, from where a GPU copies without waiting."""
+        return self._map(lambda x: x.pin_memory())
+
+    def select(self, trees: Sequence[int]) -> Self:
+        """The batch of these trees alone (numbers into `structure()`). `totals` stay those of the whole step, so the
+        parts of a batch have losses and gradients that add up to the whole."""
+        spans = [self.structure()[i] for i in trees]
+        device = self.tokens.device
+        at = torch.tensor([t for s in spans for t in range(s.start, s.stop)], dtype=torch.long, device=device)
+        kept = torch.tensor([b for s in spans for b, _, _ in s.responses], dtype=torch.long, device=device)
+        prompts = torch.unique_consecutive(self.group[kept])
+        return self._gather({"T": at, "N": kept, "P": prompts})
+
+    def _gather(self, index: dict[str, Tensor], **changed: Tensor) -> Self:
+        """Take rows along each axis and renumber `parent`, `end`, `branch` and `group` (each tree must be whole)."""
+        cut = {name: getattr(self, name)[index[axis]] for name, axis in self.axes.items() if axis in index}
+        out = replace(self, **(cut | changed), spans=None)
+        if "parent" not in changed:
+            shift = torch.arange(len(index["T"]), device=out.end.device) - index["T"]
+            out.parent = torch.where(out.parent < 0, out.parent, out.parent + shift)
+            out.end = out.end + shift
+        for name, axis, far in (("branch", "N", self.group), ("group", "P", self.row)):
+            if axis in index:
+                number = torch.full((len(far) + 1,), -1, dtype=torch.long, device=out.end.device)
+                number[index[axis]] = torch.arange(len(index[axis]), device=out.end.device)
+                setattr(out, name, number[getattr(out, name)])
+        return out
+
+    def split(self, parts: int) -> list[Self]:
+        """At most `parts` batches of whole trees, balanced by tokens, in the order of the forest."""
+        spans, parts = self.structure(), min(parts, len(self.structure()))
+        cuts: list[list[int]] = [[] for _ in range(parts)]
+        done, part = 0, -1
+        for i, span in enumerate(spans):
+            middle = int(parts * (done + (span.stop - span.start) / 2) / self.size)
+            part = max(min(middle, part + 1), parts - (len(spans) - i))  # every part gets a tree
+            cuts[part].append(i)
+            done += span.stop - span.start
+        return [self.select(cut) for cut in cuts]
+
+    def blank(self) -> Self:
+        """Two tokens of weight 0 in this batch's place, for a process that has to run one more forward than it has
+        trees."""
+        none = torch.zeros(0, dtype=torch.long, device=self.tokens.device)
+        at = torch.arange(min(2, len(self)), device=none.device)
+        out = self._gather({"T": at, "N": none, "P": none}, parent=at - 1, end=torch.full_like(at, len(at)))
+        out.position, out.weight, out.branch = at, torch.zeros_like(out.weight), torch.full_like(at, -1)
+        return out
+
+    def _paths(self) -> list[list[int]]:
+        """Token indices from root to leaf, for each response in order and then each prompt that has none."""
+        paths = {b: [*range(s.start, s.cut), *range(i, j)] for s in self.structure() for b, i, j in s.responses}
+        bare = [list(range(s.start, s.cut)) for s in self.structure() if not s.responses]
+        return [paths[n] for n in range(len(self.group))] + bare
+
+    def unshare(self) -> Self:
+        """The same batch with each prompt repeated for each of its responses: slower, equal, a reference in tests.
+
+        `group`, `row` and `totals` stay what they were, so that groups and means do not change.
+        """
+        paths, device = self._paths(), self.tokens.device
+        at = torch.tensor([t for path in paths for t in path], dtype=torch.long, device=device)
+        lengths = torch.tensor([len(path) for path in paths], device=device)
+        stops = lengths.cumsum(0)
+        end = stops.repeat_interleave(lengths)
+        start = (stops - lengths).repeat_interleave(lengths)
+        index = torch.arange(len(at), device=device)
+        return self._gather({"T": at}, parent=torch.where(index == start, -1, index - 1), end=end)
+
+    def rows(self) -> Rows:
+        """One right-padded row per response, with the way back, for models that cannot take the forest's mask.
+
+        In a packed row the state of a recurrent layer would leak from one tree into the next.
+        """
+        paths = self._paths()
+        length = max(map(len, paths), default=0)
+        at = torch.full((len(paths), length), -1, dtype=torch.long)
+        source = torch.zeros(len(self), dtype=torch.long)
+        for r, path in reversed(list(enumerate(paths))):  # a shared prompt is read from its first response's row
+            at[r, : len(path)] = torch.tensor(path)
+            source[path] = r * length + torch.arange(len(path))
+        device = self.tokens.device
+        at, source = at.to(device), source.to(device)
+        return Rows(torch.where(at < 0, 0, self.tokens[at]), (at >= 0).long(), source)
+
+
+def pack(trees: Sequence[Tree], totals: Totals | None = None, length: int | None = None) -> Batch:
+    """Lay trees out in one row, depth-first.
+
+    A tree without responses is carried along but counts nowhere (a batch of weight 0 is made of such). A tree without
+    a prompt is plain text: it has one response, whose first token is the root and is not predicted.
+
+    Args:
+        trees: prompts with their responses; the best response first where that matters.
+        totals: what the whole optimizer step holds; default: what these trees hold.
+        length: pad the row to this many tokens.
+
+    Raises:
+        ValueError: an empty response, several responses without a prompt, or more tokens than `length`.
+    """
+    columns, spans = lay_out(trees, length)
+    tensors = {
+        name: torch.tensor(values, dtype=torch.float32 if name in ("weight", "score") else torch.long)
+        for name, values in columns.items()
+    }
+    if totals is None:
+        totals = sum((tree.totals() for tree in trees), Totals(0.0, 0, 0))
+    return Batch(**tensors, totals=totals, spans=spans)

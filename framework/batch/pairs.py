@@ -1,0 +1,65 @@
+"""Which responses of a batch are compared with which: a preference says that one of two is better."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leyden.batch.forest import Batch
+
+
+class Pairs(NamedTuple):
+    """M pairs of responses to the same prompt; see `pairs`."""
+
+    better: Tensor
+    """[M] int64, number of the better response"""
+    worse: Tensor
+    """[M] int64, number of the worse one"""
+    share: Tensor
+    """[M] float32, 1 / pairs of its prompt: all prompts weigh the same, however many responses they have"""
+
+    def mean(self, batch: Batch, x: Tensor) -> Tensor:
+        """This batch's share of the step's mean over prompts of the mean of `x` [M] over each prompt's pairs."""
+        return (x * self.share).sum() / (batch.totals.prompts or 1)
+
+
+def pairs(batch: Batch) -> Pairs:
+    """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs."""
+    better, worse, share = [], [], []
+    for mine in siblings(batch):
+        found = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
+        better += [a for a, _ in found]
+        worse += [b for _, b in found]
+        share += [1 / max(len(found), 1)] * len(found)
+    device = batch.group.device
+    return Pairs(
+        torch.tensor(better, dtype=torch.long, device=device),
+        torch.tensor(worse, dtype=torch.long, device=device),
+        torch.tensor(share, dtype=torch.float32, device=device),
+    )
+
+
+def won(better: Tensor, worse: Tensor) -> Tensor:
+    """1 where the better response comes out ahead, 0 where the worse does, a half where neither: [M], [M] -> [M]."""
+    return 0.5 + 0.5 * (better - worse).sign()
+
+
+def ranked(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x` [N] with one row per prompt, best response first: values [P, K], and [P, K] bool, False on padding."""
+    numbers = siblings(batch)
+    most = max(map(len, numbers), default=0)
+    table = torch.tensor([mine + [-1] * (most - len(mine)) for mine in numbers], dtype=torch.long, device=x.device)
+    mask = table >= 0
+    return torch.where(mask, x[table], 0.0) if len(x) else x.new_zeros(table.shape), mask
+
+
+def siblings(batch: Batch) -> list[list[int]]:
+    """Numbers of the responses to each prompt, as plain numbers, which no device has to be asked for."""
+    found = [[number for number, _, _ in span.responses] for span in batch.structure() if span.responses]
+    if len(found) != len(batch.row):  # unshared: a prompt stands once for each of its responses
+        found = [[] for _ in batch.row]
+        for number, group in enumerate(batch.group.tolist()):
+            found[group].append(number)
+    return found

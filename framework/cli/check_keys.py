@@ -1,0 +1,174 @@
+"""Is every key that the user typed one that its class takes? The parser could not say where a key stands."""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse._parameter_resolvers import get_signature_parameters
+
+from leyden.cli import class_names as names
+from leyden.cli.config_keys import Key
+from leyden.errors import UserError, nearest
+
+_NAME = re.compile(r"(?!(?:None|True|False)$)(?:[A-Za-z_]\w*\.)*[A-Z]\w*$")
+_SHELVES = (
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "peft",
+)
+"""Where short names of classes that are not ours are looked up, in this order."""
+LINKED = {("data", "tokenizer"): "model.policy.path"}
+"""Keys that follow another key, and so are not typed."""
+
+
+def vet(keys: Iterable[Key], groups: dict[str, Any], free: Iterable[str]) -> None:
+    """Check all keys and write full dotted paths in place of short class names.
+
+    Args:
+        keys: in the order in which they apply.
+        groups: top-level key -> the class or type it builds (`trainer`, `model`, `data`, …).
+        free: the other top-level keys.
+
+    Raises:
+        UserError: an unknown key or class; the message says where it stands and names the nearest.
+    """
+    top = groups | dict.fromkeys(free)
+    chosen: dict[tuple[str, ...], Any] = {(name,): kind for name, kind in groups.items()}
+    for key in keys:
+        if key.path in LINKED:
+            raise UserError(f"{key.where}: {'.'.join(key.path)} follows {LINKED[key.path]}; leave it out")
+        annotation = _follow(key, top, chosen)
+        if isinstance(key.value, str) and (key.is_class or (_NAME.match(key.value) and takes_class(annotation))):
+            found = _find(key, strict=key.is_class or not _mentions(annotation, str))
+            if found is not None:
+                chosen[key.path] = found
+
+
+def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -> Any:
+    """Walk down to a key through the classes chosen so far. Returns the annotation of its value, None if unknown."""
+    options: dict[str, Any] | None = top
+    owner, annotation = "", None
+    for depth, part in enumerate(key.path, 1):
+        if not part.isdigit():
+            if options is not None and part not in options:
+                whole = f"{'.'.join(key.path)}: " if not key.where.startswith("--") else ""
+                subject = f"{owner} has no key '{part}'" if owner else f"there is no key '{part}'"
+                raise UserError(f"{key.where}: {whole}{subject}{nearest(part, options)}")
+            annotation = None if options is None else options[part]
+        here = chosen.get(key.path[:depth]) or _dataclass(annotation)
+        options, owner = (parameters(here), here.__name__) if here is not None else (None, "")
+    return annotation
+
+
+def parameters(kind: Any) -> dict[str, Any]:
+    """Name -> annotation of what a class or function takes, the parameters behind its `**kwargs` included.
+
+    These are the parser's own eyes (a private function of jsonargparse 4.53), so that both accept the same keys.
+    """
+    try:
+        return {parameter.name: parameter.annotation for parameter in get_signature_parameters(kind, None)}
+    except ValueError:  # a class without a constructor of its own, derived from one that is not written in Python
+        return {}
+
+
+def takes_class(annotation: Any) -> bool:
+    """Whether a value of this type can be given as the name of a class."""
+    if typing.get_origin(annotation) is typing.get_origin(Callable[..., Any]):
+        return True
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__module__ != "builtins" and not issubclass(annotation, Enum | Path)
+    return any(takes_class(part) for part in typing.get_args(annotation))
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in typing.get_args(annotation))
+
+
+def _dataclass(annotation: Any) -> Any:
+    """The dataclass in an annotation such as `Sampling | None`, whose fields are keys without naming a class."""
+    if is_dataclass(annotation):
+        return annotation
+    return next((part for part in typing.get_args(annotation) if is_dataclass(part)), None)
+
+
+def _find(key: Key, strict: bool) -> Any:
+    """The class that a key names; its full path is written back. None where the value may be plain text after all."""
+    name, flag = key.value, ".".join(key.path)
+    known = names.classes()
+    if flag in names.KINDS:
+        path = names.class_path(flag, name, key.where)
+    elif name in known:
+        path = known[name][0]
+    else:
+        path = name if "." in name else _on_shelf(name)
+    try:
+        found = _load(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        if not strict:
+            return None
+        known_names = [*known, *(n for shelf in _SHELVES for n in _classes(shelf))]
+        reason = f" ({error})" if "." in path else nearest(name, known_names)
+        raise UserError(f"{key.where}: no class is called '{name}'{reason}") from error
+    if not callable(found):
+        if strict:
+            raise UserError(f"{key.where}: {path} is no class, but {type(found).__name__}")
+        return None
+    key.box[key.slot] = path
+    return found
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _on_shelf(name: str) -> str:
+    return next((f"{shelf}.{name}" for shelf in _SHELVES if name in _classes(shelf)), name)
+
+
+def _classes(module: str) -> list[str]:
+    loaded = import_module(module)
+    return [name for name in dir(loaded) if isinstance(getattr(loaded, name, None), type)]
+
+
+def explain(message: str, keys: list[Key]) -> str:
+    """One line out of the parser's many: the key, where it stands, what is wrong with its value."""
+    missing = re.search(r"the following arguments are required: ([\w., ]+)", message)
+    path = ".".join(re.findall(r'Parser key "([\w.]+)"', message.split(" - Expected a <class 'NoneType'>")[0]))
+    if missing:
+        wanted = [f"{path}.{name}".strip(".") for name in missing[1].split(", ")]
+        flag = "model.policy.path NAME" if wanted == ["model.policy"] else f"{wanted[0]} VALUE"
+        return f"{', '.join(wanted)}: missing; add --{flag}"
+    refused = re.search(r"(?:Option|option) '([\w.]+)' is not accepted", message)
+    if refused:
+        path = f"{path}.{refused[1]}"
+    place = next((key.where for key in reversed(keys) if ".".join(key.path) == path), "")
+    where = f"{place}: {path}" if place and place != f"--{path}" else f"--{path}" if place else path
+    if refused:
+        kinds = re.findall(r"class_path='([\w.]+)'", message[refused.end() :])
+        options = parameters(_load(kinds[0])) if kinds else {}
+        return f"{where}: {kinds[0] if kinds else 'this'} has no such key{nearest(refused[1], options)}"
+    return f"{where}: {_complaint(message)}".lstrip(": ")
+
+
+def _complaint(message: str) -> str:
+    """What the parser expected of a value and what it got instead."""
+    kinds = [kind for kind in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message) if "NoneType" not in kind]
+    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (?!NestedArg|Namespace)(.*)", message)
+    if not kinds:
+        return " ".join(message.split())[:300]
+    plain = [re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
+    plain = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in plain]
+    return f"expected {' or '.join(plain)}" + (f", not {value[1]}" if value else "")

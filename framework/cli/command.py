@@ -1,0 +1,91 @@
+"""A Trainer command as typed, read and checked as far as possible without importing anything heavy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from leyden.cli import class_names as names
+from leyden.cli.config_keys import Key, flag_keys, flags, read, render
+from leyden.errors import UserError, nearest
+
+_USUAL = {"Policy": "CausalLM", "Evaluator": "Evaluation"}
+"""Abstract class -> the one that is meant where only its arguments are given."""
+
+
+@dataclass
+class Command:
+    """`leyden VERB …`."""
+
+    verb: str
+    classes: list[list[str]] = field(default_factory=list)
+    """Which class `model`, `data`, `model.policy` … end up with, as flags. They come first, so that a file that only
+    sets arguments may stand anywhere."""
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """Content of the config files, merged left to right"""
+    flags: list[list[Any]] = field(default_factory=list)
+    """The other flags as [name, value]; they win over files"""
+    keys: list[Key] = field(default_factory=list)
+    """The keys of all of these in the order in which they apply"""
+
+    def arguments(self) -> list[str]:
+        """What the parser is given."""
+        files = [f"--config={json.dumps(content, ensure_ascii=False)}" for content in self.files]
+        return [self.verb, *map(render, self.classes), *files, *map(render, self.flags)]
+
+
+def read_command(verb: str, args: list[str]) -> Command:
+    """Read config files and flags.
+
+    Raises:
+        UserError: a config file, a class or a flag's value that is not there; a file that is not a config.
+    """
+    pairs = flags(args)
+    if not pairs:
+        raise UserError(f"say what to {verb}: leyden {verb} --config sft --data.path FILE (see leyden {verb} --help)")
+    asked = next((pair for pair in pairs if pair[0].endswith(".help")), None)
+    if asked is not None:
+        return Command(verb, flags=[_help_on(asked)])
+    command = Command(verb)
+    for name, value in pairs:
+        if name == "config":
+            content, found = read(names.config_file(value))
+            command.files.append(content)
+            command.keys += found
+    # A class is chosen before its arguments are given, in whatever order they were typed.
+    order = {kind: kind.count(".") for kind in names.KINDS}
+    command.flags = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
+    command.keys += flag_keys(command.flags)
+    _choose_classes(command)
+    return command
+
+
+def _help_on(flag: list[str]) -> list[str]:
+    """`--model.help SFT` with the class's full path, which the parser wants."""
+    kind = flag[0].removesuffix(".help")
+    return [flag[0], names.class_path(kind, flag[1], f"--{flag[0]}") if kind in names.KINDS and flag[1] else flag[1]]
+
+
+def _choose_classes(command: Command) -> None:
+    """Resolve the names of classes that have short ones and put the final ones first."""
+    chosen: dict[str, str] = {}
+    for key in command.keys:
+        kind = ".".join(key.path)
+        if kind in names.KINDS and isinstance(key.value, str):
+            chosen[kind] = key.box[key.slot] = names.class_path(kind, key.value, key.where)
+            key.is_class = True
+    for kind in ("model", "data"):
+        if kind not in chosen:
+            for name in (name for name, _ in command.flags if "." not in name):
+                if typo := nearest(name, ["config", kind]):
+                    raise UserError(f"--{name}: no such flag{typo}")
+            known = " or ".join(sorted(names.of_kind(kind)))
+            raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
+    for kind, root in names.KINDS.items():  # where there is one class of a kind, nobody has to name it
+        place = tuple(kind.split("."))
+        if root in _USUAL and any(key.path[: len(place)] == place for key in command.keys):
+            chosen.setdefault(kind, names.class_path(kind, _USUAL[root], f"--{kind}"))
+    command.classes = [[kind, chosen[kind]] for kind in names.KINDS if kind in chosen]
+    first = [Key(tuple(pair[0].split(".")), pair, 1, f"--{pair[0]}", is_class=True) for pair in command.classes]
+    command.keys = [*first, *command.keys]

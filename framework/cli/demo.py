@@ -1,0 +1,201 @@
+"""`leyden demo`: the whole way from a table to an aligned model, on the embedded model, in minutes on a CPU.
+
+Every stage is a command that a user could type, and is printed as such; they only share one process here, because
+starting Python and its libraries takes longer than some of the stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+from leyden.cli.demo_stages import Main, Stages, recorded, unfinished
+from leyden.cli.parser import Parser
+from leyden.errors import UserError
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything the demo makes and trains on."""
+
+    rows: int = 4000
+    epochs: int = 2
+    pairs: int = 2000
+    prompts: int = 2000
+    batch: int = 128
+    """Answers in a rollout are twice as many for PPO, and eight times half as many for rejection sampling."""
+    rollouts: int = 6
+    rounds: int = 10
+    heldout: int = 200
+
+
+QUICK = Size(rows=1000, epochs=1, pairs=400, prompts=200, batch=32, rollouts=3, rounds=2, heldout=40)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`leyden demo [FOLDER] [--quick]`: by default in the next free folder `runs/demo-N`, or the last, if it broke
+    off."""
+    from leyden.cli.launcher import main as leyden
+
+    options = _options(list(argv))
+    size = QUICK if options.quick else Size()
+    if options.folder:
+        return run(leyden, Path(options.folder), size)
+    there = []
+    for n in count(1):
+        if not (path := Path("runs", f"demo-{n}")).exists():
+            break
+        there.append(path)
+    return run(leyden, unfinished(there, asdict(size)) or path, size)
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = Parser("leyden demo", __doc__)
+    parser.add_argument("folder", nargs="?", help="a new folder for all that the demo makes, or one to go on with")
+    parser.add_argument("--quick", action="store_true", help="less of everything: to see it work, not to see it good")
+    return parser.read(argv)
+
+
+def _make(folder: Path) -> None:
+    """Make the demo's folder, which must be new, empty or a demo's, and see that it can be written to."""
+    again = "type leyden demo ANOTHER_FOLDER"
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and recorded(folder) is None:
+            raise UserError(f"{folder}: there is something in it; remove it, or {again}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "there is a file in its place" if file else error.strerror
+        raise UserError(f"{folder}: not a folder that can be written to ({reason}); {again}") from None
+
+
+def run(main: Main, folder: Path, size: Size | None = None) -> int:
+    """Run the demo in `folder`, or go on with one that broke off there, through the command line's `main`."""
+    size = size or Size()
+    _make(folder)
+    stages = Stages(main, folder, asdict(size))
+    stages.note()
+    data = _data(stages, folder, size)
+    purposes = train(stages, folder, data, size)
+    runs = [folder / name for name in ("sft", "dpo", "ppo", "rejection_sampling")]
+    stages("All runs beside each other, with what they answered", "compare", *runs, "--output", folder / "report.html",
+           makes=folder / "report.html")  # fmt: skip
+    report(folder, {name: stages.seconds[what] / 60 for name, what in purposes.items()})
+    print(f"\nThe tuned models are ordinary transformers folders: {folder}/*/export")
+    print(f"Their answers side by side: {folder / 'report.html'}. Talk to one: leyden chat {folder / 'dpo'}")
+    print(f"The whole demo took {sum(stages.seconds.values()) / 60:.1f} minutes.")
+    stages.note(ended=True)
+    return 0
+
+
+def _data(stages: Stages, folder: Path, size: Size) -> dict[str, Path]:
+    """The files that everything is trained and evaluated on."""
+    names = {"table": "questions.csv", "rows": "questions.jsonl", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl",
+             "heldout": "heldout.jsonl", "text": "text.jsonl"}  # fmt: skip
+    files = {name: folder / file for name, file in names.items()}
+
+    def sample(what: str, kind: str, name: str, rows: int, seed: int, *more: object) -> None:
+        words = ["data", "sample", "--kind", kind, "--language", "both", "--rows", rows, "--seed", seed, *more]
+        stages(what, *words, "--output", files[name], makes=files[name])
+
+    sample("A spreadsheet of questions and answers, Korean and English, like one you may have",
+           "instruction", "table", size.rows, 1)  # fmt: skip
+    stages("The same as JSONL", "data", "convert", files["table"], files["rows"], makes=files["rows"])
+    stages("Is every row usable?", "data", "check", "--kind", "instruction", files["rows"])
+    sample("Pairs of a better and a worse answer; one in ten is the wrong way round, as with people",
+           "preference", "pairs", size.pairs, 2, "--noise", 0.1)  # fmt: skip
+    sample("Questions without answers, to learn from a reward", "prompts", "prompts", size.prompts, 3)
+    sample("Other questions, which nothing is trained on", "prompts", "heldout", size.heldout, 4, "--split", "heldout")
+    sample("General text, to see what is forgotten", "text", "text", size.heldout, 5)
+    return files
+
+
+def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> dict[str, str]:
+    """Fine-tune, train a reward model, and align in three ways, each evaluated on the same questions; gives back what
+    each run was for."""
+    look = ["--config", "eval", "--eval.path", data["heldout"], "--eval.text_path", data["text"], "--eval.reward",
+            "Gold", "--eval.size", size.heldout, "--eval.sampling.max_new_tokens", 64]  # fmt: skip
+    start, scores, purposes = folder / "sft" / "export", folder / "reward_model" / "export", dict[str, str]()
+
+    def fit(what: str, name: str, *words: object, evaluated: bool = True, config: str | None = None) -> None:
+        purposes[name] = what
+        own = ["--data.max_length", 256, "--trainer.default_root_dir", folder / name, "--ckpt_path", "auto"]
+        stages(what, "fit", "--config", config or name, *(look if evaluated else []), *words, *own)
+
+    fit("Supervised fine-tuning: how to answer at all",
+        "sft", "--data.path", data["rows"], "--trainer.max_epochs", size.epochs, config="demo")  # fmt: skip
+    fit("A reward model: which of two answers is better", "reward_model", "--model.policy.path", start,
+        "--data.path", data["pairs"], "--model.optimizer.lr", 3e-4, evaluated=False)  # fmt: skip
+    fit("DPO: align with the pairs themselves", "dpo", "--model.policy.path", start, "--data.path", data["pairs"],
+        "--model.optimizer.lr", 1e-4, "--trainer.num_sanity_val_steps", 0)  # fmt: skip
+    sampled = [
+        "--model.policy.path", start, "--model.reward.path", scores, "--data.path", data["prompts"],
+        "--data.val_fraction", 0, "--model.sampling.max_new_tokens", 64, "--model.optimizer.lr", 1e-4,
+    ]  # fmt: skip
+    fit("PPO: align with the reward model, on answers sampled while training", "ppo", *sampled, "--data.batch_size",
+        size.batch, "--model.samples", 2, "--trainer.max_epochs", size.rollouts, "--model.value_policy.path", start,
+        "--model.value_weight", 1)  # fmt: skip
+    fit("Rejection sampling: imitate the best of eight answers", "rejection_sampling", *sampled, "--data.batch_size",
+        size.batch // 2, "--model.samples", 8, "--trainer.max_epochs", size.rounds)  # fmt: skip
+    return purposes
+
+
+def scores(answers: Path) -> list[float]:
+    """The gold reward of each answer in a file written by `leyden predict`."""
+    from leyden.example import Sample
+    from leyden.rewards.function import Gold
+
+    rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    samples = [Sample(row["prompt"], row["response"], row["row"], row["finished"]) for row in rows]
+    found: list[float] = Gold()(samples).tolist()
+    return found
+
+
+def gain(before: list[float], after: list[float]) -> tuple[float, float]:
+    """Mean difference of paired scores, and its standard error."""
+    differences = [b - a for a, b in zip(before, after, strict=True)]
+    return statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def report(folder: Path, minutes: dict[str, float]) -> None:
+    """Print what each step changed: gold reward on held-out questions, what it was bought for, and minutes it took."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Held-out questions", title_justify="left", box=SIMPLE)
+    for column in ("", "gold reward", "wins", "KL", "length", "text", "min"):
+        table.add_column(column, justify="left" if not column else "right")
+    names = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rejection_sampling": "rejection sampling"}
+    table.add_row("base", *_cells(looks(folder / "sft" / "metrics.csv")[0], False), "")
+    for name, shown in names.items():
+        last = looks(folder / name / "metrics.csv")[-1]
+        table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
+    Console().print("", table)
+    print(
+        "Gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an\n"
+        "answer, from SFT. Text: loss in nats a token of general text, which grows with what is forgotten.\n"
+        f"PPO and rejection sampling took the reward model's {minutes['reward_model']:.1f} minutes as well."
+    )
+
+
+def looks(metrics: Path) -> list[dict[str, str]]:
+    """The looks of the evaluation in a metrics.csv."""
+    with metrics.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("eval/reward")]
+
+
+def _cells(row: dict[str, str], compared: bool) -> list[str]:
+    reward = f"{float(row['eval/reward']):.3f} ± {1.96 * float(row['eval/reward_se']):.3f}"
+    against = [f"{float(row['eval/win_rate']):.0%}", f"{float(row['eval/kl']):.2f}"] if compared else ["", ""]
+    return [reward, *against, f"{float(row['eval/length']):.0f}", f"{float(row['eval/retained_loss']):.3f}"]

@@ -1,0 +1,215 @@
+"""The composition root: LightningCLI with our names, our errors, and a folder for every run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from leyden import __version__
+from leyden.algorithm.algorithm import Algorithm
+from leyden.algorithm.microbatches import LESS, out_of_memory
+from leyden.atomic import AtomicCheckpointIO
+from leyden.checkpoint.callback import Checkpoint, Randomness
+from leyden.checkpoint.find import settle
+from leyden.checkpoint.signals import Stopping
+from leyden.cli.check_keys import explain, vet
+from leyden.cli.command import Command
+from leyden.cli.console import no_loading_bars, quiet
+from leyden.data.datamodule import DataModule
+from leyden.diagnostics.callback import Diagnostics
+from leyden.errors import UserError
+from leyden.evaluation.evaluator import Evaluator
+from leyden.precision import advise
+from leyden.run.callbacks import Export, FinalValidation, RunRecord, Throughput
+from leyden.run.folder import Run, claim
+from leyden.run.metrics_csv import MetricsCSV
+from leyden.run.outlook import Outlook
+from leyden.run.predictions import PredictionWriter
+from leyden.run.progress import Progress, Summary
+
+
+def run(command: Command) -> int:
+    """Run `fit`, `validate`, `test` or `predict` on what the launcher read.
+
+    Raises:
+        UserError: a key, value or setting that cannot work, in one line.
+    """
+    quiet()
+    cli = CLI(command)
+    try:
+        cli.start()
+    except argparse.ArgumentError as error:
+        raise UserError(explain(str(error), command.keys)) from error
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {LESS}") from error
+    finally:
+        if cli.run is not None:
+            cli.run.release()
+    return 0
+
+
+def show_keys(verb: str) -> int:
+    """Print every key of a command."""
+    return run(Command(verb, flags=[["help", ""]]))
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error comes from; an error that is phrased for the user says it better than its cause."""
+    while error.__cause__ is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+class CLI(LightningCLI):
+    """One command. Constructing it does nothing; `start` parses, checks, builds and runs."""
+
+    def __init__(self, command: Command) -> None:
+        self.command, self.verb = command, command.verb
+        self.run: Run | None = None
+
+    def start(self) -> None:
+        """Parse and run.
+
+        Raises:
+            ArgumentError: a value of the wrong type, or a missing key.
+            UserError: everything else that the user can mend.
+        """
+        parser_options = {"exit_on_error": False, "dump_header": [f"leyden {__version__}"]}
+        super().__init__(
+            Algorithm,
+            DataModule,
+            save_config_callback=None,
+            trainer_defaults={"log_every_n_steps": 1, "use_distributed_sampler": False, "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs=parser_options | {verb: dict(parser_options) for verb in self.subcommands()},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_subclass_arguments(Evaluator, "eval", required=False, help="what evaluates the policy")
+        parser.link_arguments("model.init_args.policy.init_args.path", "data.init_args.tokenizer")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--output", type=str | None, default=None, help="where the answers go (JSONL)")
+        elif subcommand != "fit":
+            parser.set_defaults({"verbose": False})  # Lightning's table of the numbers that `Progress` prints
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        actions = self._subcommand_parsers[self.verb]._actions
+        groups = {
+            "trainer": Trainer,
+            "model": Algorithm,
+            "data": DataModule,
+            "checkpoint": Checkpoint,
+            "eval": Evaluator,
+        }
+        vet(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
+        self.config = parser.parse_args(self.command.arguments())
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the configuration is the truth on resume, the checkpoint is only state."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.verb]
+        trainer = config.trainer
+        if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
+            kind = {"bf16-true": "bfloat16", "16-true": "float16"}.get(trainer.precision, "float32")
+            raise UserError(
+                f"trainer.precision {trainer.precision} would round position tables and heads too; the weights' type "
+                f"is --model.policy.dtype {kind}, the arithmetic's --trainer.precision bf16-mixed"
+            )
+        if trainer.precision == "bf16-mixed":
+            advise(torch.bfloat16, "--trainer.precision bf16-mixed", "--trainer.precision 32-true")
+        if trainer.max_epochs is None:  # Lightning would take 1000 epochs
+            trainer.max_epochs = 1 if trainer.max_steps < 0 and trainer.max_time is None else -1
+        resume = config.get("ckpt_path")
+        config.ckpt_path = settle(resume, self.verb, trainer.default_root_dir, config.checkpoint.dirpath)
+        if self.verb == "fit" and not trainer.fast_dev_run:
+            name = config.model.class_path.rpartition(".")[2].lower()
+            self.run = claim(trainer.default_root_dir, name, resume is not None)
+        elif self.verb == "predict" and config.output is None:
+            self.run = claim(trainer.default_root_dir, "predict", resume=True)
+        if self.run is not None:
+            trainer.default_root_dir = str(self.run.folder)
+        no_loading_bars()
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer. What their constructors say about their arguments is for the user."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # the parser wraps errors in its own
+            root = _root(error)
+            if isinstance(root, (UserError, ValueError, ImportError)):
+                raise UserError(str(root).splitlines()[0]) from error
+            raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = dict(self._get(self.config_init, "trainer"))
+        given = _as_list(config.pop("callbacks", None))
+        plugins = _as_list(config.pop("plugins", None))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        own = [] if config.get("barebones") else self._own_callbacks(config)
+        own = [callback for callback in own if not any(isinstance(other, _place(callback)) for other in given)]
+        config |= {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins}
+        return Trainer(**config, **kwargs)
+
+    def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
+        """What this verb shows and leaves behind."""
+        own: list[Any] = [] if config.get("enable_progress_bar") is False else [Progress()]
+        if self.verb == "predict":
+            output = self.config[self.verb].output
+            return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
+        evaluator = self._get(self.config_init, "eval")
+        looks = [] if evaluator is None else [evaluator]
+        if self.verb != "fit":
+            return own + looks
+        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping()]
+        own += [Diagnostics(), *looks]
+        if self.run is not None:
+            checkpoint = self._get(self.config_init, "checkpoint")
+            checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")
+            own += [] if config.get("enable_checkpointing") is False else [checkpoint]
+            own += [RunRecord(self.run.folder, self.resolved()), Export(self.run.folder / "export")]
+        return own
+
+    def _loggers(self, config: dict[str, Any]) -> Any:
+        """metrics.csv beside whatever loggers are configured, unless logging is off."""
+        given = config.get("logger")
+        if self.run is None or self.verb != "fit" or given is False:
+            return given or False
+        return [MetricsCSV(self.run.folder), *(_as_list(given) if given is not True else [])]
+
+    def resolved(self) -> str:
+        """The whole configuration as YAML, ready for `--config`: without the checkpoint, which is state."""
+        config = self.config[self.verb].clone()
+        for name in ("config", "ckpt_path"):
+            config.pop(name, None)
+        return str(self._parser(self.verb).dump(config, skip_none=False, skip_check=True))
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _place(callback: Any) -> type:
+    """The type whose presence makes a callback of ours unnecessary."""
+    return ProgressBar if isinstance(callback, Progress) else type(callback)

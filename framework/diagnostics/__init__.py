@@ -1,0 +1,27 @@
+"""Sentences by which a run says that something is going wrong, each once, with what to type.
+
+Called as a callback of the Trainer. May import `run` and the files beside the rooms. Begin reading at `rules`: a rule is
+a function of the run's history.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.diagnostics.callback import Diagnostics
+    from leyden.diagnostics.history import History
+    from leyden.diagnostics.rules import Finding, Rule
+
+__all__ = ["Diagnostics", "Finding", "History", "Rule"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "callback": "Diagnostics",
+        "rules": "Finding Rule",
+        "history": "History",
+    },
+)

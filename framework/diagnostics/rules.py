@@ -1,0 +1,227 @@
+"""What goes wrong in training, told from what a run logs: one rule a symptom, each a function of the history.
+
+A rule looks at windows of several rollouts (or steps) and compares them with the run's own beginning, so that neither
+noise nor the scale of a reward makes it fire. The first rollout comes before any training: it is what later ones are
+compared with, and is never complained of. Healthy numbers are those of PPO on the embedded model with the exact reward
+(benchmarks/rewards.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, median
+
+from leyden.diagnostics.advice import Advice, either, livelier, nearer, set_to, slower
+from leyden.diagnostics.history import History
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule has found."""
+
+    name: str
+    value: float
+    sentence: str
+    """With the number, what it means, and what to try"""
+    key: str
+    """Of the configuration: the first that is worth a try"""
+
+
+Rule = Callable[[History], Finding | None]
+
+
+def _finding(name: str, value: float, seen: str, advice: Advice) -> Finding:
+    return Finding(name, value, f"{seen}; try {advice.text}", advice.key)
+
+
+def entropy_collapse(history: History) -> Finding | None:
+    """Less than a fifth of the entropy at the start, in two rollouts: what is hardly ever sampled cannot be learnt.
+
+    Healthy: 0.27 to 0.39 nats. Below 0.05 nats there is none to lose.
+    """
+    before, now = history.first("rollout/entropy"), history.latest("rollout/entropy", 2, skip=1)
+    if not before or not now or before[0] < 0.05 or fmean(now) > before[0] / 5:
+        return None
+    seen = f"rollout entropy fell from {before[0]:.2g} to {fmean(now):.2g} nats a token: answers become all the same"
+    return _finding("entropy_collapse", fmean(now), seen, livelier(history))
+
+
+def entropy_rise(history: History) -> Finding | None:
+    """Three times the entropy at the start, and more than a nat, in two rollouts: the model forgets how to write."""
+    before, now = history.first("rollout/entropy"), history.latest("rollout/entropy", 2, skip=1)
+    if not before or not now or fmean(now) < max(3 * before[0], 1.0):
+        return None
+    seen = f"rollout entropy rose from {before[0]:.2g} to {fmean(now):.2g} nats a token: answers turn into noise"
+    return _finding("entropy_rise", fmean(now), seen, slower(history))
+
+
+def kl_jump(history: History) -> Finding | None:
+    """More than a nat a token from the reference, in two rollouts. Healthy: 0.1 (1.3 nats, 13 tokens).
+
+    A nat a token means that the reference gives what is sampled, at every token, about a third of the policy's
+    probability.
+    """
+    kl, length = history.latest("rollout/kl", 2, skip=1), history.latest("rollout/length", 2, skip=1)
+    if not kl or not length or fmean(kl) < fmean(length):
+        return None
+    seen = (
+        f"answers are {fmean(kl):.3g} nats from the reference, {fmean(kl) / fmean(length):.2g} a token: the policy no "
+        "longer says what the reference would"
+    )
+    return _finding("kl_jump", fmean(kl), seen, nearer(history))
+
+
+def kl_acceleration(history: History) -> Finding | None:
+    """KL more than doubles between two windows of three rollouts, after it grew by less than half of that before.
+
+    It counts from a quarter of a nat a token on: during a warm-up of the learning rate every KL accelerates.
+    """
+    kl, length = history.latest("rollout/kl", 9, skip=1), history.latest("rollout/length", 3)
+    if not kl or not length:
+        return None
+    a, b, c = (fmean(kl[at : at + 3]) for at in (0, 3, 6))
+    if not (c > 2 * b and c - b > max(2 * (b - a), fmean(length) / 4)):
+        return None
+    seen = f"KL from the reference speeds up: {a:.2g}, {b:.2g}, {c:.2g} nats an answer over the last nine rollouts"
+    return _finding("kl_acceleration", c, seen, nearer(history))
+
+
+def length_gaming(history: History) -> Finding | None:
+    """Answers have grown by half, and longer ones score higher: a correlation above 0.4 in three rollouts. Where it is
+    above 0.7, little else is learnt, and a fifth is enough.
+
+    Healthy: they shrink, from 20 to 13 tokens, and the correlation is -0.2 to 0.1. Where longer answers are rightly
+    better, it is worth knowing too.
+    """
+    before, now = history.first("rollout/length"), history.latest("rollout/length", 3, skip=1)
+    together = history.latest("rollout/length_correlation", 3)
+    if not before or not now or not together:
+        return None
+    growth, tie = fmean(now) / before[0], fmean(together)
+    if not (growth >= 1.5 and tie >= 0.4 or growth >= 1.2 and tie >= 0.7):
+        return None
+    seen = (
+        f"answers grew from {before[0]:.3g} to {fmean(now):.3g} tokens and longer ones score higher (correlation "
+        f"{tie:.2f}): it may be length that is learnt"
+    )
+    advice = Advice("model.reward", "--model.reward WeightedSum with a Function of yours that takes length off")
+    return _finding("length_gaming", tie, seen, advice)
+
+
+def clipping(history: History) -> Finding | None:
+    """More than three tenths of the tokens beyond the clip, on average over two rollouts. Healthy: 0.03."""
+    now = history.latest("ppo/clip_fraction by rollout", 2)
+    if not now or fmean(now) < 0.3:
+        return None
+    seen = f"{fmean(now):.0%} of the tokens are beyond the clip: the policy moves too far within a rollout"
+    stop = history.settings.get("stop_kl")
+    return _finding("clipping", fmean(now), seen, either(slower(history), set_to("stop_kl", stop / 2 if stop else 0.1)))
+
+
+def value_function(history: History) -> Finding | None:
+    """Values explain less than nothing: below -0.5 in two rollouts, or below 0 in three after the eighth.
+
+    A new head needs some rollouts. Healthy: -0.01 to 0.03 in the first five, 0.35 from the eighth on.
+    """
+    name = "ppo/explained_variance"
+    windows = (history.latest(name, 3, skip=8), 0.0), (history.latest(name, 2, skip=1), -0.5)
+    now = next((fmean(values) for values, bound in windows if values and fmean(values) < bound), None)
+    if now is None:
+        return None
+    seen = f"values explain {now:.2g} of the variance of returns, so a constant would do better: advantages are noise"
+    weight = history.settings.get("value_weight") or 0.1
+    clipped = history.settings.get("value_clip") is not None
+    return _finding(
+        "value_function", now, seen, set_to("value_clip", "null") if clipped else set_to("value_weight", 10 * weight)
+    )
+
+
+def truncation(history: History) -> Finding | None:
+    """More than three tenths of the answers are cut, in two rollouts. Healthy: 0.4 %."""
+    ended = history.latest("rollout/eos_rate", 2, skip=1)
+    if not ended or 1 - fmean(ended) < 0.3:
+        return None
+    limit = int(history.settings.get("max_new_tokens") or 256)
+    seen = f"{1 - fmean(ended):.0%} of the answers are cut at {limit:,} tokens and scored unfinished"
+    return _finding("truncation", 1 - fmean(ended), seen, set_to("sampling.max_new_tokens", str(2 * limit)))
+
+
+def nothing_to_compare(history: History) -> Finding | None:
+    """All answers score the same for more than four fifths of the prompts, in three rollouts. PPO does not mind: it
+    compares with values. Healthy: 0.3 to 0.7, with two samples, whose scores are more often the same than those of
+    eight."""
+    now = history.latest("rollout/same", 3, skip=1)
+    if not now or fmean(now) < 0.8 or "value_weight" in history.settings:
+        return None
+    samples = int(history.settings.get("samples") or 8)
+    seen = f"all answers score the same for {fmean(now):.0%} of the prompts, which teach nothing"
+    other = Advice("model.reward", "a --model.reward that tells answers apart")
+    return _finding("nothing_to_compare", fmean(now), seen, either(set_to("samples", str(2 * samples)), other))
+
+
+def chosen_collapse(history: History) -> Finding | None:
+    """The better answers of pairs have lost half a nat a token against the reference, over ten steps: the policy may
+    be forgetting them, while the worse ones fall faster (Pal et al. 2024). Healthy: 0 to 0.1."""
+    now = history.latest("train/chosen_drift", 10)
+    if not now or fmean(now) > -0.5:
+        return None
+    seen = (
+        f"chosen answers have become {-fmean(now):.2f} nats a token less likely than under the reference: the policy "
+        "may be forgetting them"
+    )
+    weight, beta = history.settings.get("sft_weight") or 0.0, history.settings.get("beta") or 0.1
+    advice = either(set_to("sft_weight", 3 * weight or 0.1), set_to("objective.beta", 3 * beta))
+    return _finding("chosen_collapse", fmean(now), seen, either(advice, slower(history)))
+
+
+def _trend(values: Sequence[float]) -> float:
+    """Share of pairs that rise, less that of those that fall (Kendall's tau): 1 where every value is higher than all
+    before it."""
+    pairs = list(combinations(values, 2))
+    return sum((later > earlier) - (later < earlier) for earlier, later in pairs) / len(pairs)
+
+
+def overoptimisation(history: History) -> Finding | None:
+    """Over six evaluations the held-out reward falls (14 of 15 pairs of them) by more than a quarter of all that it had
+    gained, while that of rollouts rises (13 of 15 pairs).
+
+    Of six values that are noise alone one set in 120 falls so. (Gao et al. 2023: the gap between proxy and gold.)
+    """
+    held, trained = history.latest("eval/reward", 6), history.latest("rollout/reward at eval", 6)
+    if not held or not trained or _trend(held) > -0.8 or _trend(trained) < 0.7:
+        return None
+    if held[0] - held[-1] < (max(held) - history.first("eval/reward")[0]) / 4:
+        return None
+    seen = (
+        f"held-out reward fell from {held[0]:.3g} to {held[-1]:.3g} over six evaluations while that of rollouts rose "
+        f"from {trained[0]:.3g} to {trained[-1]:.3g}: the policy learns the reward's mistakes"
+    )
+    best = Advice("checkpoint.monitor", "--checkpoint.monitor eval/reward --checkpoint.mode max to keep the best")
+    return _finding("overoptimisation", held[-1], seen, either(nearer(history), best))
+
+
+def gradient(history: History) -> Finding | None:
+    """The median gradient norm of eight steps is 20 times that of the first eight, and above 10. Healthy: it falls."""
+    before, now = history.first("train/grad_norm", 8), history.latest("train/grad_norm", 8, skip=8)
+    if not before or not now or median(now) < max(20 * median(before), 10.0):
+        return None
+    seen = f"the gradient norm rose from {median(before):.3g} to {median(now):.3g}: training is about to diverge"
+    return _finding("gradient", median(now), seen, slower(history))
+
+
+RULES: tuple[Rule, ...] = (
+    entropy_collapse,
+    entropy_rise,
+    kl_jump,
+    kl_acceleration,
+    length_gaming,
+    clipping,
+    value_function,
+    truncation,
+    nothing_to_compare,
+    chosen_collapse,
+    overoptimisation,
+    gradient,
+)

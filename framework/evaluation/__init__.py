@@ -1,0 +1,23 @@
+"""The same held-out questions before, during and after training, whatever a model is trained by.
+
+Called as a callback of the Trainer. May import `on_policy` and below. Begin reading at `evaluator` (when, and against
+what), then `evaluation_pass` (one pass over the questions) and `metrics` (what is measured on answers).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.evaluation.evaluator import Evaluator
+
+__all__ = ["Evaluator"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "evaluator": "Evaluator",
+    },
+)

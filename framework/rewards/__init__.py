@@ -1,0 +1,29 @@
+"""What an answer is worth: samples to floats, by class path.
+
+Called by the on-policy sampler, by evaluation and by `leyden data label`. May import `policy` and below. Begin reading at
+`reward`, the contract; `function` is the shortest implementation. A trained reward model is `leyden.models.ModelReward`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.rewards.function import Function, WeightedSum
+    from leyden.rewards.gold import Gold
+    from leyden.rewards.judge import HTTPJudge
+    from leyden.rewards.reward import Reward
+
+__all__ = ["Function", "Gold", "HTTPJudge", "Reward", "WeightedSum"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "reward": "Reward",
+        "function": "Function WeightedSum",
+        "gold": "Gold",
+        "judge": "HTTPJudge",
+    },
+)

@@ -1,0 +1,119 @@
+"""Rewards: a function of yours, several rewards together, `Gold` for generated questions, and a judge over HTTP.
+
+A trained reward model is `leyden.models.ModelReward`. What all of them are stands in `leyden.rewards.reward`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leyden.errors import UserError, nearest
+from leyden.example import Sample
+from leyden.policy.policy import Policy
+from leyden.rewards.gold import COLUMNS, Gold, Parts
+from leyden.rewards.judge import HTTPJudge
+from leyden.rewards.reward import Reward, attach, name_of, score
+
+__all__ = ["COLUMNS", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
+
+
+class Function(Reward):
+    """A Python function of yours: it takes a list of samples and returns one number for each, in their order.
+
+    Args:
+        path: `MODULE.FUNCTION`, of the current folder or of an installed package: `my_rewards.brevity` is the function
+            `brevity` in my_rewards.py.
+
+    Raises:
+        UserError: there is no such function; the message names the nearest.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name, self.function = path, _load(path)
+
+    def __call__(self, samples: Sequence[Sample]) -> Tensor:
+        return score(self.function, samples)
+
+
+def _load(path: str) -> Callable[[Sequence[Sample]], Any]:
+    """The function at an import path."""
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"Function {path}: give MODULE.FUNCTION, such as my_rewards.{path}")
+    loaded = vars(_module(path, module))
+    found = loaded.get(name)
+    if found is None:
+        functions = [other for other, value in loaded.items() if callable(value) and not other.startswith("_")]
+        raise UserError(f"Function {path}: {module} has no function '{name}'{nearest(name, functions)}")
+    if isinstance(found, type):
+        raise UserError(
+            f"Function {path}: {name} is a class; give it as a reward itself, such as --model.reward {path}"
+        )
+    if not callable(found):
+        raise UserError(f"Function {path}: {name} is no function but {type(found).__name__}; name a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _module(path: str, module: str) -> ModuleType:
+    """Import a module of the current folder or of an installed package."""
+    if os.getcwd() not in sys.path:  # last, so that a file here hides nothing installed
+        sys.path.append(os.getcwd())
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            here = [file.stem for file in Path.cwd().glob("*.py")]
+            raise UserError(f"Function {path}: no module '{module}' in this folder{nearest(module, here)}") from None
+        problem = (str(error).splitlines() or [""])[0]  # of what the module itself does or imports
+        raise UserError(
+            f"Function {path}: {module} cannot be imported ({type(error).__name__}: {problem}); mend it"
+        ) from error
+
+
+class WeightedSum(nn.Module, Reward):
+    """Several rewards, each times its weight, added up. After a call `terms` holds what each one gave, unweighted.
+
+    Args:
+        rewards: by class path; they nest.
+        weights: one for each reward, in their order; default: 1 each.
+
+    Raises:
+        UserError: no reward, or not as many weights as rewards.
+    """
+
+    def __init__(self, rewards: list[Reward], weights: list[float] | None = None) -> None:
+        super().__init__()
+        weights = [1.0] * len(rewards) if weights is None else list(weights)
+        if not rewards or len(rewards) != len(weights):
+            raise UserError(f"WeightedSum: {len(rewards)} rewards but {len(weights)} weights; give one weight for each")
+        if not torch.tensor(weights, dtype=torch.float32).isfinite().all():
+            raise UserError(f"WeightedSum: weights {weights}; give finite numbers")
+        self.rewards, self.weights = list(rewards), weights
+        self.modules_among = nn.ModuleList([reward for reward in rewards if isinstance(reward, nn.Module)])
+        names, seen = [name_of(reward) for reward in rewards], Counter[str]()
+        self.names = []
+        for name in names:
+            seen[name] += 1
+            self.names.append(f"{name}-{seen[name]}" if names.count(name) > 1 else name)
+
+    def attach(self, policy: Policy) -> None:
+        for reward in self.rewards:
+            attach(reward, policy)
+
+    def forward(self, samples: Sequence[Sample]) -> Tensor:
+        """Scores [N] float32, on the CPU."""
+        self.terms = {name: score(reward, samples) for name, reward in zip(self.names, self.rewards, strict=True)}
+        total = torch.zeros(len(samples))
+        for weight, scores in zip(self.weights, self.terms.values(), strict=True):
+            total += weight * scores
+        return total

@@ -1,0 +1,39 @@
+"""A run's folder and what stands in it; what a run measures of itself and shows.
+
+Called by the command line, and as callbacks and loggers of the Trainer. May import the files beside the rooms. Begin
+reading at `folder`; `callbacks` has what is measured and exported, `metrics_csv` the logger, `progress` the line in the
+terminal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.run.callbacks import Export, FinalValidation, RunRecord, Throughput
+    from leyden.run.metrics_csv import MetricsCSV
+    from leyden.run.predictions import PredictionWriter
+    from leyden.run.progress import Progress, Summary
+
+__all__ = [
+    "Export",
+    "FinalValidation",
+    "MetricsCSV",
+    "PredictionWriter",
+    "Progress",
+    "RunRecord",
+    "Summary",
+    "Throughput",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "callbacks": "Export FinalValidation RunRecord Throughput",
+        "metrics_csv": "MetricsCSV",
+        "progress": "Progress Summary",
+        "predictions": "PredictionWriter",
+    },
+)

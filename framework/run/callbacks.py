@@ -1,0 +1,193 @@
+"""What a run measures and leaves behind. The command line adds all of these; one in the config takes its place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from leyden import lightning_loop as moments
+from leyden.run.flops import peak, per_token
+from leyden.run.folder import changed_settings, remove_unfinished, revision, write_whole, writing
+from leyden.run.metrics_csv import MetricsCSV
+from leyden.run.tracker import Tracker
+
+
+class Throughput(Callback):
+    """Logs `perf/tokens_per_second` (real tokens of all processes, over the last steps, pauses for validation left
+    out), `perf/peak_memory_gb` (10^9 bytes: on a GPU what tensors held, else the process) and `train/seconds`; where
+    the peak of the device is known, `perf/flops_share`: what the policy's arithmetic on these tokens is of it.
+
+    Args:
+        window: optimizer steps that the speed is averaged over.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self.seconds = 0.0
+        self._last: tuple[float, float] | None = None
+        self._recent: deque[tuple[float, float]] = deque(maxlen=window)
+        self._share: float | None = None
+        """What a token a second is of the peak of all devices."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (most := peak(pl_module.device)) is not None:
+            sampled = getattr(pl_module, "experiences", None) is not None  # its reference reads while it samples
+            self._share = per_token(pl_module.policy, pl_module.compares and not sampled) / most / trainer.world_size
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = float(state_dict["seconds"])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._last is None:
+            self._last = (time.monotonic(), pl_module.progress["tokens"])
+
+    def pause(self, seconds: float = 0.0) -> None:
+        """What is done until the next batch is no part of a step."""
+        self._last = None
+
+    def on_validation_start(self, *args: Any) -> None:
+        self.pause()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if self._last is None or trainer.fit_loop._should_accumulate():
+            return
+        now, tokens = time.monotonic(), pl_module.progress["tokens"]
+        took = now - self._last[0]
+        self._recent.append((took, tokens - self._last[1]))
+        self._last = (now, tokens)
+        self.seconds += took
+        speed = sum(t for _, t in self._recent) / max(sum(s for s, _ in self._recent), 1e-9)
+        pl_module.log("perf/tokens_per_second", speed, on_step=True, on_epoch=False)
+        if self._share is not None:
+            pl_module.log("perf/flops_share", speed * self._share, on_step=True, on_epoch=False)
+        pl_module.log("perf/peak_memory_gb", peak_memory_gb(pl_module.device), on_step=True, on_epoch=False)
+        pl_module.log("train/seconds", self.seconds, on_step=True, on_epoch=False)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Most memory held so far in 10^9 bytes: of tensors on a GPU, else of this process; 0.0 where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+class RunRecord(Callback):
+    """Writes the resolved config.yaml, and run.json with what the run is made from, once training really starts. On
+    resume it says what changed and cuts metrics.csv, whose last row comes from the checkpoint: the file may not have it
+    yet.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration as YAML.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder, self.config = folder, config
+        self._row: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            remove_unfinished(self.folder)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        for logger in _metrics(trainer):
+            checkpoint["metrics"] = logger.kept(trainer.global_step, moments.unlogged(trainer))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._row = checkpoint.get("metrics")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        facts = pl_module.origin.facts(pl_module) | {"git": revision()}
+        if not trainer.is_global_zero:
+            return
+        if trainer.ckpt_path is not None:
+            print(f"resuming {self.folder} at step {trainer.global_step}", file=sys.stderr)
+            for line in changed_settings(self.folder, self.config):
+                print(f"  changed: {line}", file=sys.stderr)
+            for logger in _metrics(trainer):
+                logger.cut(trainer.global_step, self._row)
+        with writing(self.folder / "config.yaml"):
+            write_whole(self.folder / "config.yaml", self.config)
+            write_whole(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.begin(self.folder, yaml.safe_load(self.config), facts)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        # Lightning counts a step at the end of the validation that follows it, which a checkpoint of that validation
+        # does not know of if it will not be due again on resume
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def _metrics(trainer: Trainer) -> list[MetricsCSV]:
+    """The loggers whose file this process writes."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV) and trainer.is_global_zero]
+
+
+class FinalValidation(Callback):
+    """Validates after the last step too, where no validation was due anyway."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """In the hook of the step, so that its checkpoint comes after it and can be gone on from."""
+        if not moments.accumulating(trainer) and moments.ending(trainer) and not moments.validates(trainer):
+            first = trainer._logger_connector._first_loop_iter
+            self._run(trainer, pl_module)
+            trainer._logger_connector._first_loop_iter = first
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run(trainer, pl_module)
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation or pl_module.validated_at == trainer.global_step:
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+
+class Export(Callback):
+    """Saves the policy when training ends, as a folder that transformers (and PEFT, for an adapter) load by themselves.
+
+    Args:
+        folder: where; an older export there is replaced.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        if not trainer.is_global_zero:
+            if pl_module.device_mesh is not None:
+                pl_module.policy.save(None)
+            return
+        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
+        try:
+            with writing(self.folder):
+                pl_module.policy.save(temporary)
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os.replace(temporary, self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        print(f"exported to {self.folder}")
+        for logger in trainer.loggers:
+            if isinstance(logger, Tracker):
+                logger.keep(self.folder)

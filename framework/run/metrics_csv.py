@@ -1,0 +1,127 @@
+"""metrics.csv: one row per optimizer step at which something was logged."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from leyden.errors import UserError
+from leyden.run.folder import write_whole, writing
+
+
+class MetricsCSV(Logger):
+    """Writes every logged number to `metrics.csv` in the run's folder.
+
+    `step` counts finished optimizer steps. Numbers logged at the same step share a row; a metric that appears late
+    becomes a new column and older rows leave it empty. A row reaches the file when the next step logs, or at the end.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.file = Path(folder) / "metrics.csv"
+        self._columns: list[str] = []
+        self._row: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self.file.parent.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.file.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml stands beside the file."""
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add numbers to the row of a step. Lightning passes the number of steps finished *before* this one."""
+        finished = (step or 0) + 1
+        if self._row.get("step") != finished:
+            self.flush()
+            self._row = {"step": finished}
+        self._row |= metrics
+
+    def kept(self, step: int, unlogged: dict[str, float]) -> dict[str, Any]:
+        """For a checkpoint: the row of a step with what is still to be logged of it. Rows before it go to the disk."""
+        if self._row.get("step") != step:
+            self.flush()
+        if self.file.is_file():
+            with writing(self.file), self.file.open("a", encoding="utf-8") as stream:
+                os.fsync(stream.fileno())
+        return {"step": step} | {name: _number(value) for name, value in (self._row | unlogged).items()}
+
+    def cut(self, step: int, row: dict[str, Any] | None = None) -> None:
+        """Forget everything after a step, to go on from a checkpoint taken there. The step's row can still grow.
+
+        Args:
+            step: of the checkpoint.
+            row: what the checkpoint knows of the step: its row may not have reached the file.
+        """
+        kept: list[dict[str, Any]] = []
+        if self.file.is_file():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            reader = csv.DictReader(line for line in lines if line.endswith("\n"))  # the last one may have been cut off
+            kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+            self._columns = list(reader.fieldnames or [])
+        last: dict[str, Any] = {}
+        if kept and int(kept[-1]["step"]) == step:
+            last = {name: value for name, value in kept.pop().items() if value}
+        if last or row:
+            self._row = last | (row or {}) | {"step": step} | self._row
+        if self._columns:
+            self._rewrite(kept)
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def flush(self) -> None:
+        """Write the open row to the file."""
+        if not self._row:
+            return
+        row, self._row = self._row, {}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows: list[dict[str, Any]] = []
+            if self._columns and self.file.is_file():
+                with self.file.open(encoding="utf-8", newline="") as stream:
+                    rows = list(csv.DictReader(stream))
+            self._columns += new
+            self._rewrite([*rows, row])
+            return
+        with writing(self.file), self.file.open("a", encoding="utf-8", newline="") as stream:
+            csv.DictWriter(stream, self._columns, lineterminator="\n").writerow(row)
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        with writing(self.file):
+            write_whole(self.file, text.getvalue())
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def finalize(self, status: str) -> None:
+        """Write what is left; where a run ends by an error, a second one must not hide it."""
+        try:
+            self.flush()
+        except UserError:
+            if status != "failed":
+                raise
+
+
+def _number(value: Any) -> Any:
+    """A plain number, as checkpoints hold them."""
+    return value if isinstance(value, int | float | str) else float(value)

@@ -1,0 +1,118 @@
+"""Attention by FlexAttention, for CUDA: soft caps and every precision; on a CPU it runs forward only, for tests.
+
+The kernel visits blocks of 128 x 128 scores. Which of them hold anything follows from `end` block by block, since
+`q < end[k]` is easiest for a block's first query and hardest for its last: no T x T mask is ever made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+from leyden.models.attention.forest import Ask, Forest
+
+BLOCK = 128
+SHORTEST = 1024
+"""Rows are padded to this many tokens or the next power of two, since every length is compiled anew."""
+COMPILATIONS = 64
+"""Lengths, with and without gradients, with and without a window. Beyond torch's limit of 8 it would be an error."""
+
+
+def obstacle(device: torch.device) -> str | None:
+    """Why this back-end cannot train here, or None if it can."""
+    if device.type != "cuda":
+        return "it trains on GPUs alone"
+    return None if find_spec("triton") else "it needs the package triton"
+
+
+def padded(length: int) -> int:
+    """The length that a row of so many tokens is padded to."""
+    return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def visible(end: Tensor, position: Tensor, window: Tensor | None) -> Callable[..., Tensor]:
+    """The forest's rule for one query and one key. `window` is a tensor, so that no length of it is compiled in."""
+
+    def tree(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q < end[k])
+
+    if window is None:
+        return tree
+    limit = window
+
+    def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (q < end[k]) & (position[q] - position[k] < limit)
+
+    return near
+
+
+def block_mask(end: Tensor, position: Tensor, window: int | None) -> BlockMask:
+    """Which blocks hold something and which hold everything, for a row of a whole number of blocks.
+
+    Args:
+        end, position: [L] int32, L a multiple of 128.
+    """
+    ends, places = end.view(-1, BLOCK), position.view(-1, BLOCK)
+    block = torch.arange(len(ends), device=end.device)
+    first = block[:, None] * BLOCK  # of the queries
+    some = (block[:, None] > block) & (first < ends.amax(1))
+    full = (block[:, None] > block) & (first + BLOCK <= ends.amin(1))
+    limit = None
+    if window is not None:
+        low, high = places.amin(1), places.amax(1)
+        some &= low[:, None] - high < window
+        full &= high[:, None] - low < window
+        limit = torch.tensor(window, dtype=torch.int32, device=end.device)
+    some |= block[:, None] == block  # every token sees itself, and none of a block sees all of it
+    rule, shape = visible(end, position, limit), (len(end), len(end))
+    return BlockMask.from_kv_blocks(*_listed(some & ~full), *_listed(full), BLOCK, rule, shape)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of each row are set, and which: [1, 1, B] and [1, 1, B, B] int32, the set ones first."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
+
+
+def _mask(forest: Forest, window: int | None) -> BlockMask:
+    """The block mask of a forest, padded with tokens that see themselves."""
+    used = len(forest.end)
+    extra = torch.arange(used, padded(used), device=forest.end.device)
+    end, position = torch.cat([forest.end, extra + 1]), torch.cat([forest.position, torch.zeros_like(extra)])
+    return block_mask(end.int(), position.int(), window)
+
+
+@cache
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def squeeze(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return squeeze
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    """FlexAttention compiled: as it is written it would make all T x T scores."""
+    config: Any = torch.compiler.config
+    config.recompile_limit = max(config.recompile_limit, COMPILATIONS)
+    # one whole graph, so that a limit reached is an error and not a silent return to T x T scores
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+    """One call of FlexAttention for the whole row, padded: [1, T, H, D]. It knows no dropout."""
+    used = query.shape[2]
+    mask = forest.once(("flex", ask.window), lambda: _mask(forest, ask.window))
+    q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)) for x in (query, key, value))
+    run: Any = _compiled() if query.device.type == "cuda" else flex_attention
+    squeeze = None if ask.softcap is None else _capped(ask.softcap)
+    gqa = q.shape[1] != k.shape[1]
+    out: Tensor = run(q, k, v, score_mod=squeeze, block_mask=mask, scale=ask.scale, enable_gqa=gqa)
+    return out[:, :, :used].transpose(1, 2)

@@ -1,0 +1,87 @@
+"""What attention must know of one packed batch, worked out once and shared by all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from leyden.batch.forest import Batch
+
+
+class Ask(NamedTuple):
+    """What a layer asks of its attention beside the forest."""
+
+    scale: float | None = None
+    """factor on the scores; None is 1 / sqrt(head width)"""
+    dropout: float = 0.0
+    window: int | None = None
+    """a query sees a key only if it lies fewer than so many positions back"""
+    softcap: float | None = None
+    """scores are squeezed into (-softcap, softcap) before the softmax (Gemma 2)"""
+
+
+class Segment(NamedTuple):
+    """Queries [start, stop) see the keys [first, cut), and themselves causally."""
+
+    start: int
+    stop: int
+    first: int
+    cut: int
+
+    @property
+    def queries(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def before(self) -> int:
+        """How many keys of its prompt a response sees; 0 for what continues nothing."""
+        return self.cut - self.first
+
+
+def cut_up(batch: Batch) -> Iterator[Segment]:
+    """The segments of a row in its order: every token is a query of exactly one."""
+    used = 0
+    for span in batch.structure():
+        used = span.stop
+        if len(span.responses) == 1:  # a lone response continues its prompt: one causal piece
+            yield Segment(span.start, span.stop, span.start, span.start)
+            continue
+        yield Segment(span.start, span.cut, span.start, span.start)
+        for _, start, stop in span.responses:
+            yield Segment(start, stop, span.start, span.cut)
+    if used < len(batch):  # padding; what it computes is never read
+        yield Segment(used, len(batch), used, used)
+
+
+class Forest:
+    """The structure of one batch, and what a back-end makes of it once for all layers.
+
+    Args:
+        batch: T tokens on the device where attention runs.
+        backend: name of the back-end that attends.
+    """
+
+    def __init__(self, batch: Batch, backend: str) -> None:
+        self.backend, self.end, self.position = backend, batch.end, batch.position
+        self.segments = tuple(cut_up(batch))
+        self._kept: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` returned when it was first asked for under this key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def mask(self, window: int | None) -> Tensor:
+        """[T, T] bool, True where the row's query may attend to the column's key."""
+
+        def make() -> Tensor:
+            index = torch.arange(len(self.end), device=self.end.device)
+            mask = (index <= index[:, None]) & (index[:, None] < self.end)
+            return mask if window is None else mask & (self.position[:, None] - self.position < window)
+
+        mask: Tensor = self.once(("mask", window), make)
+        return mask

@@ -1,0 +1,52 @@
+"""Attention over a part of the keys, with what it takes to join it with attention over others.
+
+For scores z over all keys, softmax attention is a mean of values with weights exp(z). Over parts of the keys it is the
+mean of the parts' outputs with weights exp(lse), where lse = log sum exp(z) over the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leyden.models.attention.forest import Ask
+
+Part = tuple[Tensor, Tensor]
+"""What attention gives, [B, K, M, D], and its log-sum-exp, [B, K, M] fp32."""
+
+FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+"""The kernel behind torch's attention on a processor, which also returns the log-sum-exp."""
+
+
+def partial(query: Tensor, kept: Sequence[Tensor], mask: Tensor | None, ask: Ask) -> Part:
+    """Attention of queries [B, K, M, D] over some keys.
+
+    Args:
+        kept: keys and values, [B, K, L, D] each.
+        mask: fp32, added to the scores; broadcasts to [B, K, M, L].
+        ask: scale and soft cap.
+    """
+    key, value = kept
+    same = key.shape[-1] == value.shape[-1]
+    if query.device.type == "cpu" and FUSED is not None and ask.softcap is None and same:
+        return FUSED(query, key, value, 0.0, False, attn_mask=mask, scale=ask.scale)  # type: ignore[no-any-return]
+    return _plain(query, key, value, mask, ask)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ask: Ask) -> Part:
+    scale = query.shape[-1] ** -0.5 if ask.scale is None else ask.scale
+    scores = (query @ key.mT).float() * scale
+    if ask.softcap is not None:
+        scores = ask.softcap * torch.tanh(scores / ask.softcap)
+    if mask is not None:
+        scores = scores + mask
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp().to(value.dtype) @ value, lse
+
+
+def join(a: Part, b: Part) -> Tensor:
+    """Attention over the keys of both parts."""
+    weight = torch.sigmoid(b[1] - a[1])[..., None].to(a[0].dtype)
+    return torch.lerp(a[0], b[0], weight)

@@ -1,0 +1,144 @@
+"""Attention segment by segment: no work across trees, and no mask of a whole row.
+
+Forward it is scaled dot-product attention, one call a segment. The backward pass of torch's kernel for CPUs is slow on
+segments as short as these, so there it is written out with plain matrix products. For one block of queries, with
+scores z = scale q k', weights p = softmax(z) and output o = p v,
+
+    dv = p' do        dz = p * (do v' - sum(do * o))        dq = scale dz k        dk = scale dz' q
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leyden.models.attention.forest import Ask, Forest, Segment
+
+BLOCK = 1 << 19
+"""Scores of all heads to work on at a time in the backward pass: what a processor's cache holds."""
+
+
+def segment_mask(forest: Forest, queries: int, before: int, window: int | None) -> Tensor | None:
+    """[queries, before + queries] bool for one segment, or None where plain causal attention says the same."""
+    if window is not None and before + queries <= window:
+        window = None
+    if before == 0 and window is None:
+        return None
+
+    def make() -> Tensor:
+        mask = torch.ones(queries, before + queries, dtype=torch.bool, device=forest.end.device).tril(before)
+        return mask if window is None else mask.triu(before - window + 1)
+
+    mask: Tensor = forest.once(("segment", queries, before, window), make)
+    return mask
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+    """Attention within segments: [1, T, H, D]."""
+    if query.device.type == "cpu" and not ask.dropout:
+        return _Attention.apply(query, key, value, forest, ask)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(query, key, value, forest, ask)
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+    """One call of torch's attention a segment: [1, T, H, D]."""
+    gqa = query.shape[1] != key.shape[1]
+    if gqa and query.device.type != "cpu":  # the fast kernels there take a mask, or fewer key heads, but not both
+        repeat = query.shape[1] // key.shape[1]
+        key, value, gqa = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1), False
+    sizes = [s.queries for s in forest.segments]
+    number = {s.start: i for i, s in enumerate(forest.segments)}
+    # `split` and not slices: the backward of a slice writes a whole row of zeros, once a segment
+    queries, keys, values = (torch.split(x, sizes, dim=2) for x in (query, key, value))
+    out = []
+    for i, s in enumerate(forest.segments):
+        k, v = keys[i], values[i]
+        if s.before:
+            k, v = (torch.cat([x[number[s.first]], x[i]], 2) for x in (keys, values))
+        mask = segment_mask(forest, s.queries, s.before, ask.window)
+        out.append(
+            F.scaled_dot_product_attention(
+                queries[i], k, v, mask, ask.dropout, is_causal=mask is None, scale=ask.scale, enable_gqa=gqa
+            ).transpose(1, 2)
+        )
+    return torch.cat(out, 1)
+
+
+class _Attention(torch.autograd.Function):
+    """`_forward` with the backward pass of the module's formulas. G query heads share each of K key heads."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:  # type: ignore[override]
+        out = _forward(query, key, value, forest, ask)
+        ctx.save_for_backward(query, key, value, out)
+        ctx.forest, ctx.ask = forest, ask
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        query, key, value, out = ctx.saved_tensors
+        dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+        scale = query.shape[-1] ** -0.5 if ctx.ask.scale is None else ctx.ask.scale
+        k, v = key[0], value[0]  # [K, T, D]
+        # the heads of a group side by side, so that one product serves them all: [K, T * G, D]
+        q, do, o = (_grouped(x, len(k)) for x in (query[0].transpose(0, 1), grad[0], out[0]))
+        q_wide, do_wide = q.to(wide), do.to(wide)
+        inner = (do_wide * o).sum(-1, keepdim=True)
+        dq = torch.empty_like(q)
+        dk, dv = (torch.zeros(x.shape, dtype=wide) for x in (k, v))
+        group = q.shape[1] // k.shape[1]
+        for s in ctx.forest.segments:
+            ks, vs = (torch.cat([x[:, s.first : s.cut], x[:, s.start : s.stop]], 1) for x in (k, v))
+            ks_wide, vs_wide = (x.to(wide).transpose(1, 2) for x in (ks, vs))
+            for a, b, low in _blocks(s, query.shape[1], ctx.ask.window):
+                rows, seen = slice((s.start + a) * group, (s.start + b) * group), slice(low, s.before + b)
+                z = torch.bmm(q_wide[:, rows], ks_wide[..., seen]).mul_(scale)
+                hidden = _hidden(ctx.forest, b - a, s.before + a - low, ctx.ask.window)
+                z.view(len(k), b - a, group, -1)[..., -hidden.shape[1] :].masked_fill_(hidden[:, None], float("-inf"))
+                p = z.softmax(-1)
+                dz = torch.bmm(do_wide[:, rows], vs_wide[..., seen]).sub_(inner[:, rows]).mul_(p).to(dtype)
+                dq[:, rows] = torch.bmm(dz, ks[:, seen])
+                _add(dk, s, low, torch.bmm(dz.transpose(1, 2), q[:, rows]))
+                _add(dv, s, low, torch.bmm(p.to(dtype).transpose(1, 2), do[:, rows]))
+        dq = dq.mul_(scale).view(len(k), -1, group, q.shape[-1]).transpose(1, 2).reshape(query.shape)
+        return dq, dk.mul_(scale).to(dtype)[None], dv.to(dtype)[None], None, None
+
+
+def _grouped(x: Tensor, keys: int) -> Tensor:
+    """[T, H, D] to [K, T * G, D]."""
+    return x.reshape(len(x), keys, -1, x.shape[-1]).transpose(0, 1).reshape(keys, -1, x.shape[-1])
+
+
+def _blocks(s: Segment, heads: int, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """Queries [a, b) of a segment, counted from its start, and the first key that any of them sees."""
+    a = 0
+    while a < s.queries:
+        b = min(s.queries, a + max(32, BLOCK // (heads * (s.before + a + 64))))
+        yield a, b, 0 if window is None else max(0, s.before + a - window + 1)
+        a = b
+
+
+def _hidden(forest: Forest, queries: int, before: int, window: int | None) -> Tensor:
+    """[queries, C] bool: which of the last C keys each query of a block must not see; earlier ones are all seen."""
+    if window is not None and before + queries <= window:
+        window = None
+    mask = segment_mask(forest, queries, before, window) if window is not None else None
+
+    def make() -> Tensor:
+        return torch.ones(queries, queries, dtype=torch.bool).triu(1) if mask is None else ~mask
+
+    hidden: Tensor = forest.once(("hidden", queries, before if window is not None else 0, window), make)
+    return hidden
+
+
+def _add(total: Tensor, s: Segment, low: int, x: Tensor) -> None:
+    """Add gradients of the keys that a block sees, from the key `low` on, to those of all keys [K, T, D]."""
+    prompt = max(0, s.before - low)
+    if prompt:
+        total[:, s.first + low : s.cut] += x[:, :prompt]
+    own = s.start + max(0, low - s.before)
+    total[:, own : own + x.shape[1] - prompt] += x[:, prompt:]

@@ -1,0 +1,104 @@
+"""Attention by the variable-length flash kernel, for CUDA in half precision.
+
+Every segment of the row is one sequence of the kernel: its queries are where they are, its keys are its prompt's and
+its own, gathered. Where queries and keys differ in number the kernel aligns their ends, so that a response's first
+query sees its whole prompt; and a key's place among the gathered ones is its position in the tree, so that a sliding
+window is the kernel's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from leyden.models.attention.forest import Ask, Forest
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+NEEDED = {"scale", "window_size", "enable_gqa"}
+"""Arguments that the kernel did not have when it was new."""
+USABLE = varlen_attn is not None and set(inspect.signature(varlen_attn).parameters) >= NEEDED
+
+
+def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this back-end cannot run here, or None if it can."""
+    if not USABLE:
+        return "this version of torch lacks the kernel"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "the kernel is one of NVIDIA GPUs"
+    if torch.cuda.get_device_capability(device) < (8, 0) or not torch.backends.cuda.is_flash_attention_available():
+        return "this GPU has no flash attention"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernel knows no {str(dtype).removeprefix('torch.')} weights, only bfloat16 and float16"
+    return None
+
+
+class Layout(NamedTuple):
+    """S sequences for the kernel: where their queries and keys begin, and which tokens the keys are."""
+
+    queries: Tensor
+    """[S + 1] int32, running sum of how many queries each has"""
+    keys: Tensor
+    """[S + 1] int32, the same of its keys"""
+    most_queries: int
+    most_keys: int
+    source: Tensor | None
+    """[K] int64, the token that each key belongs to; None where the keys are the row itself"""
+
+
+def layout(forest: Forest) -> Layout:
+    """The kernel's view of a forest."""
+    queries = [s.queries for s in forest.segments]
+    keys = [s.before + s.queries for s in forest.segments]
+    source = None
+    if keys != queries:
+        pieces = [torch.arange(a, b) for s in forest.segments for a, b in ((s.first, s.cut), (s.start, s.stop))]
+        source = torch.cat(pieces).to(forest.end.device, non_blocking=True)
+    sums = (torch.tensor([0, *accumulate(sizes)], dtype=torch.int32) for sizes in (queries, keys))
+    starts = [x.to(forest.end.device, non_blocking=True) for x in sums]
+    return Layout(starts[0], starts[1], max(queries), max(keys), source)
+
+
+class _Gather(torch.autograd.Function):
+    """x[source] for x [T, H, D] and source [K], with gradients of a token's copies summed in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, source: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(source)
+        ctx.shape = x.shape
+        return x.index_select(0, source)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (source,) = ctx.saved_tensors
+        total = torch.zeros(ctx.shape, dtype=torch.float32, device=grad.device)
+        return total.index_add_(0, source, grad.float()).to(grad.dtype), None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+    """One call of the kernel for the whole row: [1, T, H, D]. It knows neither dropout nor soft caps."""
+    plan: Layout = forest.once("varlen", lambda: layout(forest))
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if plan.source is not None:
+        k, v = (_Gather.apply(x, plan.source) for x in (k, v))  # type: ignore[no-untyped-call]
+    out: Tensor = varlen_attn(
+        q,
+        k,
+        v,
+        plan.queries,
+        plan.keys,
+        plan.most_queries,
+        plan.most_keys,
+        scale=ask.scale,
+        window_size=(-1 if ask.window is None else ask.window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[None]

@@ -1,0 +1,62 @@
+"""What a model really does, found out with a forward over a handful of tokens when it is built.
+
+Two things fail silently if they are assumed: that the head on hidden states gives the model's own logits (Cohere,
+Granite and Gemma 2 scale or cap them), and that the forest's mask reaches every layer (recurrent and linear
+attention mix whatever stands in one row).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from leyden.batch.forest import Batch, Tree, pack
+from leyden.errors import UserError
+from leyden.models.load import base_of, parts
+
+if TYPE_CHECKING:
+    from leyden.models.causal_lm import CausalLM
+
+
+def probe_batch(vocabulary: int) -> Batch:
+    """Two trees with shared prompts, small enough that the largest model answers in a moment."""
+    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(13)]
+    return pack([Tree(ids[:3], [ids[3:5], ids[5:8]]), Tree(ids[8:10], [ids[10:13]])])
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value."""
+    return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-6))
+
+
+@torch.no_grad()
+def check_head(policy: CausalLM, tolerance: float) -> None:
+    """Compare our head on hidden states with the model's own logits.
+
+    Raises:
+        UserError: they differ, so log-probs would be wrong.
+    """
+    body, head, squash = parts(policy.model)
+    base = base_of(policy.model)
+    tokens = torch.tensor([[5, 17, 3, 11]], device=policy.device) % base.config.get_text_config().vocab_size
+    logits = base(input_ids=tokens, use_cache=False).logits
+    ours = squash(head(body(input_ids=tokens, use_cache=False).last_hidden_state))
+    if _distance(ours, logits) > tolerance:
+        raise UserError(
+            f"{policy.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
+            "that is not known here; use another model"
+        )
+
+
+@torch.no_grad()
+def takes_forest(policy: CausalLM, tolerance: float) -> bool:
+    """Whether hidden states over a packed forest equal those of separate rows."""
+    vocabulary = base_of(policy.model).config.get_text_config().vocab_size
+    batch = probe_batch(vocabulary).to(policy.device)
+    try:
+        packed = policy.hidden(batch)
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # the keyword or the mask did not get through
+        return False
+    return _distance(packed, policy.hidden_by_rows(batch)) <= tolerance

@@ -1,0 +1,117 @@
+"""`leyden export`: a trained model as a folder for others, with a card that says what it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from leyden.checkpoint.find import find_checkpoint
+from leyden.cli.parser import Parser
+from leyden.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+ABOUT = "Write a trained model as a folder that transformers and PEFT load, with a model card; merge and upload it."
+
+
+def main(argv: list[str]) -> int:
+    """Run the command and return the exit code. Raises `UserError` for what the user can mend."""
+    parser = Parser("leyden export", ABOUT)
+    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("output", metavar="OUT", nargs="?", help="a new folder (default: in the run's folder)")
+    parser.add_argument("--checkpoint", metavar="last|FILE", help="the model as it was then (default: at the end)")
+    parser.add_argument("--merge", action="store_true", help="work the adapter into its base model, and say the cost")
+    parser.choice("--base", ("full", "four_bit"), "full", "merge into the weights as they came, or as four bits say")
+    parser.choice("--dtype", DTYPES, "bfloat16", "of merged weights")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to the hub")
+    parser.add_argument("--public", action="store_true", help="where everybody sees it (default: a private one)")
+    found = parser.read(argv)
+    if not found.merge and found.base != "full":
+        raise UserError(f"--base {found.base}: only where an adapter is merged; add --merge")
+    folder = export(found)
+    print(f"exported to {folder}")
+    if found.push_to_hub:
+        print(f"uploaded to {push(folder, found.push_to_hub, private=not found.public)}")
+    return 0
+
+
+def export(asked: Namespace) -> Path:
+    """Write the folder that was asked for.
+
+    Raises:
+        UserError: there is no such run or no model in it, or the folder is there already.
+    """
+    from leyden.models.export.model_card import card
+    from leyden.models.restore import config_of, restored
+
+    run = Path(asked.run)
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"{run}: no run's folder, for there is no config.yaml; give a --trainer.default_root_dir of before"
+        )
+    config, checkpoint = config_of(run / "config.yaml"), None
+    name = "merged" if asked.merge else "model"
+    out = Path(asked.output) if asked.output else run / f"export-{name}"
+    if out.exists():
+        raise UserError(f"{out}: it is there already; remove it, or name another folder")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        trained = run / "export"
+        if asked.checkpoint is not None:
+            checkpoint = find_checkpoint(asked.checkpoint, str(run))
+            assert checkpoint is not None  # only `auto` may find none
+            trained = temporary.with_name(f"{temporary.name}-trained")
+            restored(checkpoint).save(trained)
+        if not trained.is_dir():
+            raise UserError(f"{run}: it has no export, since it has not ended; add --checkpoint last")
+        cost = None
+        if asked.merge:
+            policy, cost = _merged(str(trained), config, asked)
+            policy.save(temporary)
+            print(cost)
+        else:
+            shutil.copytree(trained, temporary)
+        (temporary / "README.md").write_text(card(run, config, temporary, checkpoint, cost), encoding="utf-8")
+        os.replace(temporary, out)
+    finally:
+        for left in (temporary, temporary.with_name(f"{temporary.name}-trained")):
+            shutil.rmtree(left, ignore_errors=True)
+    return out
+
+
+def _merged(path: str, config: dict[str, Any], asked: Namespace) -> Any:
+    from leyden.models.export.merge_adapter import merged
+    from leyden.precision import QLoRAPrecision
+
+    plugins = config.get("trainer", {}).get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    four = [p for p in plugins if isinstance(p, dict) and str(p.get("class_path")).endswith(".QLoRAPrecision")]
+    precision = QLoRAPrecision(**(four[0].get("init_args") or {})) if four else None
+    given = config.get("model", {}).get("init_args", {}).get("policy", {}).get("init_args", {})
+    source = {name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)}
+    return merged(path, asked.dtype, precision, asked.base, **source)
+
+
+def push(folder: Path, name: str, private: bool = True) -> str:
+    """Upload a folder to the hub, into a repository that is made if it is not there; its address.
+
+    Raises:
+        UserError: the hub cannot be reached, or does not let this user write there.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    try:
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with Leyden")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--push-to-hub {name}: {reason}; log in by `hf auth login` or set HF_TOKEN, and see that the name is "
+            f"yours. The folder is written: {folder}"
+        ) from error
+    return str(address)

@@ -1,0 +1,224 @@
+"""Two ways to sample: with a cache, drafts entering as others finish; and without, for models that need their own."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from leyden.batch.forest import Tree, pack
+from leyden.errors import UserError
+from leyden.models.attention.cached import Reading, Step
+from leyden.models.attention.kv_cache import Cache, close
+from leyden.models.generation.sampling import choose
+from leyden.models.load import base_of, parts
+from leyden.policy.policy import Sampling
+
+if TYPE_CHECKING:
+    from leyden.models.causal_lm import CausalLM
+
+ROWS = {"cpu": 64, "cuda": 256}
+"""Samples decoded side by side, where memory allows."""
+MEMORY = 4 << 30
+"""Bytes for keys and values on a processor. On a GPU it is half of what is free."""
+READ = 4096
+"""Prompt tokens that are read at once."""
+
+
+@dataclass(eq=False)
+class Draft:
+    """A response being written."""
+
+    source: random.Random
+    """One uniform number a token: the whole randomness of this sample, independent of its batch-mates"""
+    tokens: list[int] = field(default_factory=list)
+    logp: list[float] = field(default_factory=list)
+    finished: bool = False
+
+
+@dataclass(eq=False)
+class Group:
+    """A prompt and the drafts that answer it."""
+
+    prompt: list[int]
+    drafts: list[Draft]
+    limit: int
+    """The longest that a draft may become"""
+    unfinished: int
+    state: Tensor | None = None
+    """[H] hidden state of the prompt's last token, once it is read"""
+
+
+Pair = tuple[Group, Draft]
+
+
+class Writer:
+    """The model's head and the choice of tokens.
+
+    Args:
+        report: called with the number of responses that were just completed.
+        show: called with every token as it is chosen, and the draft that it was appended to.
+    """
+
+    def __init__(
+        self,
+        policy: CausalLM,
+        sampling: Sampling,
+        report: Callable[[int], None],
+        show: Callable[[Draft, int], None] = lambda draft, token: None,
+    ) -> None:
+        self.policy, self.sampling, self.report, self.show, self.stop = policy, sampling, report, show, policy.stop
+        self.body, self.head, self.squash = parts(policy.model)
+
+    def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
+        """Append a token to each draft from hidden states [R, H] that predict it; which drafts are complete."""
+        logits = self.squash(self.head(hidden))
+        noise = torch.tensor([draft.source.random() for _, draft in pairs], dtype=torch.float64, device=logits.device)
+        token, logp = choose(logits, noise, self.sampling)
+        complete = []
+        for i, ((group, draft), t, lp) in enumerate(zip(pairs, token.tolist(), logp.tolist(), strict=True)):
+            if not math.isfinite(lp):
+                raise UserError(
+                    f"{self.policy.path}: its logits are no finite numbers, so nothing can be sampled; if this came "
+                    "with training, lower the learning rate"
+                )
+            draft.tokens.append(t)
+            draft.logp.append(lp)
+            self.show(draft, t)
+            draft.finished = t in self.stop
+            if draft.finished or len(draft.tokens) == group.limit:
+                group.unfinished -= 1
+                complete.append(i)
+        if complete:
+            self.report(len(complete))
+        return complete
+
+
+class Decoder:
+    """Sampling with a cache. As soon as enough rows are free, waiting drafts take them, so that the batch stays full.
+
+    Args:
+        groups: in the order in which they are read, the longest prompt first.
+    """
+
+    def __init__(self, writer: Writer, groups: Sequence[Group]) -> None:
+        self.writer, self.policy = writer, writer.policy
+        self.waiting = deque((group, draft) for group in groups for draft in group.drafts)
+        self.live: list[Pair] = []
+        self.open: list[Group] = []
+        longest, limit = len(groups[0].prompt), max(group.limit for group in groups)
+        self.rows, prompts = places(self.policy, len(groups), len(groups[0].drafts), longest, limit)
+        self.cache = Cache(self.rows, prompts, longest, self.policy.device)
+
+    def run(self) -> None:
+        while self.waiting or self.live:
+            coming = self.next()
+            if coming:
+                self.admit(coming)
+            else:
+                self.step()
+
+    def next(self) -> list[Pair]:
+        """Whom to let in now: nobody before enough rows are free, and no more prompts than there are places for."""
+        free, coming = self.rows - len(self.live), list[Pair]()
+        if free < min(max(1, self.rows // 8), len(self.waiting)):
+            return coming
+        room, new = self.cache.prompts - len(self.open), set[int]()
+        while self.waiting and len(coming) < free:
+            group = self.waiting[0][0]
+            if group.state is None and id(group) not in new:
+                if len(new) == room:
+                    break
+                new.add(id(group))
+            coming.append(self.waiting.popleft())
+        return coming
+
+    def admit(self, coming: list[Pair]) -> None:
+        """Read the prompts that are new, write everyone's first token, and let in who goes on."""
+        new: list[Group] = []
+        for group in dict.fromkeys(group for group, _ in coming if group.state is None):
+            if new and sum(len(g.prompt) for g in [*new, group]) > READ:
+                self.read(new)
+                new = []
+            new.append(group)
+        if new:
+            self.read(new)
+        states = torch.stack([group.state for group, _ in coming if group.state is not None])
+        complete = set(self.writer.write(coming, states))
+        entering = [pair for i, pair in enumerate(coming) if i not in complete]
+        place = {id(group): i for i, group in enumerate(self.open)}
+        self.cache.enter([place[id(group)] for group, _ in entering])
+        self.live += entering
+        self.forget()
+
+    def read(self, groups: list[Group]) -> None:
+        """Run the model over prompts, which stay in the cache."""
+        batch = pack([Tree(group.prompt, []) for group in groups]).to(self.policy.device)
+        forest = Reading(batch, self.policy.backend(self.policy.device), self.cache)
+        hidden = self.run_body(batch.tokens, batch.position, forest)
+        for group, span in zip(groups, batch.structure(), strict=True):
+            group.state = hidden[span.cut - 1].clone()
+        self.open += groups
+
+    def step(self) -> None:
+        """One token more for every row."""
+        newest = [(draft.tokens[-1], len(group.prompt) + len(draft.tokens) - 1) for group, draft in self.live]
+        tokens, position = torch.tensor(newest, device=self.policy.device).T
+        complete = self.writer.write(self.live, self.run_body(tokens, position, Step(self.cache)))
+        if complete:
+            self.cache.leave(complete)
+            close(self.live, complete)
+            self.forget()
+
+    def run_body(self, tokens: Tensor, position: Tensor, forest: Reading | Step) -> Tensor:
+        """Hidden states [T, H] of tokens [T]."""
+        out = self.writer.body(input_ids=tokens[None], position_ids=position[None], use_cache=False, forest=forest)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Drop prompts whose drafts are all complete."""
+        gone = [i for i, group in enumerate(self.open) if not group.unfinished]
+        if gone:
+            self.cache.forget(gone)
+            close(self.open, gone)
+
+
+def places(policy: CausalLM, groups: int, samples: int, longest: int, limit: int) -> tuple[int, int]:
+    """How many samples are decoded side by side, and how many prompts they may belong to: twice as many as full groups
+    would have, since groups are seldom complete at the same time."""
+    tokens = limit + longest * min(2, samples) // samples
+    rows = min(most_rows(policy, tokens), groups * samples)
+    return rows, min(rows, groups, 2 * -(-rows // samples))
+
+
+def most_rows(policy: CausalLM, tokens: int) -> int:
+    """How many rows of so many tokens each are decoded side by side."""
+    config, device = base_of(policy.model).config.get_text_config(), policy.device
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    memory = MEMORY
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        memory = (torch.cuda.mem_get_info(device)[0] + unused) // 2
+    row: int = tokens * config.num_hidden_layers * 2 * heads * width * policy.dtype.itemsize
+    return max(1, min(ROWS.get(device.type, ROWS["cuda"]), memory // row))
+
+
+def decode_by_rows(writer: Writer, groups: Sequence[Group]) -> None:
+    """Without a cache, for models whose state cannot be packed or padded on the left: right-padded rows, run anew."""
+    waiting, device = [(group, draft) for group in groups for draft in group.drafts], writer.policy.device
+    for at in range(0, len(waiting), ROWS["cpu"]):
+        live = waiting[at : at + ROWS["cpu"]]
+        while live:
+            rows = [torch.tensor(group.prompt + draft.tokens) for group, draft in live]
+            tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+            last = torch.tensor([len(row) - 1 for row in rows], device=device)
+            mask = (torch.arange(tokens.shape[1], device=device) <= last[:, None]).long()
+            hidden = writer.body(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+            close(live, writer.write(live, hidden[torch.arange(len(live)), last]))

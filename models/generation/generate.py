@@ -1,0 +1,82 @@
+"""Sampling responses: each prompt is read once for its n samples, and the batch stays full while samples finish."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from leyden.errors import UserError
+from leyden.models.generation.decoder import Decoder, Draft, Group, Writer, decode_by_rows
+from leyden.models.generation.packed_weights import packed
+from leyden.policy.policy import Response, Sampling
+
+if TYPE_CHECKING:
+    from leyden.models.causal_lm import CausalLM
+
+
+def generate(
+    policy: CausalLM,
+    prompts: Sequence[list[int]],
+    n: int,
+    sampling: Sampling,
+    keys: Sequence[int] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+    on_token: Callable[[int, int, int], None] | None = None,
+) -> list[list[Response]]:
+    """`n` responses to each prompt; see `Policy.generate`.
+
+    The noise of a sample depends on `sampling.seed`, its prompt's key and its number, and on nothing else.
+
+    Args:
+        on_progress: called with the number of responses that were just completed, while others go on.
+        on_token: called with every token as it is sampled: place of its prompt, number of its sample, token id. What it
+            raises ends the sampling and leaves the policy as it was.
+    """
+    keys = range(len(prompts)) if keys is None else keys
+    if len(keys) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(keys)} keys")
+    if any(not prompt for prompt in prompts):
+        raise ValueError("a prompt needs at least one token")
+    if not prompts or n < 1:
+        return [[] for _ in prompts]
+    longest, room = max(map(len, prompts)), policy.positions
+    if room is not None and longest >= room:
+        raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {room}; shorten it")
+    groups = []
+    for prompt, key in zip(prompts, keys, strict=True):
+        drafts = [Draft(random.Random(f"{sampling.seed or 0}/{key}/{k}")) for k in range(n)]
+        limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room - len(prompt))
+        groups.append(Group(prompt, drafts, limit, n))
+    writer = Writer(policy, sampling, on_progress or (lambda _: None))
+    if on_token is not None:
+        place = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
+        writer.show = lambda draft, token: on_token(*place[draft], token)
+    _sample(policy, writer, groups)
+    return [[_response(policy, draft) for draft in group.drafts] for group in groups]
+
+
+def _sample(policy: CausalLM, writer: Writer, groups: list[Group]) -> None:
+    """Complete all drafts, without dropout or gradients; every module's mode stays what it was."""
+    modes = [(module, module.training) for module in policy.modules()]
+    policy.eval()
+    # similar lengths together, and the longest first: then memory is settled at once
+    order = sorted(groups, key=lambda group: -len(group.prompt))
+    try:
+        with torch.no_grad():
+            if policy.attention == "rows":
+                with policy.native_attention():
+                    decode_by_rows(writer, order)
+            else:
+                with packed(policy.model, max(group.limit for group in groups)):
+                    Decoder(writer, order).run()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _response(policy: CausalLM, draft: Draft) -> Response:
+    text = str(policy.tokenizer.decode(draft.tokens, skip_special_tokens=True))
+    return Response(draft.tokens, draft.logp, draft.finished, text)
