@@ -1,10 +1,33 @@
-"""Algorithms: one class, one file, one idea."""
+"""Algorithms: one class, one file, one idea.
 
-from leyden.algos.dpo import DPO
-from leyden.algos.grpo import GRPO
-from leyden.algos.ppo import PPO
-from leyden.algos.rejection_sampling import RejectionSampling
-from leyden.algos.reward_model import RewardModel
-from leyden.algos.sft import SFT
+Called by Lightning's Trainer, chosen in YAML. May import the framework, and no other algorithm. Begin reading at `sft`,
+then `dpo`, then `ppo`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.algos.dpo import DPO
+    from leyden.algos.grpo import GRPO
+    from leyden.algos.ppo import PPO
+    from leyden.algos.rejection_sampling import RejectionSampling
+    from leyden.algos.reward_model import RewardModel
+    from leyden.algos.sft import SFT
 
 __all__ = ["DPO", "GRPO", "PPO", "SFT", "RejectionSampling", "RewardModel"]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "dpo": "DPO",
+        "grpo": "GRPO",
+        "ppo": "PPO",
+        "rejection_sampling": "RejectionSampling",
+        "reward_model": "RewardModel",
+        "sft": "SFT",
+    },
+)

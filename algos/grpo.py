@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from leyden.advantages import group_relative
-from leyden.batch.trajectory import Trajectory
+from leyden.advantages import Estimator, GroupRelative
 from leyden.errors import UserError
-from leyden.on_policy.policy_gradient import PolicyGradient
+from leyden.on_policy import PolicyGradient
 
 
 class GRPO(PolicyGradient):
@@ -23,17 +20,12 @@ class GRPO(PolicyGradient):
     Args:
         scale: divide advantages by the standard deviation within a prompt, as published.
         samples: responses to each prompt, 2 or more.
+        estimator: advantages from rewards; None compares with the mean of the prompt's responses.
     """
 
-    def __init__(self, *args: Any, samples: int = 8, scale: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, samples=samples, **kwargs)
-        if samples < 2:
-            raise UserError(
-                f"--model.samples {samples}: a response is compared with the others to its prompt; give 2 or more, or "
-                "use PPO"
-            )
-        self.scale = scale
-
-    def advantages(self, whole: Trajectory, reward: Tensor) -> None:
-        score = whole.per_branch(reward)
-        whole.advantage = whole.spread(group_relative(score, whole.group, self.scale))
+    def __init__(
+        self, *args: Any, samples: int = 8, scale: bool = False, estimator: Estimator | None = None, **kwargs: Any
+    ) -> None:
+        if estimator is not None and scale:
+            raise UserError("--model.scale: of the default estimator, and --model.estimator is given; give one of them")
+        super().__init__(*args, samples=samples, estimator=estimator or GroupRelative(scale), **kwargs)

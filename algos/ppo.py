@@ -7,13 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from leyden.advantages import gae, whiten
-from leyden.batch.forest import Batch
-from leyden.batch.trajectory import Trajectory
+from leyden.advantages import GAE, Estimator, explained_variance
+from leyden.batch import Batch, Trajectory
 from leyden.errors import UserError
 from leyden.losses import clipped_value
-from leyden.on_policy.policy_gradient import PolicyGradient
-from leyden.policy.policy import Outputs, Policy
+from leyden.on_policy import PolicyGradient, Rollout
+from leyden.policy import Outputs, Policy
 
 
 class PPO(PolicyGradient):
@@ -26,11 +25,13 @@ class PPO(PolicyGradient):
         value_policy: a separate model for values, instead; from a reward model's folder it starts with its scores.
         value_weight: weight of the value loss.
         value_clip: how far values may move within a rollout before their gradient ends; None is no limit.
-        discount: g, of the reward of the next token.
-        trace: l of generalised advantage estimation, 1 for plain returns.
+        discount: γ, of the reward of the next token.
+        trace: λ of generalised advantage estimation, 1 for plain returns.
+        estimator: advantages and returns from rewards and values; None is generalised advantage estimation, whitened.
     """
 
     wants: ClassVar[tuple[str, ...]] = ("logp", "value")
+    has_values = True
 
     def __init__(
         self,
@@ -41,14 +42,19 @@ class PPO(PolicyGradient):
         value_clip: float | None = 0.2,
         discount: float = 1.0,
         trace: float = 0.95,
+        estimator: Estimator | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        if estimator is not None and (discount, trace) != (1.0, 0.95):
+            raise UserError(
+                "--model.discount and --model.trace are the default estimator's, and --model.estimator is given"
+            )
+        super().__init__(*args, estimator=estimator or GAE(discount, trace), **kwargs)
         if value_policy is not None and value == "adapter":
             raise UserError("--model.value adapter: give that or --model.value_policy, not both")
         self.value_kind, self.value_policy = value, value_policy
         self.critic: nn.Module | None = None
-        self.value_weight, self.value_clip, self.discount, self.trace = value_weight, value_clip, discount, trace
+        self.value_weight, self.value_clip = value_weight, value_clip
         if value_policy is not None or value == "adapter":
             self.wants = ("logp",)  # type: ignore[misc]
 
@@ -62,7 +68,7 @@ class PPO(PolicyGradient):
                     "same tokens are other text to it; give --model.value_policy.path a model of the same family"
                 )
             self.value_policy.build(("value",), dropout=False)
-            self.spread(self.value_policy)
+            self.shard_policy(self.value_policy)
         elif self.value_kind == "adapter" and self.critic is None:
             if self.device_mesh is not None:
                 raise UserError(
@@ -74,27 +80,24 @@ class PPO(PolicyGradient):
         """[T] value of the state before each response token; `out` is what the policy says of the batch."""
         if self.value_policy is not None:
             out = self.value_policy(batch, {"value"})
-        found = self.critic(batch) if self.critic is not None else out.value
-        assert isinstance(found, Tensor)
-        return found
+        value = self.critic(batch) if self.critic is not None else out.value
+        assert isinstance(value, Tensor)
+        return value
 
     @property
     def want(self) -> set[str]:
         return super().want | set(self.wants)
 
-    def look(self, batch: Trajectory) -> Trajectory:
+    def compute_log_probs(self, batch: Trajectory) -> Trajectory:
         out = self.policy(batch, set(self.wants), self.temperature)
         ratio = self.log_ratio(batch, out.logp, self.temperature)
         return replace(batch, old_logp=out.logp, ref_logp=out.logp - ratio, value=self.values(batch, out))
 
-    def advantages(self, whole: Trajectory, reward: Tensor) -> None:
-        at, mask = whole.grid()
-        advantage, returns = gae(reward[at], whole.value[at], mask, self.discount, self.trace)
-        whole.advantage[at[mask]], whole.returns[at[mask]] = advantage[mask], returns[mask]
-        on = whole.weight > 0
-        apart = (whole.returns - whole.value)[on].var() / whole.returns[on].var().clamp_min(1e-8)
-        self.found["ppo/explained_variance"] = 1.0 - float(apart)
-        whole.advantage = whiten(whole.advantage, whole.weight)
+    def credit(self, rollout: Rollout) -> Trajectory:
+        batch = super().credit(rollout)
+        explained = explained_variance(batch.value, batch.returns, batch.weight, self.all_reduce)
+        self.rollout_metrics["ppo/explained_variance"] = explained
+        return batch
 
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from statistics import fmean
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from leyden.batch.forest import Batch
-from leyden.batch.trajectory import Trajectory
-from leyden.batch.tree import Tree
+from leyden.batch import Batch, Trajectory
 from leyden.errors import UserError
 from leyden.losses import negative_log_likelihood
-from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy import AnsweredPrompt, OnPolicy, Rollout
 
 log = logging.getLogger("leyden")
 
@@ -30,7 +29,7 @@ class RejectionSampling(OnPolicy):
         threshold: keep only those with at least this score; prompts may then go without any.
     """
 
-    looks_at = 1
+    kl_responses = 1
 
     def __init__(
         self, *args: Any, samples: int = 8, top: int = 1, threshold: float | None = None, **kwargs: Any
@@ -42,42 +41,44 @@ class RejectionSampling(OnPolicy):
             )
         self.top, self.threshold = top, threshold
 
-    def credit(self, trees: list[Tree], seen: Trajectory) -> Trajectory:
-        kept = [found for tree in trees if (found := self.best(tree)).responses]
-        scores = [score for tree in kept for score in tree.scores or ()]
-        if not kept:
+    def credit(self, rollout: Rollout) -> Trajectory:
+        kept = [self.best(one) for one in rollout.answered]
+        scores = [score for one in kept for score in one.scores or ()]
+        curve = best_of(rollout.answered)
+        responses = sum(len(one.responses) for one in rollout.answered)
+        mine = [len(scores), math.fsum(scores), responses, len(kept), *curve.values()]
+        count, total, responses, prompts, *best = self.all_reduce(torch.tensor(mine, dtype=torch.float64)).tolist()
+        if not count:
             log.warning("no answer reached --model.threshold %s, so this rollout teaches nothing", self.threshold)
         n = self.samples
-        self.found |= {
-            "rollout/kept": len(scores) / sum(len(tree.responses) for tree in trees),
-            "rollout/kept_reward": fmean(scores) if scores else math.nan,
+        self.rollout_metrics |= {
+            "rollout/kept": count / responses,
+            "rollout/kept_reward": total / count if count else math.nan,
             "rollout/kl_bound": math.log(n) - (n - 1) / n,
-        }
-        self.found |= {f"rollout/best_of_{m}": value for m, value in best_of(trees).items()}
-        return Trajectory.of(kept)
+        } | {f"rollout/best_of_{m}": value / prompts for m, value in zip(curve, best, strict=True)}
+        return Rollout.pack(kept)
 
-    def best(self, tree: Tree) -> Tree:
-        """The tree with only the responses to keep, best first."""
-        scores = tree.scores or []
+    def best(self, one: AnsweredPrompt) -> AnsweredPrompt:
+        """The prompt with only the responses to keep, best first."""
+        scores = one.scores or []
         order = sorted(range(len(scores)), key=lambda k: (-scores[k], k))[: self.top]
-        order = [k for k in order if self.threshold is None or scores[k] >= self.threshold]
-        return Tree(tree.prompt, [tree.responses[k] for k in order], [scores[k] for k in order], None, tree.row)
+        return one.keep([k for k in order if self.threshold is None or scores[k] >= self.threshold])
 
     def loss(self, batch: Batch) -> Tensor:
         return batch.token_mean(negative_log_likelihood(self.policy(batch).logp))
 
 
-def best_of(trees: list[Tree]) -> dict[int, float]:
-    """Mean reward of the best of 1, 2, 4 … n responses, from all n: a maximum over m of them drawn without
-    replacement, averaged over all draws and over prompts.
+def best_of(answered: Sequence[AnsweredPrompt]) -> dict[int, float]:
+    """Reward of the best of m = 1, 2, 4 … n responses, from all n, summed over prompts: a maximum over m of them drawn
+    without replacement, averaged over all draws.
 
-    With scores in order s_1 <= … <= s_n, E max of m = sum_i s_i C(i - 1, m - 1) / C(n, m).
+    With scores in order s_1 ≤ … ≤ s_n, E max of m = Σ_i s_i C(i - 1, m - 1) / C(n, m).
     """
-    n = min(len(tree.responses) for tree in trees)
+    n = min(len(one.responses) for one in answered)
     sizes = [2**power for power in range(n.bit_length()) if 2**power <= n]
 
     def expected(scores: list[float], m: int) -> float:
         ways = math.comb(len(scores), m)
         return sum(s * math.comb(i, m - 1) for i, s in enumerate(sorted(scores))) / ways
 
-    return {m: fmean(expected(tree.scores or [], m) for tree in trees) for m in sizes}
+    return {m: math.fsum(expected(one.scores or [], m) for one in answered) for m in sizes}

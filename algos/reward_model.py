@@ -6,18 +6,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from leyden.algorithm.scalar_head import Scored
-from leyden.batch.forest import Batch
-from leyden.batch.pairs import Pairs, pairs, ranked, won
+from leyden.algorithm import WithScalarHead
+from leyden.batch import Batch, Pairs, pairwise_wins, preference_pairs, rank_table
 from leyden.errors import UserError
 from leyden.losses import bradley_terry, plackett_luce
 
 
-class RewardModel(Scored):
+class RewardModel(WithScalarHead):
     """A scalar reward r of each response, higher for better ones.
 
-    The better of two wins with probability s(r_better - r_worse). K ranked responses are K (K - 1) / 2 pairs, averaged
-    before prompts are (Ouyang et al. 2022, eq. 1), or one order of K with a probability of its own (Plackett-Luce).
+    The better of two wins with probability σ(r_better - r_worse), σ the logistic function. K ranked responses are K (K
+    - 1) / 2 pairs, averaged before prompts are (Ouyang et al. 2022, eq. 1), or one order of K with a probability of its
+    own (Plackett-Luce).
 
     Args:
         ranking: how more than two responses are compared.
@@ -43,22 +43,22 @@ class RewardModel(Scored):
         self.ranking, self.margin, self.centre = ranking, margin, centre
 
     def loss(self, batch: Batch) -> Tensor:
-        r, found = self.rewards(batch), pairs(batch)
-        better, worse = r[found.better], r[found.worse]
+        reward, pairs = self.rewards(batch), preference_pairs(batch)
+        better, worse = reward[pairs.better], reward[pairs.worse]
         if self.ranking == "plackett_luce":
-            loss = batch.prompt_mean(plackett_luce(*ranked(batch, r)))
+            loss = batch.prompt_mean(plackett_luce(*rank_table(batch, reward)))
         else:
-            margin = self.margin * self.score_gaps(batch, found) if self.margin else None
-            loss = found.mean(batch, bradley_terry(better - worse, margin))
-        self.note("accuracy", found.mean(batch, won(better, worse)))
-        self.note("margin", found.mean(batch, better - worse))
-        return loss + self.centre * found.mean(batch, (better + worse) ** 2)
+            margin = self.margin * self.score_gaps(batch, pairs) if self.margin else None
+            loss = pairs.mean(batch, bradley_terry(better - worse, margin))
+        self.note("accuracy", pairs.mean(batch, pairwise_wins(better, worse)))
+        self.note("margin", pairs.mean(batch, better - worse))
+        return loss + self.centre * pairs.mean(batch, (better + worse) ** 2)
 
-    def score_gaps(self, batch: Batch, found: Pairs) -> Tensor:
+    def score_gaps(self, batch: Batch, pairs: Pairs) -> Tensor:
         """[M] labelled score of the better response minus that of the worse one."""
-        gaps = batch.score[found.better] - batch.score[found.worse]
+        gaps = batch.score[pairs.better] - batch.score[pairs.worse]
         for pair in (gaps <= 0).nonzero()[:1, 0]:
-            row = int(batch.row[batch.group[found.better[pair]]])
+            row = int(batch.row[batch.group[pairs.better[pair]]])
             name = self.data.source(row) if self.data is not None else f"row {row}"
             raise UserError(f"{name}: --model.margin needs rows with scores, higher for better responses; leave it out")
         return gaps

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.algorithm.algorithm import Algorithm
-from leyden.batch.forest import Batch
+from leyden.algorithm import Algorithm
+from leyden.batch import Batch
 from leyden.losses import negative_log_likelihood, perplexity
 
 
@@ -32,7 +32,7 @@ class SFT(Algorithm):
         out = self.policy(batch, {"logp", "mean_logp"} if self.label_smoothing else {"logp"})
         return batch.token_mean(negative_log_likelihood(out.logp, out.mean_logp, self.label_smoothing))
 
-    def measures(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
         """Cross-entropy without smoothing, and the characters that the trained tokens spell."""
         loss = batch.token_mean(-self.policy(batch).logp)
         tokens = batch.tokens[batch.weight > 0].tolist()
@@ -40,7 +40,7 @@ class SFT(Algorithm):
         share = torch.tensor(float(len(text)), device=loss.device)
         return {"loss": loss, "characters": share, "tokens": batch.weight.sum()}
 
-    def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         bits = sums["loss"] * sums["tokens"] / math.log(2) / max(sums["characters"], 1.0) if sums else 0.0
         loss = sums.get("loss", math.nan)
         return {"loss": loss, "perplexity": perplexity(loss), "bits_per_character": bits}

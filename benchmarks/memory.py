@@ -57,7 +57,7 @@ def train(folder: Path, options: argparse.Namespace) -> None:
     from leyden.batch.forest import Tree
     from leyden.cli.command import read_command
     from leyden.cli.lightning_cli import CLI
-    from leyden.data.datamodule import DataModule
+    from leyden.data.datamodule import PlannedData
 
     length = options.tokens // options.rows
 
@@ -71,7 +71,7 @@ def train(folder: Path, options: argparse.Namespace) -> None:
         def __getitem__(self, index: int) -> Tree:
             return self.trees[index]
 
-    class Data(DataModule):
+    class Data(PlannedData):
         train_trees = Rows([Tree([1], [[2] * (length - 1)], row=row) for row in range(2 * options.rows)])
 
         def source(self, row: int) -> str:

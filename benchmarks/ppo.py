@@ -42,10 +42,10 @@ def leyden(options: argparse.Namespace, settings: sides.Settings) -> sides.Resul
     from peer_ppo import Clocks
 
     from leyden.algos import PPO
+    from leyden.data.prompts import Prompt, PromptLoader
     from leyden.example import Example
     from leyden.models import CausalLM
     from leyden.on_policy.engine import Native
-    from leyden.on_policy.rollout_loader import Prompt, PromptLoader
     from leyden.policy.policy import Sampling
 
     prompts = json.loads(Path(options.trees).read_text(encoding="utf-8"))
@@ -59,8 +59,8 @@ def leyden(options: argparse.Namespace, settings: sides.Settings) -> sides.Resul
             return clocks.timed("generation", super().generate)(*args)
 
     class Looking(PPO):
-        def look(self, batch: Any) -> Any:
-            return clocks.timed("scoring", super().look)(batch)
+        def compute_log_probs(self, batch: Any) -> Any:
+            return clocks.timed("scoring", super().compute_log_probs)(batch)
 
     class Data(LightningDataModule):
         def train_dataloader(self) -> Any:

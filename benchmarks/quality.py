@@ -32,13 +32,13 @@ SIZE = 8
 
 def split(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     """Two files: the pairs to train on, and those held out."""
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules.files.files import read_rows
     from leyden.datamodules.formats.formats import RowError, detect, parse
     from leyden.datamodules.storage.truncation import longest
 
-    template, usable, dropped = Template(load_tokenizer(options.model)), [], {"unusable": 0, "longer": 0}
+    template, usable, dropped = ChatTemplate(load_tokenizer(options.model)), [], {"unusable": 0, "longer": 0}
     rows = [row for _, row in read_rows(options.data)]
     name = detect(rows[:100], "preference")
     for row in rows:

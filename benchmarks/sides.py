@@ -32,13 +32,13 @@ def now(options: argparse.Namespace) -> float:
 
 def make_trees(options: argparse.Namespace, kind: str) -> list[Any]:
     """The first rows of a file as token ids, up to 200 steps of them. All tokens of compared responses count."""
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules.files.files import read_rows
     from leyden.datamodules.formats.formats import RowError, detect, parse
     from leyden.datamodules.storage.truncation import longest
 
-    template, trees = Template(load_tokenizer(options.model)), []
+    template, trees = ChatTemplate(load_tokenizer(options.model)), []
     rows = [row for _, row in read_rows(options.data)]
     name, needed = detect(rows[:100], kind), options.batch_size * (options.warmup + options.steps)
     for row in rows:
@@ -87,8 +87,8 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from leyden.data.datamodule import DataModule
-    from leyden.data.step_plan import plan
+    from leyden.data.datamodule import PlannedData
+    from leyden.data.step_plan import plan_steps
 
     class Rows:
         def __init__(self, trees: list[Any]) -> None:
@@ -100,11 +100,11 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
         def __getitem__(self, index: int) -> Any:
             return self.trees[index]
 
-    class Data(DataModule):
+    class Data(PlannedData):
         train_trees = Rows(read(options.trees)[: options.batch_size * (options.warmup + options.steps)])
 
         def train_plan(self) -> Any:  # in the order of the file, as the other side is told to
-            return plan(range(len(self.train_trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
+            return plan_steps(range(len(self.train_trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
 
         def source(self, row: int) -> str:
             return str(row)

@@ -30,7 +30,7 @@ def divergence(policy: Path, reference: Path, answers: Path) -> tuple[float, flo
     import torch
 
     from leyden.batch.forest import Tree, pack
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
     from leyden.example import Example, Message
     from leyden.models import CausalLM
 
@@ -39,7 +39,7 @@ def divergence(policy: Path, reference: Path, answers: Path) -> tuple[float, flo
     for model in models:
         model.build()
         model.eval()
-    template = Template(models[0].tokenizer)
+    template = ChatTemplate(models[0].tokenizer)
     found: list[float] = []
     for row in rows:
         turn = Message(role="assistant", content=row["response"])

@@ -1,22 +1,29 @@
-"""Files to batches."""
+"""Files to batches.
+
+Called by Lightning's Trainer, chosen in YAML, and by `leyden data`. May import the framework, and neither `models` nor
+`algos`. Begin reading at `file_data`, what the DataModules share, and `source`, a file with what is known about it.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.datamodules.evaluation import Evaluation
     from leyden.datamodules.instruction import InstructionData
     from leyden.datamodules.preference import PreferenceData
     from leyden.datamodules.prompts import PromptData
 
-__all__ = ["InstructionData", "PreferenceData", "PromptData"]
+__all__ = ["Evaluation", "InstructionData", "PreferenceData", "PromptData"]
 
-_MODULES = {"InstructionData": "instruction", "PreferenceData": "preference", "PromptData": "prompts"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import on first use: `leyden data` must answer without waiting for Lightning."""
-    if name in _MODULES:
-        return getattr(import_module(f"leyden.datamodules.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "evaluation": "Evaluation",
+        "instruction": "InstructionData",
+        "preference": "PreferenceData",
+        "prompts": "PromptData",
+    },
+)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from leyden.batch.tree import Tree
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
+from leyden.data.prompts import Prompt
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.predict_loader import origin, prompts
 from leyden.datamodules.source import Source
@@ -15,7 +16,6 @@ from leyden.datamodules.storage.split import shuffled
 from leyden.datamodules.storage.truncation import pieces
 from leyden.errors import UserError
 from leyden.evaluation.evaluator import Evaluator
-from leyden.on_policy.rollout_loader import Prompt
 
 log = logging.getLogger("leyden")
 
@@ -54,7 +54,7 @@ class Evaluation(Evaluator):
             )
         self.path, self.text_path, self.size, self.max_length, self.seed = path, text_path, size, max_length, seed
 
-    def prompts(self, template: Template) -> list[Prompt]:
+    def prompts(self, template: ChatTemplate) -> list[Prompt]:
         room, seen = self.max_length - self.sampling.max_new_tokens, dict[tuple[int, ...], Prompt]()
         asked = prompts(Source(self.path, "prompts").files(log.debug), template, "raise")
         for number, (example, tokens) in enumerate(asked):
@@ -65,7 +65,7 @@ class Evaluation(Evaluator):
             log.info("%s: %s prompts leave no room to answer (--eval.max_length) and are not asked", self.path, long)
         return [kept[index] for index in sorted(shuffled(len(kept), self.seed)[: self.size])]
 
-    def text(self, template: Template) -> list[Tree]:
+    def text(self, template: ChatTemplate) -> list[Tree]:
         found: list[Tree] = []
         for source in Source(self.text_path, "instruction").files(log.debug) if self.text_path else []:
             for place, example in source.examples(log.debug)[1]:

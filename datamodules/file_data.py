@@ -1,4 +1,4 @@
-"""Files of rows, tokenised once, split and mixed, as planned batches: what all DataModules over files share."""
+"""Files of rows: how every DataModule over files reads them, and how those over answers plan batches of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from leyden.batch.forest import Tree
-from leyden.data.chat_template import Template
-from leyden.data.datamodule import DataModule
+from leyden.data.chat_template import ChatTemplate
+from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
+from leyden.datamodules.formats.formats import code_of
 from leyden.datamodules.formats.row_error import LeftOut, RowError
-from leyden.datamodules.predict_loader import Candidates, Prompt, candidates, prompts, share
+from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidates, prompts, rank_chunks
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.arrow import Report, Store, Subset, build, fingerprint, key
 from leyden.datamodules.storage.split import epoch, hold_out
@@ -29,8 +30,8 @@ log = logging.getLogger("leyden")
 _T = TypeVar("_T")
 
 
-class RowData(DataModule):
-    """Rows of one kind. A subclass says which `kind`, and turns an example into trees.
+class FileData(DataModule):
+    """Reads rows of one kind from files. A subclass says which `kind`, and what becomes of an example.
 
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
@@ -39,7 +40,7 @@ class RowData(DataModule):
         val_path: validation rows; without it, `val_fraction` of the training rows is held out.
         val_fraction: share of rows held out for validation; 0 for none.
         test_path: rows for `leyden test`.
-        format: name of the format of a row; `auto` finds it out and says so.
+        format: name of the format of a row, or the path of a `Format` class of yours; `auto` finds it out and says so.
         columns: names of columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
         rank_order: how a ranking is meant, `lower_is_better` where rank 1 is the best; never guessed.
         batch_size: rows in one optimizer step, over all ranks and accumulated micro-batches.
@@ -56,8 +57,6 @@ class RowData(DataModule):
 
     kind: str
     """instruction, preference or prompts"""
-    keyed: tuple[str, ...] = ()
-    """Names of a subclass's options that change its trees, and so belong to the key of the cache."""
 
     def __init__(
         self,
@@ -89,26 +88,20 @@ class RowData(DataModule):
         self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
         self.format, self.columns, self.rank_order, self.predict_size = format, columns, rank_order, predict_size
         self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
-        self._stores: list[Store] = []
-        self._repeats: list[int] = []
 
     @cached_property
-    def template(self) -> Template:
+    def template(self) -> ChatTemplate:
         """The tokenizer with its chat template."""
         policy: Any = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
         same = getattr(policy, "path", None) == self.tokenizer  # then it knows the revision too
         tokenizer = policy.tokenizer if same else load_tokenizer(self.tokenizer)
-        return Template(tokenizer, self.template_choice, self.system_prompt)
+        return ChatTemplate(tokenizer, self.template_choice, self.system_prompt)
 
     @property
     def chat_template(self) -> str | None:  # type: ignore[override]
         return self.template.source if self.template_choice is not None else None
 
-    # -- from rows to trees ------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def encode(self, example: Example) -> list[Tree]:
-        """The trees of one example, however long. Raises `RowError`."""
+    # -- from files to examples --------------------------------------------------------------------------------------
 
     def _made(self, path: str, report: Report, make: Callable[[str, Example, Report], Iterator[_T]]) -> Iterator[_T]:
         """What `make` gives for every usable row of a path; what became of the others goes to the report."""
@@ -136,6 +129,66 @@ class RowData(DataModule):
     def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
         return Source(path, kind, self.format, self.columns or {}, self.rank_order).files(say)
 
+    def _paths(self) -> list[str]:
+        return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
+
+    def _tell(self, path: str, report: Report) -> None:
+        """Say what became of the rows of a path, and list those that were rejected in the run folder."""
+        trainer = self._trainer()
+        log.info("%s: %s", path, report.line())
+        if not report.rejected:
+            return
+        if trainer.validating or trainer.testing:  # there is no run folder
+            log.info("%s: %s rows left out, the first: %s: %s", path, len(report.rejected), *report.rejected[0])
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [re.sub(r"[^\w.-]+", "_", stem(Path(other))) for other in self._paths()]
+        number = self._paths().index(path)
+        twins = names[:number].count(names[number])
+        file = folder / f"{names[number]}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
+        report.write_rejected(file)
+        log.info("%s: %s rows left out, listed in %s", path, f"{len(report.rejected):,}", file)
+
+    # -- what `leyden predict` reads ---------------------------------------------------------------------------------
+
+    def predict_dataloader(self) -> Any:
+        """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
+        lengths = [len(tokens) for _, tokens in self._asked]
+        return rank_chunks(self._asked, lengths, self._trainer(), self.predict_size, self.max_tokens)
+
+    def _longest_asked(self) -> int:
+        """Most tokens of what `leyden predict` scores; what is answered needs no positions that are known yet."""
+        return max((longest(tokens) for _, tokens in self._asked if isinstance(tokens, Tree)), default=0)
+
+    @cached_property
+    def _asked(self) -> list[PromptTokens] | list[Candidates]:
+        scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
+        kind = "candidates" if scores else "prompts"
+        sources = [source for path in self.paths for source in self._sources(path, kind)]
+        if scores:
+            return candidates(sources, self.template, self.max_length, self.on_error)
+        return prompts(sources, self.template, self.on_error)
+
+
+class StoredRows(FileData, PlannedData):
+    """Rows with answers: tokenised once and kept on disk, split and mixed, as planned batches. A subclass turns an
+    example into trees."""
+
+    keyed: tuple[str, ...] = ()
+    """Names of a subclass's options that change its trees, and so belong to the key of the cache."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stores: list[Store] = []
+        self._repeats: list[int] = []
+
+    # -- from rows to trees ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, example: Example) -> list[Tree]:
+        """The trees of one example, however long. Raises `RowError`."""
+
     def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
         for tree in self.encode(example):
             if not tree.totals().tokens:
@@ -150,6 +203,7 @@ class RowData(DataModule):
         options = {
             "tokenizer": fingerprint(self.template.tokenizer),
             "template": self.template.source,
+            "code": code_of(self.format),
             **{name: getattr(self, name) for name in ("kind", "format", "columns", "rank_order", "system_prompt")},
             **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error", *self.keyed)},
         }
@@ -169,9 +223,6 @@ class RowData(DataModule):
             self._sources(path, self.kind, log.info)  # says which files of a folder are left out
             # what a hub name stands for may change, and its content is not hashed
             self._tell(path, Store(self._stored(path, anew=path.startswith("hf:"))).report)
-
-    def _paths(self) -> list[str]:
-        return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
 
     def setup(self, stage: str) -> None:
         if stage == "predict" or self._stores:
@@ -202,10 +253,10 @@ class RowData(DataModule):
         return [self._stores[store].source(row) for store, row in rows]
 
     @property
-    def longest_row(self) -> int:
+    def longest_row(self) -> int:  # type: ignore[override]
         """Most tokens from a root to the end of a response: the positions that a model needs."""
         if self.trainer is not None and self.trainer.predicting:
-            return max((longest(tokens) for _, tokens in self._asked if isinstance(tokens, Tree)), default=0)
+            return self._longest_asked()
         return max((length for store in self._stores for length in store.longest), default=0)
 
     def train_rows(self) -> Sequence[int]:
@@ -214,37 +265,3 @@ class RowData(DataModule):
     def source(self, row: int) -> str:
         store = next(s for s in reversed(self._stores) if s.offset <= row)
         return store.source(row - store.offset)
-
-    def _tell(self, path: str, report: Report) -> None:
-        """Say what became of the rows of a path, and list those that were rejected in the run folder."""
-        trainer = self._trainer()
-        log.info("%s: %s", path, report.line())
-        if not report.rejected:
-            return
-        if trainer.validating or trainer.testing:  # there is no run folder
-            log.info("%s: %s rows left out, the first: %s: %s", path, len(report.rejected), *report.rejected[0])
-            return
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = [re.sub(r"[^\w.-]+", "_", stem(Path(other))) for other in self._paths()]
-        number = self._paths().index(path)
-        twins = names[:number].count(names[number])
-        file = folder / f"{names[number]}{f'-{twins + 1}' if twins else ''}.rejected.jsonl"
-        report.write_rejected(file)
-        log.info("%s: %s rows left out, listed in %s", path, f"{len(report.rejected):,}", file)
-
-    # -- what `leyden predict` reads ---------------------------------------------------------------------------------
-
-    def predict_dataloader(self) -> Any:
-        """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
-        lengths = [len(tokens) for _, tokens in self._asked]
-        return share(self._asked, lengths, self._trainer(), self.predict_size, self.max_tokens)
-
-    @cached_property
-    def _asked(self) -> list[Prompt] | list[Candidates]:
-        scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
-        kind = "candidates" if scores else "prompts"
-        sources = [source for path in self.paths for source in self._sources(path, kind)]
-        if scores:
-            return candidates(sources, self.template, self.max_length, self.on_error)
-        return prompts(sources, self.template, self.on_error)

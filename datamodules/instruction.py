@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from leyden.batch.forest import Tree
-from leyden.datamodules.file_data import RowData
+from leyden.datamodules.file_data import StoredRows
 from leyden.datamodules.storage.truncation import pieces
 from leyden.example import Example
 
 
-class InstructionData(RowData):
+class InstructionData(StoredRows):
     """Rows of any instruction format: one response to each prompt, or plain text.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from leyden.batch.forest import Tree
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.truncation import longest
@@ -19,7 +19,7 @@ from leyden.example import Example
 log = logging.getLogger("leyden")
 
 OnError = Literal["raise", "skip"]
-Prompt = tuple[Example, list[int]]
+PromptTokens = tuple[Example, list[int]]
 """An example without its answer, and the token ids to answer from."""
 Candidates = tuple[Example, Tree]
 """An example with its responses in the order of the row, and the same as token ids."""
@@ -45,12 +45,14 @@ def origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return kept if isinstance(kept, Mapping) else row
 
 
-def prompts(sources: Iterable[Source], template: Template, on_error: OnError) -> list[Prompt]:
+def prompts(sources: Iterable[Source], template: ChatTemplate, on_error: OnError) -> list[PromptTokens]:
     """The prompts of all rows. Raises `UserError` for a bad row, unless such are skipped."""
     return list(_good(sources, lambda example: (example, template.prompt(example.messages)), on_error))
 
 
-def candidates(sources: Iterable[Source], template: Template, max_length: int, on_error: OnError) -> list[Candidates]:
+def candidates(
+    sources: Iterable[Source], template: ChatTemplate, max_length: int, on_error: OnError
+) -> list[Candidates]:
     """The responses of all rows. Raises `UserError` for a bad row, unless such are skipped, and for one too long."""
     found = list(_good(sources, lambda example: (example, template.encode(example)), on_error))
     long = [(example.source, longest(tree)) for example, tree in found if longest(tree) > max_length]
@@ -91,7 +93,7 @@ def cut(items: Sequence[_T], lengths: Sequence[int], size: int, most: int) -> li
     return chunks
 
 
-def share(items: Sequence[_T], lengths: Sequence[int], trainer: Any, size: int, most: int) -> Chunks[_T]:
+def rank_chunks(items: Sequence[_T], lengths: Sequence[int], trainer: Any, size: int, most: int) -> Chunks[_T]:
     """The chunks of one rank. All ranks have equally many, some of them empty, so that none waits for another."""
     world = trainer.world_size
     chunks = cut(items, lengths, max(1, min(size, math.ceil(len(items) / world))), most)

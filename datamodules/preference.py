@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from leyden.batch.forest import Tree
-from leyden.data.step_plan import Plan
-from leyden.datamodules.file_data import RowData
+from leyden.data.step_plan import StepPlan
+from leyden.datamodules.file_data import StoredRows
 from leyden.datamodules.formats.ranking import compared
 from leyden.datamodules.storage.truncation import distinct
 from leyden.errors import UserError
 from leyden.example import Example
 
 
-class PreferenceData(RowData):
+class PreferenceData(StoredRows):
     """Rows of any preference format: two or more responses to each prompt, the better before the worse.
 
     Of responses that tie, or repeat each other, only the first is compared with the others. Rows with the same prompt
@@ -47,9 +47,9 @@ class PreferenceData(RowData):
         prompts = [store.prompts() for store in self._stores]
         return [prompts[store][row] for store, row in rows]
 
-    def train_plan(self) -> Plan:
+    def train_plan(self) -> StepPlan:
         """The optimizer steps of one epoch. Raises `UserError` where a row with all its responses does not fit."""
-        if self._plan is None and self.train_trees is not None:
+        if self._planned is None and self.train_trees is not None:
             lengths = self.train_trees.lengths
             row = max(self.train_rows(), key=lambda index: lengths[index], default=None)
             if row is not None and lengths[row] > self.max_tokens:

@@ -7,26 +7,24 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from leyden.algorithm.algorithm import Algorithm
-from leyden.batch.forest import Tree
-from leyden.data.step_plan import Plan
-from leyden.datamodules.file_data import RowData
+from leyden.data.prompts import Prompt, PromptLoader
+from leyden.datamodules.file_data import FileData
 from leyden.datamodules.formats.row_error import LeftOut, RowError
-from leyden.datamodules.predict_loader import Chunks, origin, share
+from leyden.datamodules.predict_loader import Chunks, origin, rank_chunks
 from leyden.datamodules.storage.arrow import Report
 from leyden.datamodules.storage.split import epoch, hold_out, shuffled
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.fingerprint import of_text
-from leyden.on_policy.rollout_loader import Prompt, PromptLoader
-from leyden.rng import MEASURED
+from leyden.fingerprint import fingerprint_text
+from leyden.rng import EVALUATION_SEED
 
 log = logging.getLogger("leyden")
 
 
-class PromptData(RowData):
+class PromptData(FileData):
     """Prompts of any format: files of prompts, and of instructions or preferences without their answers.
 
     Prompts that are the same to the model are kept once, those of the first row that has them; what is held out is
@@ -67,10 +65,6 @@ class PromptData(RowData):
 
     # -- from rows to prompts ----------------------------------------------------------------------------------------
 
-    def encode(self, example: Example) -> list[Tree]:
-        """One tree without responses: the prompt, however long."""
-        return [Tree(self.template.prompt(example.messages), [])]
-
     @cached_property
     def _room(self) -> int:
         """Most tokens of a prompt that leave room for an answer."""
@@ -84,7 +78,7 @@ class PromptData(RowData):
 
     def _fitting(self, place: str, example: Example, report: Report) -> Iterator[tuple[Example, list[int]]]:
         """An example and its prompt's tokens, cut where that is asked for."""
-        tokens = self.encode(example)[0].prompt
+        tokens = self.template.prompt(example.messages)
         excess = len(tokens) - self._room
         if excess > 0:
             if self.overlength == "drop":
@@ -164,17 +158,17 @@ class PromptData(RowData):
             )
 
     @property
-    def longest_row(self) -> int:
+    def longest_row(self) -> int:  # type: ignore[override]
         """Most tokens of a prompt with an answer: the positions that a model needs."""
         if self.trainer is not None and self.trainer.predicting:
-            return super().longest_row
+            return self._longest_asked()
         longest = max((len(prompt.tokens) for part in self._parts for prompt in part), default=0)
         return longest + self.max_length - self._room if longest else 0
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         rows = ((prompt.tokens, prompt.example.row) for prompt in self._train)
-        return of_text("".join(map(repr, rows)))
+        return fingerprint_text("".join(map(repr, rows)))
 
     def source(self, row: int) -> str:
         return self._places[row]
@@ -197,7 +191,7 @@ class PromptData(RowData):
 
         A number there counts batches of `batch_size` prompts, as in other data; a fraction is one of the prompts.
         """
-        drawn = shuffled(len(prompts), MEASURED)[:size]
+        drawn = shuffled(len(prompts), EVALUATION_SEED)[:size]
         trainer = self._trainer()
         limit = getattr(trainer, f"limit_{stage}_batches")
         if not drawn or limit == 0:
@@ -206,17 +200,7 @@ class PromptData(RowData):
         most = limit * self.batch_size if isinstance(limit, int) else int(limit * len(drawn))
         kept = [prompts[index] for index in sorted(drawn[: max(most, 1)])]
         lengths = [len(prompt.tokens) + self.max_length - self._room for prompt in kept]
-        return share(kept, lengths, trainer, self.predict_size, self.max_tokens)
-
-    # -- what only the algorithm knows -------------------------------------------------------------------------------
-
-    def train_plan(self) -> Plan:
-        """Not planned ahead: how many steps a rollout takes is the algorithm's to say, as its `total_steps`."""
-        raise RuntimeError("the steps of a rollout are planned by the algorithm, when its answers are there")
-
-    def sweep(self) -> NoReturn:
-        """Not possible: before training there are no answers. Raises `UserError`."""
-        raise UserError("answers are not known before they are sampled; leave out --model.reference precomputed")
+        return rank_chunks(kept, lengths, trainer, self.predict_size, self.max_tokens)
 
 
 def _once(prompts: list[Prompt], report: Report, seen: set[tuple[int, ...]], held: Collection[Any]) -> list[Prompt]:

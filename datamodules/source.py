@@ -8,13 +8,14 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from leyden.datamodules.files.files import find_files, read_rows
-from leyden.datamodules.formats.formats import RowError, describe, detect, parse
+from leyden.datamodules.formats.formats import describe, detect, parse
 from leyden.datamodules.formats.preference_readers import NO_ORDER
+from leyden.datamodules.formats.row_error import RowError
 from leyden.errors import UserError
 from leyden.example import Example
 
 if TYPE_CHECKING:
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
 
 HEAD = 100
 """How many rows the format is detected from."""
@@ -27,7 +28,7 @@ class Source:
     Args:
         path: a file, folder, glob or `hf:NAME`.
         kind: instruction, preference, prompts or candidates.
-        format: a format's name, or `auto`.
+        format: a format's name, the path of a `Format` class, or `auto`.
         columns: canonical name -> the file's own column.
         rank_order: how to read a ranking column.
         tokenizer: model folder or hub name; None is the embedded one, where it is there.
@@ -59,9 +60,9 @@ class Source:
             say(f"{self.path}: {settled.kind} data as {found}")
         return settled, settled._examples(chain(head, rows), bad)
 
-    def template(self, say: Callable[[str], None]) -> Template | None:
+    def template(self, say: Callable[[str], None]) -> ChatTemplate | None:
         """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
-        from leyden.data.chat_template import Template
+        from leyden.data.chat_template import ChatTemplate
         from leyden.data.tokenizer import load_tokenizer
 
         try:
@@ -71,7 +72,7 @@ class Source:
                 raise
             say("no embedded tokenizer here: lengths are in characters; add --tokenizer PATH for tokens")
             return None
-        return Template(tokenizer, self.chat_template)
+        return ChatTemplate(tokenizer, self.chat_template)
 
     def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, RowError]]) -> Source:
         if not rows:

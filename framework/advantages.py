@@ -1,9 +1,27 @@
-"""Advantages as functions of tensors: who deserves how much of a reward. Each says its shapes and its source."""
+"""Advantages: who deserves how much of a reward. Pure functions, and estimators made of them, chosen by class path.
+
+An estimator is called with a rollout's batch and the reward of each token, [T] fp32, and returns the advantage of each
+token and the returns that values are trained on, [T] each. Where processes share a rollout it sees its own part, with
+all responses to each of its prompts; sums over the whole are `reduce`'s. A new one is a class in a file of yours:
+`--model.estimator my_file.MyEstimator`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+from leyden.batch.trajectory import Trajectory
+from leyden.distributed import Reduce
+from leyden.shapes import check_shapes
+
+
+def _alone(x: Tensor) -> Tensor:
+    """The sum over processes, where there is one."""
+    return x
 
 
 def gae(
@@ -11,21 +29,25 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16) and the returns that values are trained on.
 
-        d_t = r_t + g V_(t+1) - V_t        A_t = d_t + g l A_(t+1)        R_t = A_t + V_t
+        δ_t = r_t + γ V_{t+1} - V_t        A_t = δ_t + γ λ A_{t+1}        R_t = A_t + V_t
 
     After a response's last token everything is 0: the score stands on the last token, and padding, whatever it holds,
     is never looked at. A response that was cut at the length limit ends there too.
 
     Args:
-        reward: [N, L] reward of each token, one response a row, tokens on the left.
-        value: [N, L] value of the state before each token.
+        reward: [N, L] r, of each token, one response a row, tokens on the left.
+        value: [N, L] V, of the state before each token.
         mask: [N, L] bool, False on padding.
-        discount: g of the reward of the next token.
-        trace: l, 1 for plain returns, 0 for one step.
+        discount: γ, of the reward of the next token.
+        trace: λ, 1 for plain returns, 0 for one step.
 
     Returns:
         Advantages and returns, [N, L] each, 0 on padding. Returns belong to advantages before any whitening.
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
     """
+    check_shapes(reward=(reward, "N L"), value=(value, "N L"), mask=(mask, "bool N L"))
     reward, value = reward.masked_fill(~mask, 0.0), value.masked_fill(~mask, 0.0)
     after = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
     advantage, running = torch.zeros_like(reward), reward.new_zeros(len(reward))
@@ -36,12 +58,41 @@ def gae(
     return advantage, (advantage + value).masked_fill(~mask, 0.0)
 
 
-def whiten(x: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean 0 and variance 1: [T], [T] -> [T], 0 where the weight is. The mean is not added back."""
-    total = weight.sum().clamp_min(1e-8)
-    mean = (x * weight).sum() / total
-    variance = ((x - mean) ** 2 * weight).sum() / total
+def whiten(x: Tensor, weight: Tensor, reduce: Reduce = _alone) -> Tensor:
+    """Weighted mean 0 and variance 1: [T], [T] -> [T], 0 where the weight is. The mean is not added back.
+
+    Args:
+        x: [T] numbers.
+        weight: [T] of each in mean and variance.
+        reduce: sums over the processes that hold the rest.
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
+    """
+    check_shapes(x=(x, "T"), weight=(weight, "T"))
+    total, summed = reduce(torch.stack([weight.sum(), (x * weight).sum()]))
+    total = total.clamp_min(1e-8)
+    mean = summed / total
+    variance = reduce(((x - mean) ** 2 * weight).sum()) / total
     return torch.where(weight > 0, (x - mean) * (variance + 1e-8).rsqrt(), 0.0)
+
+
+def explained_variance(value: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce = _alone) -> float:
+    """1 - Var(R - V) / Var(R) over the tokens whose weight is not 0: 1 where values are right, 0 where a constant would
+    do as well, below 0 where it would do better.
+
+    Args:
+        value: [T] V.
+        returns: [T] R.
+        weight: [T] 0 leaves a token out.
+        reduce: sums over the processes that hold the rest.
+    """
+    check_shapes(value=(value, "T"), returns=(returns, "T"), weight=(weight, "T"))
+    columns = torch.stack([returns - value, returns, torch.ones_like(value)])[:, weight > 0].double()
+    sums = reduce(columns.sum(1))
+    centred = columns[:2] - (sums[:2] / sums[2].clamp_min(1))[:, None]
+    apart, whole = reduce((centred**2).sum(1)) / (sums[2] - 1).clamp_min(1)
+    return 1.0 - float(apart / whole.clamp_min(1e-8))
 
 
 def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
@@ -52,7 +103,11 @@ def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
         group: [N] int64, the prompt that each response answers.
         scale: divide by the standard deviation within the prompt (Shao et al. 2024, section 4.1.2). That is not the
             gradient of the mean reward: prompts whose responses nearly agree weigh most (Liu et al. 2025, section 3).
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
     """
+    check_shapes(score=(score, "N"), group=(group, "int N"))
     prompts = int(group.max()) + 1 if len(group) else 0
     count = score.new_zeros(prompts).index_add(0, group, torch.ones_like(score)).clamp_min(1)
     centred = score - (score.new_zeros(prompts).index_add(0, group, score) / count)[group]
@@ -64,7 +119,73 @@ def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
 
 def leave_one_out(score: Tensor, group: Tensor) -> Tensor:
     """Each response's score less the mean of the other responses to its prompt: [N], [N] -> [N], n > 1 each
-    (Kool et al. 2019, eq. 8; RLOO)."""
+    (Kool et al. 2019, eq. 8; RLOO).
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
+    """
+    check_shapes(score=(score, "N"), group=(group, "int N"))
     prompts = int(group.max()) + 1 if len(group) else 0
     count = score.new_zeros(prompts).index_add(0, group, torch.ones_like(score))[group]
     return group_relative(score, group) * count / (count - 1)
+
+
+class Estimator(ABC):
+    """Advantages and returns of sampled tokens; see the module."""
+
+    needs_values: bool = False
+    """Whether it reads `batch.value`, so that the algorithm must have a value function."""
+    least_samples: int = 1
+    """Fewest responses to each prompt that it can compare."""
+
+    @abstractmethod
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+        """Advantages and returns, [T] each, from the reward [T] of each token; 0 on prompts and padding."""
+
+
+@dataclass
+class GAE(Estimator):
+    """Generalised advantage estimation with whitened advantages (Schulman et al. 2016; Ouyang et al. 2022).
+
+    Args:
+        discount: γ, of the reward of the next token.
+        trace: λ, 1 for plain returns.
+    """
+
+    discount: float = 1.0
+    trace: float = 0.95
+    needs_values = True
+
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+        advantage, returns = torch.zeros_like(reward), torch.zeros_like(reward)
+        at, mask = batch.grid()
+        rows = gae(reward[at], batch.value[at], mask, self.discount, self.trace)
+        advantage[at[mask]], returns[at[mask]] = rows[0][mask], rows[1][mask]
+        return whiten(advantage, batch.weight, reduce), returns
+
+
+@dataclass
+class GroupRelative(Estimator):
+    """A response's reward less the mean over its prompt's responses, the same for all its tokens (Shao et al. 2024).
+
+    Args:
+        scale: divide by the standard deviation within the prompt, as published.
+    """
+
+    scale: bool = False
+    least_samples = 2
+
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+        score = batch.per_branch(reward)
+        return batch.per_token(group_relative(score, batch.group, self.scale)), torch.zeros_like(reward)
+
+
+@dataclass
+class LeaveOneOut(Estimator):
+    """A response's reward less the mean of the others to its prompt (Kool et al. 2019; Ahmadian et al. 2024)."""
+
+    least_samples = 2
+
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+        score = batch.per_branch(reward)
+        return batch.per_token(leave_one_out(score, batch.group)), torch.zeros_like(reward)

@@ -1,35 +1,93 @@
-"""Checkpoint files: written whole or not at all, read only where they are sound and ours."""
+"""Files and folders that are written whole or not at all, whatever stops the process."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-
-from leyden.checkpoint.find import load
-from leyden.run.folder import sync_folder, writing
+from leyden.errors import UserError
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder and renames it, so that a crash never leaves half a checkpoint."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder to. It takes the place of `path` once it is on the disk, and
+    vanishes where something goes wrong."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            _sync(temporary, os.O_RDWR)
+        os.replace(temporary, path)
+        if os.name == "posix":  # the rename itself must reach the disk; other systems cannot sync a folder
+            _sync(path.parent, os.O_RDONLY)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        file = Path(path)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as stream:
-                    torch.save(checkpoint, stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, file)
-                sync_folder(file.parent)  # the rename itself must reach the disk
-            finally:
-                temporary.unlink(missing_ok=True)
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return load(Path(path), lambda: super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **kwargs))
+def _sync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all."""
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        stream.write(text)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write: files and folders named `.NAME.PROCESS`."""
+    for path in [*folder.glob(".*"), *folder.glob("checkpoints/.*")]:
+        if path.suffix[1:].isdigit() and path.suffix[1:] != str(os.getpid()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a checkpoint was written to its end: the archive's directory is its last part."""
+    return zipfile.is_zipfile(file)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file of a run is written, a full disk above all, into one line.
+
+    Libraries hide the system's error behind their own, so it is looked for in what the error came from.
+
+    Raises:
+        UserError: the file could not be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (cause := _system_error(error)) is None:
+            raise
+        raise UserError(
+            f"{file}: cannot be written ({cause}); what was saved before is whole: make room, then go on with "
+            "--ckpt_path last"
+        ) from error
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """What the system said, somewhere in a chain of errors."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if "No space left on device" in str(error):  # as safetensors says it
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None

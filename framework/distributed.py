@@ -1,25 +1,77 @@
-"""Work that the processes share: each does its part, and all learn the whole."""
+"""Work that processes share: each holds a part, and sums, lists and whole tensors are put together from the parts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
+Reduce = Callable[[Tensor], Tensor]
+"""The sum of a tensor over all processes; the tensor itself where there is one."""
 
 
-def share(items: Sequence[T], trainer: Any) -> Sequence[T]:
+def local_share(items: Sequence[T], trainer: Any) -> Sequence[T]:
     """This process's part: in order, and of equal size or one apart."""
     rank, world = trainer.global_rank, trainer.world_size
     return items[len(items) * rank // world : len(items) * (rank + 1) // world]
 
 
-def gathered(items: list[T], trainer: Any) -> list[T]:
-    """The parts of all processes, in their order."""
+def all_gather(item: T) -> list[T]:
+    """The items of all processes, in the order of their ranks: small Python objects only."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(items, item)
+    return items
+
+
+def all_gather_list(items: Sequence[T]) -> list[T]:
+    """The lists of all processes, one after the other."""
+    return [item for part in all_gather(list(items)) for item in part]
+
+
+def reduce_sums(sums: Mapping[str, Any], trainer: Any, device: torch.device) -> dict[str, float]:
+    """Sums of scalars over all processes, which must have the same names; counts of tokens need double precision."""
+    names = sorted(sums)
+    if not names:
+        return {}
+    dtype = torch.float64 if device.type != "mps" else torch.float32
+    mine = torch.stack([torch.as_tensor(sums[name], dtype=dtype, device=device) for name in names])
+    total = trainer.strategy.reduce(mine, reduce_op="sum")
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def reducer(trainer: Any) -> Reduce:
+    """Sums a tensor over the processes of a trainer, on the device that they talk by."""
+
+    def reduce(x: Tensor) -> Tensor:
+        if trainer.world_size == 1:
+            return x
+        total: Tensor = trainer.strategy.reduce(x.to(trainer.strategy.root_device, copy=True), reduce_op="sum")
+        return total.to(x.device)
+
+    return reduce
+
+
+def full_tensor(x: Tensor) -> Tensor:
+    """A sharded tensor put together from its parts, on every process; any other tensor as it is."""
+    full = getattr(x, "full_tensor", None)
+    return x if full is None else full()  # type: ignore[no-any-return]
+
+
+def gather_tensor(x: Tensor, trainer: Any) -> list[Tensor] | None:
+    """Tensors whose first axes may differ, of all processes in their order, on the CPU of the first one; None on the
+    others."""
     if trainer.world_size == 1:
-        return items
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+        return [x]
+    device = trainer.strategy.root_device
+    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(sizes, torch.tensor([len(x)], device=device))
+    padded = torch.zeros(int(max(sizes)), *x.shape[1:], dtype=x.dtype, device=device)
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes] if trainer.global_rank == 0 else None
+    torch.distributed.gather(padded, parts)
+    return parts and [part[: int(size)].cpu() for part, size in zip(parts, sizes, strict=True)]

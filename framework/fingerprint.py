@@ -10,21 +10,21 @@ from typing import Any
 from torch import Tensor
 
 from leyden.batch.forest import Tree
-from leyden.sharding import plain
+from leyden.distributed import full_tensor
 
 
-def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
+def fingerprint_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     """16 hex digits that differ where weights do. Of each tensor some 64 elements are looked at: another model, another
     dtype or another quantisation differs in nearly all of them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(named, key=lambda pair: pair[0]):
-        some = plain(tensor.detach()).flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
+        some = full_tensor(tensor.detach()).flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
         # a copy, since FSDP2 could no longer free a storage that NumPy has looked at
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + some.clone().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def of_trees(trees: Any) -> str:
+def fingerprint_trees(trees: Any) -> str:
     """16 hex digits that differ where tokenised rows do: their own account (`fingerprint`), or all of them read."""
     known = getattr(trees, "fingerprint", None)
     if known is not None:
@@ -36,17 +36,17 @@ def of_trees(trees: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_text(text: str | None) -> str:
+def fingerprint_text(text: str | None) -> str:
     """16 hex digits of a text, none for None."""
     return "" if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of_vocabulary(tokenizer: Any) -> str:
+def fingerprint_vocabulary(tokenizer: Any) -> str:
     """16 hex digits of a tokenizer's tokens and their ids, none where it has no list of them."""
-    return _of_vocabulary(tokenizer) if hasattr(tokenizer, "get_vocab") else ""
+    return _fingerprint_vocabulary(tokenizer) if hasattr(tokenizer, "get_vocab") else ""
 
 
 @lru_cache(maxsize=8)
-def _of_vocabulary(tokenizer: Any) -> str:
+def _fingerprint_vocabulary(tokenizer: Any) -> str:
     tokens: Mapping[str, int] = tokenizer.get_vocab()
-    return of_text(repr(sorted(tokens.items(), key=lambda pair: (pair[1], pair[0]))))
+    return fingerprint_text(repr(sorted(tokens.items(), key=lambda pair: (pair[1], pair[0]))))

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+EXPORTS: dict[str, dict[str, str]] = {}
+"""Package -> name that it hands on -> module that defines it, for every package that was imported."""
+
 
 def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package.
@@ -18,7 +21,7 @@ def lazy_exports(package: str, modules: Mapping[str, str]) -> Callable[[str], An
         package: its `__name__`.
         modules: module of the package -> the names that it defines, with blanks between them.
     """
-    home = {name: module for module, names in modules.items() for name in names.split()}
+    home = EXPORTS[package] = {name: module for module, names in modules.items() for name in names.split()}
 
     def find(name: str) -> Any:
         if name not in home:

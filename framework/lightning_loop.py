@@ -1,55 +1,107 @@
-"""Where training stands when a hook is called: what only Lightning's loops know, asked in one place."""
+"""Lightning's loops, whose inner state is touched here and nowhere else.
+
+First what only they know when a hook is called: where training stands, what was logged. Then the loop that goes on
+exactly where a checkpoint was taken.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops import _FitLoop
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.progress import _Progress
 
 
-def accumulating(trainer: Trainer) -> bool:
+def is_accumulating(trainer: Trainer) -> bool:
     """Whether this batch is in the middle of an optimizer step: there are gradients that no checkpoint holds."""
     return bool(trainer.fit_loop._should_accumulate())
 
 
-def ending(trainer: Trainer) -> bool:
+def is_last_planned_step(trainer: Trainer) -> bool:
     """Whether this batch is the last one that was planned."""
     last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
     return bool(last or trainer.global_step == trainer.max_steps)
 
 
-def stopping(trainer: Trainer) -> bool:
+def is_stopping_early(trainer: Trainer) -> bool:
     """Whether training stops here before its planned end: a signal, a limit of time, a callback."""
     return bool(trainer.received_sigterm or (trainer.should_stop and trainer.fit_loop._can_stop_early))
 
 
-def validates(trainer: Trainer) -> bool:
+def validation_follows(trainer: Trainer) -> bool:
     """Whether Lightning validates after this batch."""
     return bool(trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
 
-def measured(trainer: Trainer) -> dict[str, Any]:
+def logged_metrics(trainer: Trainer) -> dict[str, Any]:
     """What the loop that is running has logged, by name; measures of an earlier validation are not among it."""
     return dict(trainer._logger_connector.metrics["callback"])
 
 
-def measured_by_step(trainer: Trainer) -> dict[str, Any]:
+def step_metrics(trainer: Trainer) -> dict[str, Any]:
     """What the latest step has logged, by name, also while validation is running."""
     return dict(trainer.fit_loop.epoch_loop._results.metrics(True)["callback"])
 
 
-def unlogged(trainer: Trainer) -> dict[str, float]:
+def pending_metrics(trainer: Trainer) -> dict[str, float]:
     """What this step has measured and Lightning will hand to the loggers once the batch, or the epoch, has ended."""
     progress, every = trainer.fit_loop.epoch_loop.batch_progress.current, trainer.log_every_n_steps
     in_step, logs = progress.completed < progress.processed, every and trainer.global_step % every == 0
     if trainer.validating and not in_step or in_step and not (logs or trainer.should_stop):
         return {}
-    found = trainer.fit_loop.epoch_loop._results.metrics(in_step)["log"]  # else what the end of an epoch logs
-    return {name: float(value) for name, value in found.items()} | ({"epoch": trainer.current_epoch} if found else {})
+    pending = trainer.fit_loop.epoch_loop._results.metrics(in_step)["log"]  # else what the end of an epoch logs
+    epoch = {"epoch": trainer.current_epoch} if pending else {}
+    return {name: float(value) for name, value in pending.items()} | epoch
 
 
-def skip_rest(trainer: Trainer) -> None:
+def skip_rest_of_epoch(trainer: Trainer) -> None:
     """Make this batch the last one of its epoch, as if the others had come: validation and checkpoints depend on it."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     progress.current.increment_by(int(trainer.num_training_batches) - progress.current.ready)
     progress.is_last_batch = True
+
+
+def use_exact_loop(trainer: Trainer) -> None:
+    """Give a trainer the loop below."""
+    trainer.fit_loop.__class__ = ExactLoop
+
+
+class ExactLoop(_FitLoop):
+    """Lightning tells from its counters at which hook a checkpoint was taken, and goes on from each in another way.
+    Some of these lose the loader's state (after a second restart, and from the end of an epoch, where epochs bound
+    training) or count an epoch twice. Here the counters are brought to what they are between two batches.
+
+    What is resumed after its last step still comes to its end: validation and export are left to do.
+    """
+
+    restarting = _Loop.restarting  # Lightning's own takes it back at the end of an epoch
+
+    def load_state_dict(self, state_dict: dict[str, Any], prefix: str = "") -> None:
+        super().load_state_dict(state_dict, prefix)
+        loop, epoch = self.epoch_loop, self.epoch_progress.current
+        batch, ended = loop.batch_progress, loop.batch_progress.is_last_batch
+        closed = epoch.completed == epoch.ready  # also an epoch that training ended in the middle of
+        finished, done = epoch.completed + ended - closed, 0 if ended else batch.current.processed
+        for part in ("total", "current"):
+            _set_counter(self.epoch_progress, part, finished, finished if ended else finished + 1)
+        _set_counter(batch, "total", batch.total.processed)
+        _set_counter(batch, "current", done)
+        batch.is_last_batch = False
+        loop.val_loop.batch_progress.current.reset()
+        if ended:  # these count within an epoch
+            loop.val_loop.batch_progress.total.reset()
+            loop.scheduler_progress.reset_on_run()
+            loop.automatic_optimization.optim_progress.reset_on_run()
+
+    @property
+    def skip(self) -> bool:
+        return bool(super().skip and not (self.restarting and self.max_batches))
+
+
+def _set_counter(progress: _Progress, part: str, completed: int, started: int | None = None) -> None:
+    """Make a counter say that so many have been completed, and so many started."""
+    started = completed if started is None else started
+    values = {"ready": started, "started": started, "processed": completed, "completed": completed}
+    getattr(progress, part).__dict__.update(values)

@@ -8,17 +8,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from leyden.shapes import check_shapes
+
 
 def negative_log_likelihood(logp: Tensor, mean_logp: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of each token, in nats: [T] -> [T].
 
-    With label smoothing e (Szegedy et al. 2016, section 7) the target is 1 - e on the token and e / V on every token
-    of the vocabulary, so the loss is -(1 - e) log p(y) - e mean_v log p(v).
+    With label smoothing ε (Szegedy et al. 2016, section 7) the target is 1 - ε on the token and ε / V on every token
+    of the vocabulary, so the loss is -(1 - ε) log π(y) - ε mean_v log π(v).
 
     Args:
         logp: [T] log-prob of each token.
         mean_logp: [T] mean log-prob over the vocabulary; needed when `smoothing` is not 0.
+        smoothing: ε.
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others, or `mean_logp` is missing.
     """
+    check_shapes(logp=(logp, "T"), mean_logp=(mean_logp, "T"))
     if not smoothing:
         return -logp
     if mean_logp is None:
@@ -32,12 +39,16 @@ def perplexity(loss: float) -> float:
 
 
 def bradley_terry(difference: Tensor, margin: Tensor | None = None) -> Tensor:
-    """-log s(r_better - r_worse - margin) of each pair: [M] -> [M] nats (Bradley & Terry 1952).
+    """-log σ(r_better - r_worse - margin) of each pair: [M] -> [M] nats (Bradley & Terry 1952); σ is the logistic.
 
     Args:
         difference: [M] reward of the better response minus that of the worse one.
         margin: [M] by how much the difference should exceed 0 (Touvron et al. 2023, eq. 2).
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
     """
+    check_shapes(difference=(difference, "M"), margin=(margin, "M"))
     return -F.logsigmoid(difference if margin is None else difference - margin)
 
 
@@ -45,26 +56,19 @@ def plackett_luce(scores: Tensor, mask: Tensor) -> Tensor:
     """-log of the probability of the whole ranking, in nats: [P, K] -> [P] (Plackett 1975; Luce 1959).
 
     The best is drawn with probability softmax(r), then the next among those left, and so on:
-    -sum_i (r_i - logsumexp(r_i … r_K)). For two responses that is Bradley-Terry without a margin.
+    -Σ_i (r_i - logsumexp(r_i … r_K)). For two responses that is Bradley-Terry without a margin.
 
     Args:
         scores: [P, K] rewards, best response first.
         mask: [P, K] bool, False on padding, which stands after the responses.
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
     """
+    check_shapes(scores=(scores, "P K"), mask=(mask, "bool P K"))
     low = scores.masked_fill(~mask, -1e30)  # finite, since the gradient at -inf would be nan
     after = low.flip(-1).logcumsumexp(-1).flip(-1)
     return torch.where(mask, after - scores, 0.0).sum(-1)
-
-
-def clipped_surrogate(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """max(-A p, -A clip(p, 1 - e, 1 + e)) of each token: [T], [T] -> [T] (Schulman et al. 2017, eq. 7).
-
-    Args:
-        ratio: [T] p, probability of the token now over the one it was sampled with.
-        advantage: [T] A.
-        clip: e.
-    """
-    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
 def clipped_value(value: Tensor, old: Tensor, target: Tensor, clip: float | None) -> Tensor:
@@ -77,7 +81,11 @@ def clipped_value(value: Tensor, old: Tensor, target: Tensor, clip: float | None
         old: [T] V_old, when the response was sampled.
         target: [T] R.
         clip: c; None for (V - R)^2 / 2.
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others.
     """
+    check_shapes(value=(value, "T"), old=(old, "T"), target=(target, "T"))
     loss = (value - target) ** 2
     if clip is not None:
         loss = torch.maximum(loss, (old + (value - old).clamp(-clip, clip) - target) ** 2)
@@ -85,13 +93,17 @@ def clipped_value(value: Tensor, old: Tensor, target: Tensor, clip: float | None
 
 
 def kl_estimate(log_ratio: Tensor, kind: str = "k1") -> Tensor:
-    """Estimates of KL(q || p) from samples of q, with log_ratio = log q - log p: [T] nats -> [T] nats.
+    """Estimates of KL(π || π_ref) from samples of π, with log_ratio = log π - log π_ref: [T] nats -> [T] nats.
 
     k1 = log_ratio has the right mean and belongs into a reward: its gradient as a loss is 0 on average. k2 =
     log_ratio^2 / 2 is biased, but is the loss whose gradient is that of the KL. k3 = exp(-log_ratio) - 1 + log_ratio
     is never negative and varies least; its gradient as a loss is that of another divergence (Schulman 2020;
     Tang & Munos 2025).
+
+    Raises:
+        ValueError: shapes or kinds of numbers are others, or there is no such estimate.
     """
+    check_shapes(log_ratio=(log_ratio, "T"))
     if kind == "k1":
         return log_ratio
     if kind == "k2":

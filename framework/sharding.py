@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-
-if TYPE_CHECKING:
-    from leyden.policy.policy import Policy
 
 
 class FSDP2(ModelParallelStrategy):
@@ -41,28 +38,27 @@ def is_sharded(module: nn.Module) -> bool:
     return isinstance(module, FSDPModule)
 
 
-def shard(policy: Policy, mesh: Any) -> None:
+def shard(policy: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
     """Shard a built policy, unless it is: each of its blocks by itself, and then the policy with what is left.
 
     Args:
+        policy: the root, which owns its heads.
+        blocks: its modules that are sharded one by one, in the order in which they run.
         mesh: the devices that share it, a mesh of one dimension.
     """
     if is_sharded(policy):
         return
-    for block in policy.blocks():
+    for block in blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(policy, mesh=mesh)
 
 
 @contextmanager
-def assembled(algorithm: nn.Module) -> Iterator[None]:
-    """Have all weights of an algorithm's policies on every device, so that forwards inside need not keep step:
-    processes may run different numbers of them. To be entered and left on every process. Does nothing where nothing is
-    sharded."""
-    from leyden.policy.policy import Policy
-
-    parts = [module for module in algorithm.modules() if isinstance(module, FSDPModule)]
-    roots = [part for part in parts if isinstance(part, Policy)]
+def assembled(module: nn.Module) -> Iterator[None]:
+    """Have all sharded weights in a module on every device, so that forwards inside need not keep step: processes may
+    run different numbers of them. To be entered and left on every process. Does nothing where nothing is sharded."""
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    roots = _outermost(parts)
     for root in roots:  # or the first block that runs, which sampling calls directly, would be taken for the root
         root._get_fsdp_state()._lazy_init()
     for part in parts:
@@ -76,7 +72,8 @@ def assembled(algorithm: nn.Module) -> Iterator[None]:
             part.set_reshard_after_forward(part not in roots, recurse=False)
 
 
-def plain(x: Tensor) -> Tensor:
-    """A tensor put together from its parts, on every process; any other tensor as it is."""
-    full = getattr(x, "full_tensor", None)
-    return x if full is None else full()  # type: ignore[no-any-return]
+def _outermost(parts: Sequence[FSDPModule]) -> list[Any]:
+    """Those that are in no other of them."""
+    modules: list[Any] = list(parts)
+    inside = {id(child) for part in modules for child in part.modules() if child is not part}
+    return [part for part in modules if id(part) not in inside]

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from leyden.atomic import write_whole
 from leyden.errors import UserError
-from leyden.run.folder import write_whole
-from leyden.run.tracker import Tracker
+from leyden.run.metrics_csv import Tracker
 
 log = logging.getLogger("leyden")
 AXES = ("train/tokens", "train/samples", "train/seconds")

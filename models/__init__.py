@@ -1,6 +1,20 @@
-"""Policies over transformers models, and reward models as rewards."""
+"""Policies over transformers models, and reward models as rewards.
 
-from leyden.models.causal_lm import CausalLM
-from leyden.models.reward import ModelReward
+Called by algorithms through `leyden.policy.Policy`, by class path, and by the commands plan, chat and export. May
+import the framework, and neither `datamodules` nor `algos`. Begin reading at `causal_lm`, the policy, and `backbone`,
+the parts of a transformers model that the other files take.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.models.causal_lm import CausalLM
+    from leyden.models.reward import ModelReward
 
 __all__ = ["CausalLM", "ModelReward"]
+
+__getattr__ = lazy_exports(__name__, {"causal_lm": "CausalLM", "reward": "ModelReward"})

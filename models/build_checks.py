@@ -7,17 +7,12 @@ attention mix whatever stands in one row).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
-from leyden.models.load import base_of, parts
-
-if TYPE_CHECKING:
-    from leyden.models.causal_lm import CausalLM
+from leyden.models.backbone import Backbone
 
 
 def probe_batch(vocabulary: int) -> Batch:
@@ -32,31 +27,29 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def check_head(policy: CausalLM, tolerance: float) -> None:
+def check_head(backbone: Backbone, tolerance: float) -> None:
     """Compare our head on hidden states with the model's own logits.
 
     Raises:
         UserError: they differ, so log-probs would be wrong.
     """
-    body, head, squash = parts(policy.model)
-    base = base_of(policy.model)
-    tokens = torch.tensor([[5, 17, 3, 11]], device=policy.device) % base.config.get_text_config().vocab_size
+    base = backbone.base
+    tokens = torch.tensor([[5, 17, 3, 11]], device=backbone.device) % backbone.config.vocab_size
     logits = base(input_ids=tokens, use_cache=False).logits
-    ours = squash(head(body(input_ids=tokens, use_cache=False).last_hidden_state))
+    ours = backbone.squash(backbone.head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state))
     if _distance(ours, logits) > tolerance:
         raise UserError(
-            f"{policy.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
+            f"{backbone.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
             "that is not known here; use another model"
         )
 
 
 @torch.no_grad()
-def takes_forest(policy: CausalLM, tolerance: float) -> bool:
+def takes_forest(backbone: Backbone, tolerance: float) -> bool:
     """Whether hidden states over a packed forest equal those of separate rows."""
-    vocabulary = base_of(policy.model).config.get_text_config().vocab_size
-    batch = probe_batch(vocabulary).to(policy.device)
+    batch = probe_batch(backbone.config.vocab_size).to(backbone.device)
     try:
-        packed = policy.hidden(batch)
+        packed = backbone.hidden(batch)
     except (RuntimeError, TypeError, ValueError, AttributeError):  # the keyword or the mask did not get through
         return False
-    return _distance(packed, policy.hidden_by_rows(batch)) <= tolerance
+    return _distance(packed, backbone.hidden_by_rows(batch)) <= tolerance

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,16 +14,17 @@ from leyden.batch.forest import Batch
 from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import quantized
-from leyden.models.attention import dispatch as forest_attention
+from leyden.models.attention.dispatch import FOREST, backend_named
+from leyden.models.backbone import Backbone
 from leyden.models.build_checks import check_head, takes_forest
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
-from leyden.models.load import base_of, blocks, load_model, parts
+from leyden.models.load import load_model
 from leyden.models.logprobs import logprobs
-from leyden.models.origin import origin
-from leyden.models.reference import reference, remove_dropout
+from leyden.models.reference import base_fingerprint, frozen_reference, remove_dropout
 from leyden.models.saving.save import save
+from leyden.models.shared_base import check_frozen, with_new_adapter
 from leyden.paths import resolve
 from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 from leyden.precision import advise
@@ -46,8 +46,9 @@ class CausalLM(Policy):
         dtype: of the weights, and their only source. Adapters are always fp32. Full training in bfloat16 loses small
             updates: use float32 with `--trainer.precision bf16-mixed` where memory allows.
         adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained.
-        attention: how a packed batch is attended to. `auto` picks what suits the device and the model; `rows` runs
-            one padded row per response, which every model can.
+        attention: how a packed batch is attended to: segments, varlen, flex, dense, or the path of a `Backend` class of
+            yours. `auto` picks what suits the device and the model; `rows` runs one padded row per response, which
+            every model can.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
@@ -58,20 +59,23 @@ class CausalLM(Policy):
         path: str = "tiny",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         adapter: PeftConfig | None = None,
-        attention: Literal["auto", "segments", "varlen", "flex", "dense", "rows"] = "auto",
+        attention: str = "auto",
         gradient_checkpointing: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
         self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
-        self.attention: str = attention
+        self.attention = attention
+        if attention not in ("auto", "rows"):
+            backend_named(attention)  # a name that is not there is said now
         self.gradient_checkpointing = gradient_checkpointing
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
         self.heads = nn.ModuleDict()
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._origin = ""
+        self._native = "sdpa"
+        self._base_fingerprint = ""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -81,8 +85,13 @@ class CausalLM(Policy):
 
     @property
     def stop(self) -> frozenset[int]:
-        extra = getattr(base_of(self.model), "generation_config", None) if self.model is not None else None
+        extra = getattr(self.backbone.base, "generation_config", None) if self.model is not None else None
         return stop_ids(self.tokenizer, extra.eos_token_id if extra is not None else None)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The model as the rest of `leyden.models` takes it."""
+        return Backbone(self.model, self.path, self.dtype, self.attention, self._native)
 
     def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
         if self.model is None:
@@ -90,15 +99,16 @@ class CausalLM(Policy):
         self._make_heads(wants)
         if not dropout:
             remove_dropout(self.model)
-        self._origin = self._origin or origin(self)
+        self._base_fingerprint = self._base_fingerprint or base_fingerprint(
+            self, self.backbone, self.adapter is not None
+        )
         self.train()  # from_pretrained leaves modules in eval mode, where checkpointing would silently stay off
 
     def _load(self) -> None:
         advise(self.dtype, f"{self.path} in bfloat16", "--model.policy.dtype float32")
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
-        base = base_of(self.model)
-        self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
-        rows = base.get_input_embeddings().num_embeddings
+        self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        rows = self.backbone.base.get_input_embeddings().num_embeddings
         # added tokens that text never uses may lie beyond (the image token of the smallest Gemma 3)
         if self.tokenizer.vocab_size > rows or max(self.stop, default=0) >= rows:
             raise UserError(
@@ -112,34 +122,35 @@ class CausalLM(Policy):
 
     def _make_heads(self, wants: Collection[str]) -> None:
         """Scalar heads for what is wanted, from the folder where it has them; what nothing asks for is not trained."""
-        body, head, _ = parts(self.model)
-        width = base_of(self.model).config.get_text_config().hidden_size
+        backbone = self.backbone
         for name in sorted({"score", "value"} & set(wants) - set(self.heads)):
             if name == "score":
-                check_reward(self)
-            self.heads[name], fresh = start_head(width, name, resolve(self.path), self.source["revision"])
+                check_reward(backbone)
+            self.heads[name], fresh = start_head(
+                backbone.config.hidden_size, name, resolve(self.path), self.source["revision"]
+            )
             self.fresh |= {name} if fresh else set()
         if EXTRA.union({"logp"}) & set(wants):
-            check_language(self)
+            check_language(backbone)
         else:
-            tied = {id(parameter) for parameter in body.parameters()}
-            for parameter in head.parameters():
+            tied = {id(parameter) for parameter in backbone.body.parameters()}
+            for parameter in backbone.head.parameters():
                 parameter.requires_grad_(parameter.requires_grad and id(parameter) in tied)
 
     def _choose_attention(self) -> None:
         """Settle which attention serves packed batches, and prove on a few tokens that it does."""
         exact = self.dtype == torch.float32 and not any(quantized.layers(self.model))
         tolerance = 1e-3 if exact else 5e-2
-        check_head(self, tolerance)
-        base = base_of(self.model)
+        check_head(self.backbone, tolerance)
+        base = self.backbone.base
         self._native = base.config._attn_implementation
         if self.attention == "rows":
             return
         wanted = self.attention
         if wanted != "auto":  # weights may be on their way to the GPU
-            self.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
-        base.set_attn_implementation(forest_attention.FOREST)
-        if takes_forest(self, tolerance):
+            self.backbone.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
+        base.set_attn_implementation(FOREST)
+        if takes_forest(self.backbone, tolerance):
             return
         base.set_attn_implementation(self._native)
         self.attention = "rows"
@@ -148,51 +159,15 @@ class CausalLM(Policy):
             raise UserError(f"{self.path}: {name} cannot take attention {wanted}; use --model.policy.attention rows")
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
 
-    def backend(self, device: torch.device) -> str:
-        """The forest attention that serves batches on this device. UserError where the one asked for cannot."""
-        cap = getattr(base_of(self.model).config.get_text_config(), "attn_logit_softcapping", None)
-        before = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
-        return forest_attention.choose(device, cap, self.dtype, "auto" if before else self.attention)
-
     def _enable_checkpointing(self) -> None:
-        base = base_of(self.model)
+        base = self.backbone.base
         if not base.supports_gradient_checkpointing:
             raise UserError(f"{self.path}: {type(base).__name__} has no gradient checkpointing; leave the option out")
         enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
         enable({"use_reentrant": False})  # its name changed during transformers 5
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """The body's last hidden states of each token: [T, H]."""
-        if self.attention == "rows":
-            return self.hidden_by_rows(batch)
-        body, _, _ = parts(self.model)
-        forest = forest_attention.Forest(batch, self.backend(batch.tokens.device))
-        out = body(input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest)
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
-
-    def hidden_by_rows(self, batch: Batch) -> Tensor:
-        """The same from one right-padded row per response, with the attention that the model came with: [T, H]."""
-        body, _, _ = parts(self.model)
-        rows = batch.rows()
-        with self.native_attention():
-            out = body(input_ids=rows.tokens, attention_mask=rows.mask, use_cache=False).last_hidden_state
-        return out.flatten(0, 1)[rows.source]  # type: ignore[no-any-return]
-
-    @contextmanager
-    def native_attention(self) -> Iterator[None]:
-        """Run the model with the attention it came with, for rows and for cached decoding."""
-        base = base_of(self.model)
-        used = base.config._attn_implementation
-        if used != self._native:
-            base.set_attn_implementation(self._native)
-        try:
-            yield
-        finally:
-            if used != self._native:
-                base.set_attn_implementation(used)
-
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        hidden, found = self.hidden(batch), {}
+        hidden, found = self.backbone.hidden(batch), {}
         if "score" in want:
             found["score"] = self._scalar("score", hidden[batch.last])
         if "value" in want:
@@ -210,7 +185,7 @@ class CausalLM(Policy):
 
     def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
         """The language-model head where responses are predicted: log-probs and what goes with them, [T] each."""
-        _, head, squash = parts(self.model)
+        head, squash = self.backbone.head, self.backbone.squash
         at, real = predicted(batch)
         before = batch.parent[at].clamp_min(0)
         columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
@@ -218,10 +193,10 @@ class CausalLM(Policy):
         return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
 
     def fingerprint(self) -> str:
-        return self._origin
+        return self._base_fingerprint
 
     def blocks(self) -> list[nn.Module]:
-        return [*blocks(self.model), *self.heads.values()]
+        return [*self.backbone.blocks(), *self.heads.values()]
 
     def twin(self) -> CausalLM:
         twin = CausalLM(self.path, attention=self.attention)  # type: ignore[arg-type]
@@ -229,10 +204,26 @@ class CausalLM(Policy):
         return twin
 
     def reference(self, kind: ReferenceKind = "auto") -> Reference:
-        return reference(self, kind)
+        return frozen_reference(self, self.backbone, self.adapter is not None, kind)
 
     def critic(self) -> Critic:
-        return Critic(self)
+        check_frozen(self.backbone, "value adapter", "set --model.value head, or give a model in --model.value_policy")
+        beside = self.on_same_base(with_new_adapter(self.backbone), self.path)
+        beside.adapter, beside._tokenizer = self.adapter, self._tokenizer
+        return Critic(beside)
+
+    def on_same_base(self, model: nn.Module, path: str) -> CausalLM:
+        """A policy that runs another model, which stands on this one's base, the way that this one is run.
+
+        Args:
+            model: see `leyden.models.shared_base`.
+            path: where its heads and its tokenizer come from.
+        """
+        beside = CausalLM(path, attention=self.attention)
+        beside.dtype, beside.source, beside.positions = self.dtype, self.source, self.positions
+        beside.gradient_checkpointing, beside._native = self.gradient_checkpointing, self._native
+        beside.model = model
+        return beside
 
     def generate(
         self,
@@ -243,7 +234,7 @@ class CausalLM(Policy):
         on_progress: Callable[[int], None] | None = None,
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Response]]:
-        return generate(self, prompts, n, sampling or Sampling(), keys, on_progress, on_token)
+        return generate(self, self.backbone, prompts, n, sampling or Sampling(), keys, on_progress, on_token)
 
     def save(self, folder: str | Path | None) -> None:
-        save(self, folder)
+        save(self, self.backbone, folder)

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from leyden.batch.forest import Batch
 from leyden.errors import UserError
-from leyden.models.load import base_of, is_reward
+from leyden.models.backbone import Backbone
+from leyden.models.load import is_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from leyden.models.causal_lm import CausalLM
 
 SCORE = "score.weight"
 
@@ -101,45 +100,45 @@ def _find(folder: Path, names: set[str]) -> Tensor | None:
     return None
 
 
-def check_reward(policy: CausalLM) -> None:
-    """That the policy can be exported as a reward model, before it is trained for hours.
+def check_reward(backbone: Backbone) -> None:
+    """That the model can be exported as a reward model, before it is trained for hours.
 
     Raises:
         UserError: transformers has no sequence classification for the model, or an adapter changes more than its body.
     """
-    base, wanted = base_of(policy.model), blank(policy).state_dict()
-    if not hasattr(policy.model, "peft_config"):
+    base, wanted = backbone.base, blank(backbone).state_dict()
+    if not backbone.adapted:
         if set(wanted) != {SCORE, *body_of(base)}:
-            raise _refusal(policy)
+            raise _refusal(backbone)
         return
     inside = {id(p) for p in base.base_model.parameters()}
-    odd = [name for name, p in policy.model.named_parameters() if p.requires_grad and id(p) not in inside]
+    odd = [name for name, p in backbone.model.named_parameters() if p.requires_grad and id(p) not in inside]
     if odd:
         raise UserError(
-            f"{policy.path}: the adapter changes {odd[0]}, which a reward model does not have; name only layers of "
+            f"{backbone.path}: the adapter changes {odd[0]}, which a reward model does not have; name only layers of "
             "the body in --model.policy.adapter.target_modules and modules_to_save"
         )
 
 
-def check_language(policy: CausalLM) -> None:
+def check_language(backbone: Backbone) -> None:
     """That there is a language-model head that was trained: the folder of a reward model has none, unless it is tied.
 
     Raises:
         UserError: there is none, so log-probs would be of random weights.
     """
-    base = base_of(policy.model)
+    base = backbone.base
     tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
     if not tied and any("ForSequenceClassification" in name for name in base.config.architectures or ()):
         raise UserError(
-            f"{policy.path}: a reward model, which has no language-model head and so no answers; give "
+            f"{backbone.path}: a reward model, which has no language-model head and so no answers; give "
             "--model.policy.path the model that it was made from"
         )
 
 
-def _refusal(policy: CausalLM) -> UserError:
-    name = type(base_of(policy.model)).__name__
+def _refusal(backbone: Backbone) -> UserError:
+    name = type(backbone.base).__name__
     return UserError(
-        f"{policy.path}: transformers has no sequence classification with one score for {name}, so a reward model "
+        f"{backbone.path}: transformers has no sequence classification with one score for {name}, so a reward model "
         "of it could not be loaded elsewhere; use a model of another family, such as Llama, Qwen or Gemma"
     )
 
@@ -149,14 +148,14 @@ def body_of(base: PreTrainedModel) -> dict[str, Tensor]:
     return base.base_model.state_dict(prefix=f"{base.base_model_prefix}.")  # type: ignore[no-any-return]
 
 
-def blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
-    """The policy's model as a sequence classifier with one label, without memory for its weights."""
+def blank(backbone: Backbone, pad: int | None = None) -> PreTrainedModel:
+    """The model as a sequence classifier with one label, without memory for its weights."""
     from transformers import AutoModelForSequenceClassification
 
-    config = copy.deepcopy(base_of(policy.model).config)
+    config = copy.deepcopy(backbone.base.config)
     config.num_labels, config.problem_type = 1, "regression"  # so that pipelines leave the score as it is
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
-    config._attn_implementation = policy._native
+    config._attn_implementation = backbone.native
     text = config.get_text_config()
     text.pad_token_id = config.pad_token_id = pad
     text.vocab_size = max(text.vocab_size, 0 if pad is None else pad + 1)
@@ -164,5 +163,5 @@ def blank(policy: CausalLM, pad: int | None = None) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
     except ValueError as problem:
-        raise _refusal(policy) from problem
+        raise _refusal(backbone) from problem
     return model

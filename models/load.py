@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer, and finding the parts of it that training needs."""
+"""Loading a causal language model, with an adapter or in four bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError, nearest
 from leyden.models import quantized
-from leyden.models.logprobs import Squash
 from leyden.paths import resolve
 from leyden.precision import asked
 
@@ -175,33 +174,3 @@ def _freeze_unreachable(base: PreTrainedModel) -> None:
     for part in (base.get_decoder(), base.get_output_embeddings()):
         for parameter in part.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # four-bit weights are no numbers to train
-
-
-def base_of(model: Any) -> PreTrainedModel:
-    """The transformers model under an adapter, or the model itself."""
-    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers of the body that transformers would not split over devices either."""
-    names = set(getattr(base_of(model), "_no_split_modules", None) or ())
-    return [module for module in parts(model)[0].modules() if type(module).__name__ in names]
-
-
-def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, Squash]:
-    """Body, LM head, and what the model does between its head and its logits.
-
-    Raises:
-        UserError: the model has no LM head.
-    """
-    base = base_of(model)
-    head = base.get_output_embeddings()
-    if head is None:
-        raise UserError(
-            f"{base.config.name_or_path}: {type(base).__name__} has no language-model head; use a causal LM"
-        )
-    config = base.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    return base.get_decoder(), head, Squash(scale, getattr(config, "final_logit_softcapping", None))

@@ -14,69 +14,65 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from leyden.batch.forest import Batch
 from leyden.errors import UserError
-from leyden.fingerprint import of_weights
-from leyden.policy.policy import Reference, ReferenceKind
-
-if TYPE_CHECKING:
-    from leyden.models.causal_lm import CausalLM
+from leyden.fingerprint import fingerprint_weights
+from leyden.models.backbone import Backbone
+from leyden.policy.policy import Policy, Reference, ReferenceKind, eval_mode
 
 
-def reference(policy: CausalLM, kind: ReferenceKind = "auto") -> Reference:
+def frozen_reference(policy: Policy, backbone: Backbone, new: bool, kind: ReferenceKind = "auto") -> Reference:
     """The policy's present weights as a reference of the given kind; see the module.
+
+    Args:
+        policy: what is asked, in another state.
+        backbone: its model.
+        new: whether its adapter was made by this run.
+        kind: of the reference.
 
     Raises:
         UserError: the kind would not be exact for what this policy trains.
     """
-    trained = [name for name, p in policy.model.named_parameters() if p.requires_grad]
-    adapted = hasattr(policy.model, "peft_config")
-    new = adapted and policy.adapter is not None
-    only_adapter = adapted and set(trained) <= adapter_weights(policy.model)
+    trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
+    new = new and backbone.adapted
+    only_adapter = backbone.adapted and set(trained) <= adapter_weights(backbone.model)
     if kind == "auto":
         kind = "adapter_off" if new and only_adapter else "snapshot" if only_adapter else "copy"
-    if kind != "copy" and not adapted:
+    if kind != "copy" and not backbone.adapted:
         raise UserError(f"reference {kind}: all weights are trained, there is no adapter; use reference copy")
     if kind != "copy" and not only_adapter:
-        other = sorted(set(trained) - adapter_weights(policy.model))[0]
+        other = sorted(set(trained) - adapter_weights(backbone.model))[0]
         raise UserError(f"reference {kind}: more than the adapter is trained ({other}); use reference copy")
     if kind == "adapter_off" and not new:
         raise UserError(
             f"reference adapter_off: {policy.path} continues an adapter, and without it the model is not the one that "
             "training starts from; use reference snapshot"
         )
-    return AdapterOff(policy) if kind == "adapter_off" else Copy(policy, kind, trained)
+    return AdapterOff(policy, backbone.model) if kind == "adapter_off" else Copy(policy, backbone.model, kind, trained)
 
 
 class _Frozen(Reference):
     """What the kinds share. The policy is held without being registered: its weights are not the reference's."""
 
-    def __init__(self, policy: CausalLM, kind: str) -> None:
+    def __init__(self, policy: Policy, model: nn.Module, kind: str) -> None:
         super().__init__()
-        self._policy, self.kind = (policy,), kind
+        self._held, self.kind = (policy, model), kind
 
     @property
-    def policy(self) -> CausalLM:
-        return self._policy[0]
+    def policy(self) -> Policy:
+        return self._held[0]
 
-    @contextmanager
-    def _still(self) -> Iterator[None]:
-        """Evaluation mode for the time of a forward, and then each module's own mode again."""
-        modes = [(module, module.training) for module in self.policy.modules()]
-        self.policy.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    @property
+    def model(self) -> nn.Module:
+        return self._held[1]
 
     def fingerprint(self) -> str:
-        return of_weights(self._weights())[:8]
+        return fingerprint_weights(self._weights())[:8]
 
     @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -86,25 +82,25 @@ class _Frozen(Reference):
 class AdapterOff(_Frozen):
     """The model without its adapter."""
 
-    def __init__(self, policy: CausalLM) -> None:
-        super().__init__(policy, "adapter_off")
+    def __init__(self, policy: Policy, model: nn.Module) -> None:
+        super().__init__(policy, model, "adapter_off")
 
     @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        with self._still(), without_adapter(self.policy.model):
+        with eval_mode(self.policy), without_adapter(self.model):
             logp: Tensor = self.policy(batch, {"logp"}, temperature).logp
         return logp
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        yield from ((n, p.detach()) for n, p in self.policy.model.named_parameters() if not p.requires_grad)
+        yield from ((n, p.detach()) for n, p in self.model.named_parameters() if not p.requires_grad)
 
 
 class Copy(_Frozen):
     """The model with copies of what was trainable when the reference was made, in place of what is being trained."""
 
-    def __init__(self, policy: CausalLM, kind: str, trained: list[str]) -> None:
-        super().__init__(policy, kind)
-        own = dict(policy.model.named_parameters())
+    def __init__(self, policy: Policy, model: nn.Module, kind: str, trained: list[str]) -> None:
+        super().__init__(policy, model, kind)
+        own = dict(model.named_parameters())
         self.names = trained
         self.copies = nn.ParameterList(
             nn.Parameter(own[name].detach().clone(), requires_grad=False) for name in trained
@@ -113,7 +109,7 @@ class Copy(_Frozen):
     @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         copies = {f"model.{name}": tensor for name, tensor in self._weights()}
-        with self._still():
+        with eval_mode(self.policy):
             out: Any = torch.func.functional_call(self.policy, copies, (batch, {"logp"}, temperature))
         return out.logp  # type: ignore[no-any-return]
 
@@ -155,6 +151,25 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._disable_adapters = value
+
+
+def base_fingerprint(policy: Policy, backbone: Backbone, new: bool) -> str:
+    """A hash of the weights as a folder gave them: the base, an adapter that is trained on, heads that were there. New
+    adapters and heads start at random and are left out, and names are those without one: the same model is the same
+    with an adapter over it.
+
+    Args:
+        policy: whose weights they are.
+        backbone: its model.
+        new: whether its adapter was made by this run.
+    """
+    adapter = adapter_weights(backbone.model) if new and backbone.adapted else set()
+    heads = {f"heads.{name}." for name in policy.fresh}
+    return fingerprint_weights(
+        (name.replace("base_model.model.", "").replace(".base_layer.", "."), weight)
+        for name, weight in policy.named_parameters()
+        if name.removeprefix("model.") not in adapter and not any(name.startswith(head) for head in heads)
+    )
 
 
 def remove_dropout(model: nn.Module) -> None:

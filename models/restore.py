@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import yaml
 
+from leyden.atomic import is_whole
 from leyden.errors import UserError
 from leyden.policy.policy import Policy
-from leyden.run.folder import is_whole
 
 
 def config_of(file: Path) -> dict[str, Any]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from leyden.batch.forest import pack
-from leyden.batch.tree import Tree, packs
-from leyden.data.chat_template import Template
+from leyden.batch.tree import Tree, chunk_by_tokens
+from leyden.data.chat_template import ChatTemplate
 from leyden.errors import RowError, UserError
 from leyden.example import Example, Message, Sample
 from leyden.models.causal_lm import CausalLM
-from leyden.models.load import adapter_on, base_of
+from leyden.models.load import adapter_on
 from leyden.models.restore import config_of, restored, weights_of
-from leyden.models.shared_base import around, bare, check_frozen
+from leyden.models.shared_base import check_frozen, without_adapter
 from leyden.paths import resolve
 from leyden.policy.policy import Policy
 from leyden.rewards.reward import Reward, at
@@ -57,7 +57,7 @@ class ModelReward(nn.Module, Reward):
         batch_tokens: int = 16384,
         chat_template: str | None = None,
         system_prompt: str | None = None,
-        attention: Literal["auto", "segments", "varlen", "flex", "dense", "rows"] = "auto",
+        attention: str = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -90,19 +90,20 @@ class ModelReward(nn.Module, Reward):
             return
         if not isinstance(policy, CausalLM):
             raise UserError("--model.reward.base policy: only a CausalLM has weights to share; leave it out")
-        check_frozen(policy, "--model.reward.base policy", "leave it out")
+        check_frozen(policy.backbone, "--model.reward.base policy", "leave it out")
         mine, theirs = (
             json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))[
                 "base_model_name_or_path"
             ],
-            base_of(policy.model).config.name_or_path,
+            policy.backbone.base.config.name_or_path,
         )
         if Path(resolve(mine)).absolute() != Path(resolve(theirs)).absolute():
             raise UserError(
                 f"{self.path}: an adapter on {mine}, but the policy stands on {theirs}; leave out --model.reward.base "
                 "policy, or train a reward model on the policy's base"
             )
-        self._finish(around(policy, adapter_on(bare(policy), self.path, trained=False), self.path))
+        adapted = adapter_on(without_adapter(policy.backbone), self.path, trained=False)
+        self._finish(policy.on_same_base(adapted, self.path))
 
     def _finish(self, policy: Policy) -> None:
         """Build the policy that scores, and see that it can."""
@@ -119,7 +120,7 @@ class ModelReward(nn.Module, Reward):
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
         self.eval()
-        self.template = Template(policy.tokenizer, *self.texts)
+        self.template = ChatTemplate(policy.tokenizer, *self.texts)
 
     def train(self, mode: bool = True) -> ModelReward:
         return super().train(False)
@@ -136,7 +137,7 @@ class ModelReward(nn.Module, Reward):
         trees, places = self._trees(samples)
         device, scores = self.policy.device, torch.zeros(len(samples))
         parts = []
-        for few in packs(trees, self.batch_tokens):
+        for few in chunk_by_tokens(trees, self.batch_tokens):
             with torch.autocast(device.type, enabled=False):
                 found = self.policy(pack(few).to(device), {"score"}).score
             assert isinstance(found, Tensor)

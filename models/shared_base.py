@@ -1,4 +1,4 @@
-"""A second model on the frozen weights of a policy: one base, several adapters.
+"""A second model on the frozen weights of another: one base, several adapters.
 
 Several adapters in one tree of modules would have to be switched at every forward, and gradient checkpointing, which
 runs a forward again during the backward pass, would find whichever was switched on last. So each has its own tree of
@@ -8,22 +8,21 @@ modules, and only the frozen tensors in it are the policy's: nothing is switched
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from leyden.errors import UserError
-from leyden.models.load import base_of
+from leyden.models.backbone import Backbone, base_of
 from leyden.models.reference import adapter_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from leyden.models.causal_lm import CausalLM
 
-
-def check_frozen(policy: CausalLM, what: str, instead: str) -> None:
-    """That the policy trains an adapter and nothing below it.
+def check_frozen(backbone: Backbone, what: str, instead: str) -> None:
+    """That a model trains an adapter and nothing below it.
 
     Args:
         what: that wants to share its weights, for messages.
@@ -32,34 +31,32 @@ def check_frozen(policy: CausalLM, what: str, instead: str) -> None:
     Raises:
         UserError: it trains more.
     """
-    trained = {name for name, p in policy.model.named_parameters() if p.requires_grad}
-    if not hasattr(policy.model, "peft_config"):
-        raise UserError(f"{what}: all weights of {policy.path} are trained, so it has no fixed base; {instead}")
-    if others := sorted(trained - adapter_weights(policy.model)):
+    trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
+    if not backbone.adapted:
+        raise UserError(f"{what}: all weights of {backbone.path} are trained, so it has no fixed base; {instead}")
+    if others := sorted(trained - adapter_weights(backbone.model)):
         raise UserError(f"{what}: more than the adapter is trained ({others[0]}), in the base itself; {instead}")
 
 
-def bare(policy: CausalLM) -> PreTrainedModel:
-    """The policy's base without its adapter, as modules of their own around the same tensors."""
-    model = copy.deepcopy(policy.model, _shared(policy.model))
-    base: PreTrainedModel = base_of(model.unload())
+def without_adapter(backbone: Backbone) -> PreTrainedModel:
+    """The base without its adapter, as modules of their own around the same tensors."""
+    model = copy.deepcopy(backbone.model, _shared(backbone.model))
+    unloaded: Any = model
+    base: PreTrainedModel = base_of(unloaded.unload())
     return base
 
 
-def around(policy: CausalLM, model: nn.Module, path: str) -> CausalLM:
-    """A policy that runs `model` the way that another runs its own.
+def with_new_adapter(backbone: Backbone) -> nn.Module:
+    """The base with another adapter, of the same configuration, which starts as no change."""
+    from peft import get_peft_model
 
-    Args:
-        policy: on whose base `model` stands.
-        path: where heads and tokenizer of the new one come from.
-    """
-    from leyden.models.causal_lm import CausalLM
-
-    beside = CausalLM(path, attention=policy.attention)  # type: ignore[arg-type]
-    beside.dtype, beside.source, beside.positions = policy.dtype, policy.source, policy.positions
-    beside.gradient_checkpointing, beside._native = policy.gradient_checkpointing, policy._native
-    beside.model = model
-    return beside
+    model: Any = backbone.model
+    config = copy.deepcopy(model.peft_config[model.active_adapters[0]])
+    changes: dict[str, Any] = {"inference_mode": False}
+    if hasattr(config, "init_lora_weights"):  # some starts (PiSSA, OLoRA) rewrite the base
+        changes["init_lora_weights"] = True
+    adapted: nn.Module = get_peft_model(without_adapter(backbone), dataclasses.replace(config, **changes))
+    return adapted
 
 
 def _shared(model: nn.Module) -> dict[int, Any]:

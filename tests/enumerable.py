@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.data.datamodule import DataModule
+from leyden.data.prompts import Prompt, PromptLoader
 from leyden.example import Example, Sample
-from leyden.on_policy.rollout_loader import Prompt, PromptLoader
 from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
 
 WORDS, LENGTH, START = 8, 4, 0

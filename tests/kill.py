@@ -33,7 +33,7 @@ CLOCKS = ("perf/", "train/seconds")
 """Columns of metrics.csv that tell of time and memory."""
 SMALL = "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --model.policy.path small"
 PROMPTED = "--data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 --model.sampling.max_new_tokens 6"
-SAMPLING = f"{PROMPTED} --model.reward leyden.rewards.function.Function --model.reward.path kill_reward.vowels"
+SAMPLING = f"{PROMPTED} --model.reward leyden.rewards.Function --model.reward.path kill_reward.vowels"
 CASES = {
     "SFT": "--config sft --data.path rows.jsonl --data.batch_size 6 --data.val_fraction 0.2 --trainer.max_epochs 3 "
     "--trainer.accumulate_grad_batches 2 --checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from leyden.datamodules.file_data import RowData
+from leyden.datamodules.file_data import FileData
 
-Data = TypeVar("Data", bound=RowData)
+Data = TypeVar("Data", bound=FileData)
 
 
 def write(path: Path, rows: list[Any]) -> str:

@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from leyden.batch.forest import Totals, Tree
-from leyden.data.datamodule import DataModule
+from leyden.data.datamodule import DataModule, PlannedData
 from leyden.models import CausalLM
 
 NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
@@ -85,7 +85,7 @@ class InMemory:
         return self.trees[index]
 
 
-class TreeData(DataModule):
+class TreeData(PlannedData):
     """A DataModule over trees in memory."""
 
     def __init__(self, trees: list[Tree], held: list[Tree] | None = None, **kwargs: Any) -> None:

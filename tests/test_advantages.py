@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from leyden.advantages import gae, group_relative, leave_one_out, whiten
-from leyden.losses import clipped_surrogate, clipped_value, kl_estimate
+from leyden.losses import clipped_value, kl_estimate
+from leyden.surrogates import clipped_surrogate
 
 REWARD, VALUE = torch.tensor([[-0.1, -0.05, 1.0]]), torch.tensor([[0.2, 0.4, 0.5]])
 GOLDEN = [
@@ -73,15 +74,15 @@ def test_whitening_has_mean_zero_and_looks_at_nothing_else() -> None:
 )
 def test_clip_by_hand(ratio: float, advantage: float, loss: float) -> None:
     """The gradient ends exactly where moving on would only help."""
-    p = torch.tensor(ratio, requires_grad=True)
-    found = clipped_surrogate(p, torch.tensor(float(advantage)), 0.2)
+    p = torch.tensor([ratio], requires_grad=True)
+    found = clipped_surrogate(p, torch.tensor([float(advantage)]), 0.2)
     assert found.item() == pytest.approx(loss)
     clipped = loss in (-1.2, 0.8)
     assert torch.autograd.grad(found, p)[0].item() == (0 if clipped else -advantage)
 
 
 def test_value_loss_by_hand() -> None:
-    one = torch.ones(())
+    one = torch.ones(1)
     assert clipped_value(one, one / 2, 2 * one, 0.2).item() == pytest.approx(0.845)
     assert clipped_value(one, one / 2, 0 * one, 0.2).item() == pytest.approx(0.5)
     assert clipped_value(one, one / 2, 2 * one, None).item() == pytest.approx(0.5)

@@ -17,7 +17,7 @@ from leyden.algorithm.algorithm import Algorithm
 from leyden.algorithm.schedules import WarmupCosine, parameter_groups
 from leyden.algos import SFT
 from leyden.batch.forest import Batch, Tree, pack
-from leyden.data.step_plan import PlannedLoader, plan
+from leyden.data.step_plan import PlannedLoader, plan_steps
 from leyden.errors import UserError
 from leyden.losses import negative_log_likelihood
 
@@ -129,10 +129,10 @@ def test_validation_is_the_exact_mean_however_it_is_batched() -> None:
 def test_bits_per_character() -> None:
     held = some_trees(3, seed=5)
     algorithm, batch = SFT(small()), pack(held)
-    sums = {name: float(value.detach()) for name, value in algorithm.measures(batch).items()}
+    sums = {name: float(value.detach()) for name, value in algorithm.validation_sums(batch).items()}
     text = " ".join(str(t) for t in batch.tokens[batch.weight > 0].tolist())
     bits = sums["loss"] * float(batch.weight.sum()) / torch.tensor(2.0).log().item() / len(text)
-    assert algorithm.summary(sums)["bits_per_character"] == pytest.approx(bits)
+    assert algorithm.validation_metrics(sums)["bits_per_character"] == pytest.approx(bits)
 
 
 class Poisoned(SFT):
@@ -229,26 +229,26 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_plans_keep_every_row_once() -> None:
     lengths = [len(t) for t in some_trees(23)]
-    made = plan(range(23), lengths, 4, 1000, accumulate=2, world=2, seed=1)
+    made = plan_steps(range(23), lengths, 4, 1000, accumulate=2, world=2, seed=1)
     assert sorted(r for step in made.steps for micro in step for r in micro) == list(range(23))
     assert len(made.steps) == 6 and {len(step) for step in made.steps} == {4} and made.accumulate == 2
-    assert plan(range(23), lengths, 4, 1000, seed=2) != plan(range(23), lengths, 4, 1000, seed=1)
+    assert plan_steps(range(23), lengths, 4, 1000, seed=2) != plan_steps(range(23), lengths, 4, 1000, seed=1)
 
 
 def test_plan_errors_say_what_fits() -> None:
     with pytest.raises(
         UserError, match=r"longest row has 30 tokens but a micro-batch holds 20; set --data.max_tokens 30"
     ):
-        plan(range(2), [30, 5], 2, 20)
+        plan_steps(range(2), [30, 5], 2, 20)
     with pytest.raises(UserError, match=r"--trainer.accumulate_grad_batches 4"):
-        plan(range(8), [10] * 8, 8, 20)
-    assert plan(range(8), [10] * 8, 8, 20, accumulate=4).accumulate == 4
+        plan_steps(range(8), [10] * 8, 8, 20)
+    assert plan_steps(range(8), [10] * 8, 8, 20, accumulate=4).accumulate == 4
 
 
 def test_the_order_is_of_seed_and_epoch_and_shared_by_ranks() -> None:
     trees = TreeData(some_trees(12)).train_trees
     assert trees is not None
-    made = plan(range(12), trees.lengths, 2, 1000, world=2, seed=0)
+    made = plan_steps(range(12), trees.lengths, 2, 1000, world=2, seed=0)
     first, second = (PlannedLoader(trees, made, rank, seed=3) for rank in (0, 1))
     for _ in range(2):
         rows = [sorted([*a.row.tolist(), *b.row.tolist()]) for a, b in zip(first, second, strict=True)]
@@ -260,7 +260,7 @@ def test_the_order_is_of_seed_and_epoch_and_shared_by_ranks() -> None:
 def test_the_longest_micro_batch_comes_first_in_the_first_epoch_alone() -> None:
     trees = TreeData(some_trees(20)).train_trees
     assert trees is not None
-    loader = PlannedLoader(trees, plan(range(20), trees.lengths, 4, 1000, 2, seed=0), seed=7)
+    loader = PlannedLoader(trees, plan_steps(range(20), trees.lengths, 4, 1000, 2, seed=0), seed=7)
     epochs = [[batch.size for batch in loader] for _ in range(3)]
     assert epochs[0][0] == max(epochs[0]) and sorted(epochs[0]) == sorted(epochs[1])
     assert any(sizes[0] < max(sizes) for sizes in epochs[1:])
@@ -360,7 +360,7 @@ def test_every_prompt_is_answered_once_by_two_ranks(count: int, ranks: Ranks, tm
 def test_resuming_in_the_middle_of_another_plan_is_refused() -> None:
     trees = TreeData(some_trees(12)).train_trees
     assert trees is not None
-    loader, other = (PlannedLoader(trees, plan(range(12), trees.lengths, size, 1000), seed=0) for size in (2, 3))
+    loader, other = (PlannedLoader(trees, plan_steps(range(12), trees.lengths, size, 1000), seed=0) for size in (2, 3))
     batches = iter(loader)
     next(batches)
     with pytest.raises(UserError, match="planned differently"):
@@ -383,8 +383,8 @@ def told_on_one_rank(folder: str, calls: int, start: str | None) -> tuple[int, T
 
     from lightning.pytorch import Trainer
 
-    from leyden.checkpoint.callback import Checkpoint, Randomness
-    from leyden.checkpoint.signals import Stopping
+    from leyden.checkpoint.callback import Checkpoint, RNGState
+    from leyden.checkpoint.signals import GracefulStop
 
     class Told(SFT):
         seen = 0
@@ -396,7 +396,7 @@ def told_on_one_rank(folder: str, calls: int, start: str | None) -> tuple[int, T
             return super().loss(batch)
 
     found, code = Told(small(), optimizer=adamw), 0
-    callbacks = [Randomness(), Stopping(), Checkpoint(folder)]
+    callbacks = [RNGState(), GracefulStop(), Checkpoint(folder)]
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, accumulate_grad_batches=2,
                       callbacks=callbacks, logger=False, enable_progress_bar=False, enable_model_summary=False,
                       num_sanity_val_steps=0)  # fmt: skip

@@ -15,7 +15,7 @@ from leyden.models import CausalLM
 from leyden.models.attention import flex
 from leyden.models.attention.dispatch import Forest, choose, forest_attention
 from leyden.models.attention.segments import segment_mask
-from leyden.models.load import base_of, parts
+from leyden.models.backbone import base_of
 
 COMMON = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
 GQA = COMMON | dict(intermediate_size=48, num_key_value_heads=2)
@@ -63,7 +63,7 @@ def separate_logp(policy: CausalLM, batch: Batch) -> torch.Tensor:
     """Each prompt and response alone through the plain Hugging Face model: [T]."""
     out = torch.zeros(len(batch))
     base = base_of(policy.model)
-    with policy.native_attention():
+    with policy.backbone.native_attention():
         for n, last in enumerate(batch.last.tolist()):
             path, t = [], last
             while t >= 0:
@@ -99,7 +99,7 @@ def policy(request: pytest.FixtureRequest) -> CausalLM:
 
 
 def test_packed_equals_separate(policy: CausalLM) -> None:
-    assert policy.backend(torch.device("cpu")) == ("dense" if policy.path == "gemma2" else "segments")
+    assert policy.backbone.backend(torch.device("cpu")) == ("dense" if policy.path == "gemma2" else "segments")
     for batch in (pack(trees()), pack(trees(), length=80), pack(trees()).unshare()):
         logp, gradient = error(policy, batch, batch)
         assert logp < 1e-5 and gradient < 1e-5
@@ -149,7 +149,7 @@ def test_sliding_window_counts_positions() -> None:
     policy = small("mistral", *ARCHITECTURES["mistral"])
     batch = pack(trees())
     windowed = policy(batch).logp
-    for layer in parts(policy.model)[0].layers:
+    for layer in policy.backbone.body.layers:
         layer.self_attn.sliding_window = None
     base_of(policy.model).config.sliding_window = None
     assert (policy(batch).logp - windowed).abs().max() > 1e-3

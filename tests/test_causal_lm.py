@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.models.load import base_of
+from leyden.models.backbone import base_of
 from leyden.paths import resolve
 
 
@@ -138,7 +138,7 @@ def test_a_multimodal_gemma3_folder_trains_its_text_model(tmp_path: Path, adapte
     policy = CausalLM(path, adapter=adapter)
     policy.build()
     assert type(base_of(policy.model)).__name__ == "Gemma3ForConditionalGeneration"
-    assert policy.backend(torch.device("cpu")) == "segments"
+    assert policy.backbone.backend(torch.device("cpu")) == "segments"
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     assert trained and not any("vision" in name or "projector" in name for name in trained)
     policy(batch_of(policy)).logp.sum().backward()

@@ -19,7 +19,7 @@ from chat import GEMMA, byte_level, word_marked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
 from leyden.data.tokenizer import load_tokenizer
 from leyden.errors import UserError
 from leyden.models import CausalLM
@@ -105,7 +105,7 @@ def test_words_come_one_by_one(tokenizer: Any) -> None:
 
 
 def conversation(positions: int | None = None, room: int = 8, template: str | None = None) -> Conversation:
-    return Conversation(Template(load_tokenizer("tiny"), template), positions, room)
+    return Conversation(ChatTemplate(load_tokenizer("tiny"), template), positions, room)
 
 
 def test_the_prompt_is_the_template_of_all_turns() -> None:
@@ -173,7 +173,9 @@ def chat(policy: CausalLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     def run(*lines: str, system: str = "", **sampling: Any) -> tuple[int, str, str, Conversation]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         how = Sampling(**({"max_new_tokens": 12, "temperature": 0.7} | sampling))
-        talk = Conversation(Template(policy.tokenizer, stop=policy.stop), policy.positions, how.max_new_tokens, system)
+        talk = Conversation(
+            ChatTemplate(policy.tokenizer, stop=policy.stop), policy.positions, how.max_new_tokens, system
+        )
         capsys.readouterr()
         code = Talk(policy, talk, how).run()
         shown = capsys.readouterr()
@@ -185,7 +187,7 @@ def chat(policy: CausalLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
 def test_a_chat_says_what_generate_says(chat: Any, policy: CausalLM, temperature: float) -> None:
     how = Sampling(max_new_tokens=40, temperature=temperature, top_p=0.9, seed=3)
-    template = Template(policy.tokenizer, stop=policy.stop)
+    template = ChatTemplate(policy.tokenizer, stop=policy.stop)
     turns, expected = list[Any](), []
     for key, question in enumerate(["안녕하세요?", "What is 2 plus 3?"]):
         turns.append({"role": "user", "content": question})

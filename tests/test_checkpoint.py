@@ -24,14 +24,16 @@ from peft import LoraConfig, get_peft_model
 from small import Numbers, TreeData, fit, small, some_trees, weights_of
 
 from leyden.algos import PPO, SFT
-from leyden.atomic import AtomicCheckpointIO
+from leyden.atomic import writing
 from leyden.batch.forest import Tree
-from leyden.checkpoint.callback import Checkpoint, Randomness, interval
-from leyden.checkpoint.find import FORMAT, damage, find_checkpoint, header
+from leyden.checkpoint.callback import Checkpoint, RNGState, interval
+from leyden.checkpoint.find import FORMAT, AtomicCheckpointIO, damage, find_checkpoint, header
+from leyden.data import Prompt
 from leyden.errors import UserError
-from leyden.fingerprint import of_trees, of_weights
+from leyden.example import Example, Message
+from leyden.fingerprint import fingerprint_trees, fingerprint_weights
+from leyden.on_policy import AnsweredPrompt
 from leyden.on_policy.rollout_file import RolloutFile
-from leyden.run.folder import writing
 from leyden.run.metrics_csv import MetricsCSV
 
 FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
@@ -50,7 +52,7 @@ class Scripted(Toy):
         super().__init__(*args, **kwargs)
         self.values, self.stage = values, stage
 
-    def measures(self, batch):
+    def validation_sums(self, batch):
         return {"loss": torch.tensor(self.values[self.global_step // 4])}
 
     def _stage(self):
@@ -167,8 +169,14 @@ def test_the_start_of_a_new_adapter_is_no_part_of_the_base() -> None:
 
 def test_packed_weights_have_a_fingerprint() -> None:
     packed = torch.randint(0, 256, (5000, 1), dtype=torch.uint8)
-    assert of_weights([("w", packed)]) == of_weights([("w", packed.clone())]) != of_weights([("w", packed + 1)])
-    assert of_weights([("w", torch.ones(3))]) != of_weights([("w", torch.ones(3, dtype=torch.bfloat16))])
+    assert (
+        fingerprint_weights([("w", packed)])
+        == fingerprint_weights([("w", packed.clone())])
+        != fingerprint_weights([("w", packed + 1)])
+    )
+    assert fingerprint_weights([("w", torch.ones(3))]) != fingerprint_weights(
+        [("w", torch.ones(3, dtype=torch.bfloat16))]
+    )
 
 
 class Words(Numbers):
@@ -214,7 +222,7 @@ def test_rows_are_told_apart_as_they_are_trained_on() -> None:
     one = some_trees(8)
     assert of(one) == of(some_trees(8)) != of(one[:-1])
     assert of(one) != of([Tree([*t.prompt[:-1], 96], t.responses, None, t.weights, t.row) for t in one])
-    assert of_trees(SimpleNamespace(fingerprint="abc")) == "abc"
+    assert fingerprint_trees(SimpleNamespace(fingerprint="abc")) == "abc"
 
 
 def test_files_are_told_apart_by_what_is_in_them(tmp_path: Path) -> None:
@@ -640,13 +648,14 @@ def test_a_full_disk_is_said_of_every_file(disk: Callable[[str], Path]) -> None:
             log.log_metrics({"a": 1.0}, step)
     log.finalize("failed")  # a second error would hide the first
     with pytest.raises(UserError, match=rf"rollouts\.jsonl: {said}"):
-        rollouts.append([{"prompt": "x" * 9000}])
+        prompt = Prompt(0, Example([Message(role="user", content="x" * 9000)]), [1])
+        rollouts.append([AnsweredPrompt(prompt, 0, [])])
     with pytest.raises(UserError, match=rf"a\.ckpt: {said}"):
         AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10_000)}, place / "a.ckpt")
     assert sorted(file.name for file in place.iterdir()) == ["metrics.csv", "much", "rollouts.jsonl"]
     (place / "much").unlink()
     again = MetricsCSV(place)
-    again.cut(1)  # the row that was cut off is none
+    again.truncate(1)  # the row that was cut off is none
     again.log_metrics({"a": 2.0}, 1)
     again.finalize("success")
     assert [row["step"] for row in rows(place / "metrics.csv")] == ["1", "2"]
@@ -683,13 +692,13 @@ def test_the_row_of_a_checkpoint_is_not_lost(tmp_path: Path) -> None:
     log = MetricsCSV(tmp_path)
     for step in range(3):
         log.log_metrics({"a": step}, step)
-    row = log.kept(4, {"a": 7.5, "b": 1.0})
+    row = log.state_dict(4, {"a": 7.5, "b": 1.0})
     assert row == {"step": 4, "a": 7.5, "b": 1.0}
     assert [line["step"] for line in rows(tmp_path / "metrics.csv")] == ["1", "2", "3"]  # those before are on disk
     with (tmp_path / "metrics.csv").open("a") as stream:
         stream.write("12")  # of 123, which was cut off
     again = MetricsCSV(tmp_path)
-    again.cut(4, row)
+    again.truncate(4, row)
     again.log_metrics({"a": 9.0}, 4)
     again.finalize("success")
     found = [list(line.values()) for line in rows(tmp_path / "metrics.csv")]
@@ -706,7 +715,7 @@ def test_validation_draws_no_random_numbers_of_training() -> None:
     for held in (0, 4):
         found = algorithm(PPO, {"epochs": 2}, reward=draw)
         torch.manual_seed(3)
-        fit(found, Questions(held=held), max_epochs=3, callbacks=[Randomness()], num_sanity_val_steps=0)
+        fit(found, Questions(held=held), max_epochs=3, callbacks=[RNGState()], num_sanity_val_steps=0)
         ends.append(weights_of(found.policy))
     assert torch.equal(*ends)
 
@@ -718,17 +727,17 @@ def test_a_rollout_that_was_left_early_is_gone_on_from(tmp_path: Path) -> None:
 
     free = algorithm(Watched, {"epochs": 3, "minibatches": 2})
     fit(free, Questions(), max_epochs=2)
-    limit = sorted(now["ppo/approx_kl"] for now in free.seen)[7]
+    limit = sorted(now["policy/approx_kl"] for now in free.seen)[7]
     options = {"epochs": 3, "minibatches": 2, "stop_kl": limit}
     whole = algorithm(Watched, options)
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
-    trainer = fit(whole, Questions(), max_epochs=4, callbacks=[saver, Randomness()], enable_checkpointing=True)
+    trainer = fit(whole, Questions(), max_epochs=4, callbacks=[saver, RNGState()], enable_checkpointing=True)
     assert trainer.global_step < 24
     from test_on_policy import resume as again
 
     for step in range(1, trainer.global_step):
         found = algorithm(Watched, options)
-        again(found, Questions(), tmp_path / f"{step}.ckpt", max_epochs=4, callbacks=[Randomness()])
+        again(found, Questions(), tmp_path / f"{step}.ckpt", max_epochs=4, callbacks=[RNGState()])
         assert torch.equal(weights_of(found.policy), weights_of(whole.policy)), step
 
 

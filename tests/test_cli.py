@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from leyden.cli import class_names as names
+from leyden.class_paths import import_object
+from leyden.cli import class_names
 from leyden.cli.command import read_command
 from leyden.cli.config_keys import flag_keys, flags, read
 from leyden.errors import UserError
@@ -59,7 +61,7 @@ def test_help_on_fit_names_classes_and_configs_that_exist(leyden) -> None:
     code, out, _ = leyden("fit", "--help")
     assert code == 0
     assert all(word in out for word in ("SFT", "InstructionData", "sft", "lora", "pretrain", "--ckpt_path last"))
-    assert "RowData" not in out
+    assert "FileData" not in out
 
 
 WRONG = {
@@ -165,31 +167,31 @@ def test_a_fragment_may_stand_before_the_config_it_belongs_to(leyden, workplace:
 def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
     config = resolved(leyden, *"--model SFT --data toy.ToyData --data.path x --model.policy.path y".split())
     policy = config["model"]["init_args"]["policy"]
-    assert policy["class_path"] == "leyden.models.causal_lm.CausalLM" and policy["init_args"]["path"] == "y"
+    assert policy["class_path"] == "leyden.models.CausalLM" and policy["init_args"]["path"] == "y"
 
 
 FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2", "eval", "wandb"), "sft") | {"one_base": "ppo"}
 """What stands after another config, and one that it goes with."""
 
 
-@pytest.mark.parametrize("name", sorted(names.configs()))
+@pytest.mark.parametrize("name", sorted(class_names.configs()))
 def test_every_shipped_config_parses(name: str, leyden) -> None:
     base = [] if name not in FRAGMENTS else ["--config", FRAGMENTS[name]]
-    samples = {"ppo": "ppo.PPO", "grpo": "grpo.GRPO", "rejection_sampling": "rejection_sampling.RejectionSampling"}
+    samples = {"ppo": "PPO", "grpo": "GRPO", "rejection_sampling": "RejectionSampling"}
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
-    algorithm = {"dpo": "dpo.DPO", "reward_model": "reward_model.RewardModel", **samples}.get(name, "sft.SFT")
+    algorithm = {"dpo": "DPO", "reward_model": "RewardModel", **samples}.get(name, "SFT")
     assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
-    data = "preference.PreferenceData" if name in ("dpo", "reward_model") else "instruction.InstructionData"
-    data = "prompts.PromptData" if name in samples else data
+    data = "PreferenceData" if name in ("dpo", "reward_model") else "InstructionData"
+    data = "PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name in ("lora", "qlora"))
     assert adapter is None or adapter["init_args"]["r"] == 16
-    if algorithm == "sft.SFT":
+    if algorithm == "SFT":
         assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
 
 
@@ -221,12 +223,31 @@ def test_a_class_in_a_value_with_braces_is_checked(workplace: Path) -> None:
         read_command("fit", ["--config", "toy.yaml", "--model.policy", value])
 
 
-def test_names_come_from_the_source_of_the_rooms() -> None:
-    assert names.of_kind("model")["SFT"] == "leyden.algos.sft.SFT"
-    assert names.of_kind("data")["InstructionData"] == "leyden.datamodules.instruction.InstructionData"
-    assert names.of_kind("model.policy")["CausalLM"] == "leyden.models.causal_lm.CausalLM"
-    assert "RowData" in names.classes() and "RowData" not in names.of_kind("data")  # only others build on it
-    assert "Algorithm" not in names.of_kind("model") and "CausalLM" not in names.of_kind("model")
+@pytest.mark.parametrize("kind", sorted(class_names.KINDS))
+def test_names_read_from_the_text_are_those_of_the_classes(kind: str) -> None:
+    """What help lists without an import is what an import finds: all public classes of a kind, and no others."""
+    root = class_names.KINDS[kind]
+    real = {name: import_object(path, kind) for name, path in class_names.classes().items()}
+    bases = {base for one in real.values() if isinstance(one, type) for base in one.__mro__ if base.__name__ == root}
+    expected = {
+        name
+        for name, one in real.items()
+        if isinstance(one, type) and bases & set(one.__mro__[1:]) and "abstractmethod" not in own_text(one)
+    }
+    assert set(class_names.of_kind(kind)) == expected
+
+
+def own_text(kind: type) -> str:
+    return inspect.getsource(kind)
+
+
+def test_short_names_have_short_paths() -> None:
+    assert class_names.of_kind("model")["SFT"] == "leyden.algos.SFT"
+    assert class_names.of_kind("data")["InstructionData"] == "leyden.datamodules.InstructionData"
+    assert class_names.of_kind("model.reward")["Gold"] == "leyden.rewards.Gold"
+    assert class_names.of_kind("model.objective")["IPO"] == "leyden.objectives.IPO"
+    assert "StoredRows" in class_names.sources() and "StoredRows" not in class_names.classes()
+    assert "Algorithm" not in class_names.of_kind("model") and "CausalLM" not in class_names.of_kind("model")
 
 
 def test_unexpected_errors_keep_their_traceback(leyden, workplace: Path) -> None:

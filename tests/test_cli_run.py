@@ -19,11 +19,11 @@ import pytest
 import torch
 import yaml
 
-from leyden.atomic import AtomicCheckpointIO
-from leyden.checkpoint.find import find_checkpoint
+from leyden.atomic import write_whole
+from leyden.checkpoint.find import AtomicCheckpointIO, find_checkpoint
 from leyden.errors import UserError
-from leyden.rng_states import generator_states, set_generator_states
-from leyden.run.folder import claim, differences, write_whole
+from leyden.rng import rng_states, set_rng_states
+from leyden.run.folder import claim_folder, differences
 from leyden.run.metrics_csv import MetricsCSV
 from leyden.run.predictions import PredictionWriter
 from leyden.run.progress import summarise, total_steps
@@ -313,9 +313,9 @@ def test_random_generators_come_back_through_a_checkpoint(tmp_path: Path) -> Non
 
     import numpy as np
 
-    AtomicCheckpointIO().save_checkpoint(generator_states(), tmp_path / "r.ckpt")
+    AtomicCheckpointIO().save_checkpoint(rng_states(), tmp_path / "r.ckpt")
     drawn = [torch.rand(3).tolist(), random.random(), np.random.rand(2).tolist(), random.gauss(0, 1)]
-    set_generator_states(torch.load(tmp_path / "r.ckpt", weights_only=True))
+    set_rng_states(torch.load(tmp_path / "r.ckpt", weights_only=True))
     assert [torch.rand(3).tolist(), random.random(), np.random.rand(2).tolist(), random.gauss(0, 1)] == drawn
 
 
@@ -333,7 +333,7 @@ def test_metrics_share_rows_grow_columns_and_are_cut(tmp_path: Path) -> None:
         ["4", "", "", "1.5"],
     ]
     resumed = MetricsCSV(tmp_path)
-    resumed.cut(2)
+    resumed.truncate(2)
     resumed.log_metrics({"late": 7}, 1)  # validation of the step at which the checkpoint was taken
     resumed.log_metrics({"a": 5}, 2)
     resumed.finalize("success")
@@ -344,15 +344,15 @@ def test_metrics_share_rows_grow_columns_and_are_cut(tmp_path: Path) -> None:
 def test_only_the_first_process_claims_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUN", raising=False)
-    first = claim(None, "sft", resume=False)
+    first = claim_folder(None, "sft", resume=False)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert claim(None, "sft", resume=False).folder == first.folder == Path("runs/sft-1")
+    assert claim_folder(None, "sft", resume=False).folder == first.folder == Path("runs/sft-1")
     monkeypatch.delenv("LOCAL_RANK")
     (first.folder / "config.yaml").touch()
     with pytest.raises(UserError, match="already holds a run"):
-        claim("runs/sft-1", "sft", resume=False)
-    assert claim("runs/sft-1", "sft", resume=True).folder == first.folder
-    assert claim(None, "sft", resume=False).folder == Path("runs/sft-2")
+        claim_folder("runs/sft-1", "sft", resume=False)
+    assert claim_folder("runs/sft-1", "sft", resume=True).folder == first.folder
+    assert claim_folder(None, "sft", resume=False).folder == Path("runs/sft-2")
 
 
 def test_the_summary_counts_quantised_weights_unpacked() -> None:

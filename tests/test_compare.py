@@ -27,7 +27,7 @@ from leyden.compare.groups import grouped
 from leyden.compare.intervals import Interval, over_prompts, over_seeds, t_quantile
 from leyden.compare.numbers import cell, number
 from leyden.compare.page import page
-from leyden.compare.run import Run, read_run
+from leyden.compare.run import RunFiles, read_run
 from leyden.compare.table import show
 
 FACTS: dict[str, Any] = {
@@ -139,7 +139,7 @@ def runs(workplace: Path) -> Path:
     return workplace / "runs"
 
 
-def read(*folders: Path) -> list[Run]:
+def read(*folders: Path) -> list[RunFiles]:
     return [read_run(folder, name) for folder, name in find_runs([str(folder) for folder in folders]).items()]
 
 
@@ -297,8 +297,8 @@ def test_what_cannot_be_compared_is_refused_by_column(reason: str, runs: Path) -
     (refusal,) = found.refusals
     assert (set(refusal.columns), refusal.runs) == (columns, ("sft-1",)) and reason in refusal.reason
     sft = next(group for group in found.groups if group.name == "SFT")
-    shown = {one.name for one in found.measures if found.value(sft, one.column) is not None}
-    assert shown == {one.name for one in found.measures} - columns
+    shown = {one.name for one in found.columns if found.value(sft, one.column) is not None}
+    assert shown == {one.name for one in found.columns} - columns
     source = page(found)
     assert reason in source and "not comparable" in source if "reward" in columns else reason in source
 

@@ -74,7 +74,7 @@ def test_a_new_critic_says_nothing_and_starts_without_change(batch: Batch) -> No
     policy = adapted()
     critic = policy.critic()
     assert bool((critic(batch) == 0).all()) and critic.policy.fresh == {"value"}
-    with torch.no_grad(), critic.policy.native_attention(), policy.native_attention():
+    with torch.no_grad(), critic.policy.backbone.native_attention(), policy.backbone.native_attention():
         tokens = torch.tensor([[5, 9, 2]])
         with policy.model.disable_adapter():
             assert torch.equal(critic.policy.model(tokens).logits, policy.model(tokens).logits)

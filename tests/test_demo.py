@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leyden.cli.demo import Size, gain, looks, main, run
-from leyden.cli.demo_stages import unfinished
+from leyden.cli.demo import Size, gain, looks, main, run, unfinished
 from leyden.cli.launcher import main as leyden
 from leyden.errors import UserError
 

@@ -19,16 +19,19 @@ from small import TreeData, fit, small, some_trees
 from test_on_policy import Questions, algorithm
 
 from leyden.algos import DPO, GRPO, PPO
-from leyden.batch.forest import Tree
-from leyden.checkpoint.callback import Randomness
+from leyden.checkpoint.callback import RNGState
+from leyden.data import Prompt
 from leyden.diagnostics.callback import Diagnostics, settings
 from leyden.diagnostics.history import FIRST, LATEST, History
 from leyden.diagnostics.rules import RULES, Finding
-from leyden.on_policy.metrics import _with_length
+from leyden.example import Example
+from leyden.on_policy import AnsweredPrompt, Rollout
+from leyden.on_policy.metrics import rollout_metrics, rollout_sums
+from leyden.policy import Response
 from leyden.policy.policy import Sampling
 from leyden.run.callbacks import FinalValidation
 from leyden.run.metrics_csv import MetricsCSV
-from leyden.run.progress import Progress
+from leyden.run.progress import Progress, print_line
 
 ROOT = Path(__file__).parent.parent
 PPO_SETTINGS = {
@@ -64,7 +67,7 @@ def rollouts(changed: Mapping[str, Any], given: Mapping[str, Any] = PPO_SETTINGS
         step = 1 + 16 * rollout
         history.add(step, {name: values[rollout] for name, values in series.items()})
         for minor in range(16):
-            found = {"train/grad_norm": 3.0, "ppo/clip_fraction": 0.0 if minor == 0 else clip}
+            found = {"train/grad_norm": 3.0, "policy/clip_fraction": 0.0 if minor == 0 else clip}
             history.add(step + minor, found)
     history.end()
     return history
@@ -175,7 +178,7 @@ def test_noise_is_not_complained_of(seed: int) -> None:
         for minor in range(16):
             noise = {"train/grad_norm": r.lognormvariate(1, 0.7), "train/chosen_drift": r.gauss(0, 0.2)}
             history.add(
-                16 * rollout + minor, (found if minor == 0 else {}) | noise | {"ppo/clip_fraction": r.random() / 5}
+                16 * rollout + minor, (found if minor == 0 else {}) | noise | {"policy/clip_fraction": r.random() / 5}
             )
         assert fired(history) == {}, rollout
 
@@ -218,20 +221,29 @@ def test_values_that_are_no_numbers_are_passed_over() -> None:
 def test_a_history_stays_small_and_comes_back_from_its_state() -> None:
     history = steps("train/grad_norm", [float(i) for i in range(1000)])
     history.add(1000, {"train/grad_norm": 5.0})  # the same step again
-    state = json.loads(json.dumps(history.state()))
+    state = json.loads(json.dumps(history.state_dict()))
     assert len(state["points"]["train/grad_norm"]) == LATEST and len(state["first"]["train/grad_norm"]) == FIRST
     other = History()
-    other.load(state)
+    other.load_state_dict(state)
     assert other.latest("train/grad_norm", 2) == [998.0, 5.0] and other.first("train/grad_norm", 8) == [*range(8)]
+
+
+def length_correlation(prompts: list[tuple[list[int], list[float]]]) -> float | None:
+    """Of prompts, each with the lengths of its responses and their scores."""
+    prompt = Prompt(0, Example([]), [1])
+    answered = [
+        AnsweredPrompt(prompt, n, [Response([1] * length, [0.0] * length, True, "") for length in lengths], scores)
+        for n, (lengths, scores) in enumerate(prompts)
+    ]
+    rollout = Rollout(0, answered, Rollout.pack(answered))
+    return rollout_metrics(rollout_sums(rollout)).get("rollout/length_correlation")
 
 
 def test_length_correlation() -> None:
     """By hand; within prompts where there are several answers, or a long answer to a hard question would count."""
-    trees = [Tree([1], [[1], [1, 1]], [0.0, 1.0]), Tree([1], [[1] * 9, [1] * 10], [-5.0, -4.0])]
-    assert _with_length(trees) == pytest.approx(1.0)
-    alone = [Tree([1], [[1] * n], [score]) for n, score in ((1, 3.0), (2, 2.0), (3, 1.0))]
-    assert _with_length(alone) == pytest.approx(-1.0)
-    assert _with_length([Tree([1], [[1], [1, 1]], [1.0, 1.0])]) is None
+    assert length_correlation([([1, 2], [0.0, 1.0]), ([9, 10], [-5.0, -4.0])]) == pytest.approx(1.0)
+    assert length_correlation([([1], [3.0]), ([2], [2.0]), ([3], [1.0])]) == pytest.approx(-1.0)
+    assert length_correlation([([1, 2], [1.0, 1.0])]) is None
 
 
 # -- in runs ---------------------------------------------------------------------------------------------------------
@@ -256,7 +268,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def run(folder: Path, found: Any, data: Any, **options: Any) -> tuple[list[str], list[dict[str, Any]]]:
     folder.mkdir(exist_ok=True)
     bar = Shown()
-    callbacks = [bar, Diagnostics(), Randomness(), FinalValidation(), *options.pop("callbacks", [])]
+    callbacks = [bar, Diagnostics(), RNGState(), FinalValidation(), *options.pop("callbacks", [])]
     loggers = [MetricsCSV(folder)]
     fit(found, data, default_root_dir=folder, logger=loggers, callbacks=callbacks, enable_progress_bar=True, **options)
     return [line for line in bar.lines if "; try " in line], written(folder)
@@ -305,7 +317,7 @@ def test_a_resumed_run_says_what_an_unbroken_one_does(tmp_path: Path) -> None:
             log_every_n_steps=1,
             default_root_dir=folder,
             logger=[MetricsCSV(folder)],
-            callbacks=[Shown(), Diagnostics(), Randomness(), *([] if resume else [saving])],
+            callbacks=[Shown(), Diagnostics(), RNGState(), *([] if resume else [saving])],
             enable_checkpointing=resume is None,
             enable_model_summary=False,
         )
@@ -341,7 +353,7 @@ def test_it_listens_and_changes_nothing(tmp_path: Path) -> None:
 def test_without_a_bar_it_says_so_on_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr("sys.stderr", shown)
-    Diagnostics._say(SimpleNamespace(progress_bar_callback=None), "step 3 · something")  # type: ignore[arg-type]
+    print_line(SimpleNamespace(progress_bar_callback=None), "step 3 · something")  # type: ignore[arg-type]
     assert shown.getvalue() == "step 3 · something\n"
 
 

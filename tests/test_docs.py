@@ -157,9 +157,9 @@ def test_the_page_on_evaluation_runs(leyden, workplace: Path, monkeypatch: pytes
 
 
 def test_the_sweep_says_what_the_command_line_takes(leyden, workplace: Path) -> None:
-    sweep = yaml.safe_load((ROOT / "docs" / "sweep.yaml").read_text(encoding="utf-8"))
-    chosen = [f"--{name}={given['values'][0]}" for name, given in sweep["parameters"].items()]
-    words = [word for word in sweep["command"][1:] if word != "${args}"]
+    all_rows = yaml.safe_load((ROOT / "docs" / "sweep.yaml").read_text(encoding="utf-8"))
+    chosen = [f"--{name}={given['values'][0]}" for name, given in all_rows["parameters"].items()]
+    words = [word for word in all_rows["command"][1:] if word != "${args}"]
     code, printed, error = leyden(*words, *chosen, "--print_config")
     assert code == 0 and "kl_coef: 0.02" in printed and "leyden.wandb.WandB" in printed, error
 

@@ -18,13 +18,13 @@ from test_on_policy import Questions, evens
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling
 from leyden.batch.forest import Tree, pack
-from leyden.checkpoint.callback import Randomness
-from leyden.data.chat_template import Template
+from leyden.checkpoint.callback import RNGState
+from leyden.data.chat_template import ChatTemplate
+from leyden.data.prompts import Prompt
 from leyden.evaluation import metrics as answers
 from leyden.evaluation.evaluator import Evaluator
 from leyden.example import Example, Message
 from leyden.models import CausalLM
-from leyden.on_policy.rollout_loader import Prompt
 from leyden.policy.policy import Sampling
 from leyden.run.callbacks import FinalValidation
 from leyden.run.metrics_csv import MetricsCSV
@@ -43,12 +43,12 @@ class Fixed(Evaluator):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**({"reward": evens, "sampling": SHORT} | kwargs))
 
-    def prompts(self, template: Template) -> list[Prompt]:
+    def prompts(self, template: ChatTemplate) -> list[Prompt]:
         asked = [[3, 5, 8], [7], [11, 2], [6, 6, 6, 6], [9, 1]]
         said = [Message(role="user", content=" ".join(map(str, tokens))) for tokens in asked]
         return [Prompt(n, Example([said[n]], source=f"q:{n + 1}"), tokens) for n, tokens in enumerate(asked)]
 
-    def text(self, template: Template) -> list[Tree]:
+    def text(self, template: ChatTemplate) -> list[Tree]:
         return [Tree([], [[4, 9, 2, 8]]), Tree([], [[1, 2]])]
 
 
@@ -114,8 +114,8 @@ def test_the_measures_are_those_by_hand(tmp_path: Path) -> None:
     assert found["eval/reward"] == pytest.approx(sum(rewards) / 5)
     before = start.generate([p.tokens for p in asked], 1, looks.sampling, [p.row for p in asked])
     theirs = evens([type("S", (), {"response": group[0].text})() for group in before])  # type: ignore[misc]
-    won = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(rewards, theirs, strict=True)]
-    assert found["eval/win_rate"] == pytest.approx(sum(won) / 5)
+    pairwise_wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(rewards, theirs, strict=True)]
+    assert found["eval/win_rate"] == pytest.approx(sum(pairwise_wins) / 5)
 
 
 def test_the_same_start_is_the_same_reference_with_an_adapter_over_it() -> None:
@@ -132,7 +132,7 @@ def test_wins_and_their_interval() -> None:
     assert (low, high) == answers.bootstrap(values)
     assert low == pytest.approx(0.6 - 1.96 * (0.24 / 100) ** 0.5, abs=0.015)  # the normal interval of a proportion
     assert high == pytest.approx(0.6 + 1.96 * (0.24 / 100) ** 0.5, abs=0.015)
-    assert answers.error([1.0, 3.0]) == 1.0 and answers.error([2.0]) == 0.0
+    assert answers.standard_error([1.0, 3.0]) == 1.0 and answers.standard_error([2.0]) == 0.0
 
 
 def test_diversity_counts_pairs_of_words_over_all_answers() -> None:
@@ -188,7 +188,7 @@ def test_resumed_is_never_stopped(kind: type, tmp_path: Path) -> None:
         trainer = Trainer(accelerator="cpu", devices=1, max_epochs=epochs, enable_progress_bar=False,
                           enable_model_summary=False, logger=[MetricsCSV(folder)], default_root_dir=folder,
                           log_every_n_steps=1, num_sanity_val_steps=0,
-                          callbacks=[Fixed(), Randomness(), keep])  # fmt: skip
+                          callbacks=[Fixed(), RNGState(), keep])  # fmt: skip
         trainer.fit(algorithm, data, ckpt_path=checkpoint, weights_only=False)
 
     run(tmp_path / "whole", 2)

@@ -98,7 +98,7 @@ def test_a_card_says_what_it_is(runs: Path, tmp_path: Path) -> None:
     text = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
     head = yaml.safe_load(text.split("---")[1])
     assert head["library_name"] == "peft" and "sft" in head["tags"]
-    for part in ("with SFT on `rows.jsonl`", "| train/loss |", "weights of policy", "class_path: leyden.algos.sft.SFT",
+    for part in ("with SFT on `rows.jsonl`", "| train/loss |", "weights of policy", "class_path: leyden.algos.SFT",
                  "PeftModel.from_pretrained"):  # fmt: skip
         assert part in text, part
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from leyden.datamodules.formats.formats import FORMATS, KINDS, RowError, describe, detect, parse
+from leyden.datamodules.formats.format import KINDS
+from leyden.datamodules.formats.formats import FORMATS, describe, detect, parse
+from leyden.datamodules.formats.row_error import RowError
 from leyden.errors import UserError
 from leyden.example import Example
 

@@ -102,7 +102,7 @@ def _no_classifier() -> None:
     """The stand-in for a tokenizer is no tokenizer that scores could be exported with."""
     import leyden.models.saving.save as save
 
-    save._save_reward = lambda policy, state, folder: save._save_language(policy, state, folder)  # type: ignore[attr-defined]
+    save._save_reward = save._save_language  # type: ignore[attr-defined]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -117,7 +117,7 @@ def test_sharded_is_whole(name: str, model: str, ranks: Ranks, tmp_path: Path, m
     if name == "reward":
         import leyden.models.saving.save as save
 
-        monkeypatch.setattr(save, "_save_reward", lambda policy, state, to: save._save_language(policy, state, to))
+        monkeypatch.setattr(save, "_save_reward", save._save_language)
     one = train(algorithm(name, model), name, str(tmp_path / "one"))
     two = ranks(on_rank, name, model, str(tmp_path / "two"))
     assert two[0] == two[1] and two[0].keys() == _told(one).keys() and len(two[0]) >= 3
@@ -138,8 +138,9 @@ def resumed_on_rank(path: str, folder: str) -> list[torch.Tensor]:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from test_on_policy import resume
 
-    from leyden.checkpoint.callback import Randomness
-    from leyden.sharding import FSDP2, plain
+    from leyden.checkpoint.callback import RNGState
+    from leyden.distributed import full_tensor
+    from leyden.sharding import FSDP2
 
     ends = []
     trees = some_trees(16)
@@ -149,10 +150,10 @@ def resumed_on_rank(path: str, folder: str) -> list[torch.Tensor]:
         saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
         own: dict[str, Any] = dict(devices=2, strategy=FSDP2(process_group_backend="gloo"), max_epochs=2)
         if start is None:
-            fit(found, TreeData(trees, batch_size=8), callbacks=[saver, Randomness()], enable_checkpointing=True, **own)
+            fit(found, TreeData(trees, batch_size=8), callbacks=[saver, RNGState()], enable_checkpointing=True, **own)
         else:
-            resume(found, TreeData(trees, batch_size=8), Path(folder) / start, callbacks=[Randomness()], **own)
-        ends.append(torch.cat([plain(p.detach()).flatten() for p in found.policy.parameters()]))
+            resume(found, TreeData(trees, batch_size=8), Path(folder) / start, callbacks=[RNGState()], **own)
+        ends.append(torch.cat([full_tensor(p.detach()).flatten() for p in found.policy.parameters()]))
     return ends
 
 

@@ -13,8 +13,8 @@ from leyden import models
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.models.attention.cached import Step
-from leyden.models.attention.forest import Ask
+from leyden.models.attention.cached import DecodeStep
+from leyden.models.attention.forest import AttentionArgs
 from leyden.models.attention.kv_cache import Cache, close
 from leyden.models.attention.partial import join, partial
 from leyden.models.generation import decoder as decode
@@ -54,7 +54,7 @@ def tokens(groups: list[list[Response]]) -> list[list[list[int]]]:
 
 def greedy(policy: CausalLM, prompt: list[int], tokens: int) -> list[int]:
     """What transformers' own search gives."""
-    with policy.native_attention():
+    with policy.backbone.native_attention():
         out = policy.model.generate(
             input_ids=torch.tensor([prompt]),
             max_new_tokens=tokens,
@@ -79,7 +79,7 @@ def test_greedy_equals_transformers(policy: CausalLM, rows: int, monkeypatch: py
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_the_attention_of_other_devices_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.partial, "FUSED", None)
+    monkeypatch.setattr("leyden.models.attention.partial.FUSED", None)
     policy = small(name, *MODELS[name])
     ours = policy.generate(PROMPTS, 2, Sampling(max_new_tokens=20, temperature=0))
     assert [group[1].tokens for group in ours] == [greedy(policy, prompt, 20) for prompt in PROMPTS]
@@ -117,7 +117,7 @@ def test_packed_weights_change_no_more_than_rounding(monkeypatch: pytest.MonkeyP
 
 def test_every_row_sees_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows come and go at random while the ring turns and grows: each sees what it wrote since it began, once."""
-    monkeypatch.setattr(models.cache, "COLUMNS", 4)
+    monkeypatch.setattr(kv_cache, "COLUMNS", 4)
     r, module, one = random.Random(0), torch.nn.Identity(), torch.zeros(1, 1, 1, 1)
     cache = Cache(rows=4, prompts=1, longest=1, device=torch.device("cpu"))
     kept = cache.layer(module, one, one).own
@@ -127,7 +127,7 @@ def test_every_row_sees_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None
         coming = r.randint(0 if live else 1, 4 - len(live))
         cache.enter([0] * coming)
         live += [[] for _ in range(coming)]
-        step = Step(cache)
+        step = DecodeStep(cache)
         for row, wrote in enumerate(live):
             wrote.append(1000 * row + now)
             kept[0][row, 0, cache.at, 0] = wrote[-1]
@@ -203,7 +203,7 @@ def test_keys_name_the_noise() -> None:
 def test_progress_is_told(policy: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(decode.ROWS, "cpu", 4)
     told: list[int] = []
-    generate(policy, PROMPTS, 3, Sampling(max_new_tokens=8), on_progress=told.append)
+    generate(policy, policy.backbone, PROMPTS, 3, Sampling(max_new_tokens=8), on_progress=told.append)
     assert sum(told) == 12 and len(told) > 1
 
 
@@ -239,7 +239,7 @@ def test_samples_follow_the_distribution() -> None:
     """Frequencies of the first token over 4,000 samples against the model's probabilities, within 5 standard errors."""
     policy = small()
     groups = policy.generate([[5, 9, 2]], 4000, Sampling(max_new_tokens=1, seed=1))
-    with torch.no_grad(), policy.native_attention():
+    with torch.no_grad(), policy.backbone.native_attention():
         p = policy.model(torch.tensor([[5, 9, 2]])).logits[0, -1].softmax(-1)
     counts = torch.bincount(torch.tensor([r.tokens[0] for r in groups[0]]), minlength=97) / 4000
     assert ((counts - p).abs() < 5 * (p * (1 - p) / 4000).sqrt() + 1e-3).all()
@@ -288,7 +288,7 @@ def test_attention_over_parts_is_attention_over_all(softcap: float | None) -> No
     query, key, value = (torch.randn(2, 3, length, 8) for length in (4, 9, 9))
     mask = torch.zeros(2, 1, 4, 9).masked_fill(torch.rand(2, 1, 4, 9) < 0.3, -1e9)
     mask[0, 0, 0, :5] = -1e9  # nothing to see in the first part
-    ask = Ask(0.3, softcap=softcap)
+    ask = AttentionArgs(0.3, softcap=softcap)
     parts = [partial(query, (key[:, :, s], value[:, :, s]), mask[..., s], ask) for s in (slice(0, 5), slice(5, 9))]
     whole, lse = partial(query, (key, value), mask, ask)
     scores = query @ key.mT * 0.3

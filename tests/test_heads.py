@@ -24,13 +24,13 @@ from transformers import (
 )
 
 from leyden.batch.forest import Tree, pack
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
 from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.models import CausalLM
+from leyden.models.backbone import base_of
 from leyden.models.heads import make_head, saved_head
-from leyden.models.load import base_of
 from leyden.models.saving.scoring_tokenizer import pad_token, scoring_tokenizer
 
 LORA = LoraConfig(r=4, target_modules="all-linear")
@@ -96,7 +96,7 @@ def reward(path: str = "tiny", **options: Any) -> CausalLM:
 
 
 def tree_of(policy: CausalLM) -> Tree:
-    return Template(policy.tokenizer).encode(Example(QUESTION, TALKS))
+    return ChatTemplate(policy.tokenizer).encode(Example(QUESTION, TALKS))
 
 
 @torch.no_grad()
@@ -139,7 +139,7 @@ def test_a_new_head_scores_with_variance_one() -> None:
 @pytest.mark.parametrize("template", [None, "plain", PHI, BARE], ids=["chatml", "plain", "phi", "bare"])
 def test_the_exported_template_writes_the_very_tokens_of_our_trees(template: str | None) -> None:
     tokenizer = load_tokenizer("tiny")
-    ours = Template(tokenizer, template)
+    ours = ChatTemplate(tokenizer, template)
     tokenizer.chat_template = ours.source
     changed = scoring_tokenizer(tokenizer, stop_ids(tokenizer), None)
     tree = ours.encode(Example(QUESTION, TALKS))
@@ -192,7 +192,7 @@ def test_an_unknown_token_pads_only_where_no_text_gives_it() -> None:
 def test_full_weights_score_the_same_in_plain_transformers(family: str, pad_is_eos: bool, tmp_path: Path) -> None:
     path, _ = folder_of(tmp_path, family, pad_is_eos)
     policy = reward(path)
-    assert policy.fresh == {"score"} and policy.backend(torch.device("cpu")) == "segments"
+    assert policy.fresh == {"score"} and policy.backbone.backend(torch.device("cpu")) == "segments"
     expected = ours(policy)
     model, tokenizer = exported(policy, tmp_path / "out")
     assert type(model).__name__.endswith("ForSequenceClassification") and expected.std() > 0.05
@@ -350,7 +350,7 @@ def test_a_reward_model_starts_from_what_was_fine_tuned(adapter: LoraConfig | No
     assert policy.fresh == {"score"}
     batch = pack([tree_of(policy)])
     with torch.no_grad():
-        assert (policy.hidden(batch) - tuned.hidden(batch)).abs().max() < 1e-5
+        assert (policy.backbone.hidden(batch) - tuned.backbone.hidden(batch)).abs().max() < 1e-5
     names = trained(policy)
     assert "score.weight" in names and all("lora_" in n or n == "score.weight" or adapter is None for n in names)
 

@@ -16,7 +16,7 @@ import pytest
 from prepared import prepared, write
 
 from leyden.datamodules import PreferenceData, PromptData
-from leyden.datamodules.commands.label_scores import Ledger
+from leyden.datamodules.commands.label_scores import LabelScores
 from leyden.datamodules.commands.main import main
 from leyden.example import Sample
 from leyden.rewards.function import Gold
@@ -276,19 +276,19 @@ def test_other_work_is_not_mixed_in(tmp_path: Path, leyden: Leyden, mine: Any) -
 
 def test_a_ledger_trusts_only_whole_lines(tmp_path: Path) -> None:
     file, about = tmp_path / "x.part", {"input": "a", "reward": "b"}
-    ledger = Ledger(file, about)
+    ledger = LabelScores(file, about)
     ledger.add({"k1": [1.0, 0.1]})
     ledger.add({"k2": [2.0]})
     whole = file.read_bytes()
     for cut, known in ((0, {"k1", "k2"}), (1, {"k1"}), (len(whole), set())):
         file.write_bytes(whole[: len(whole) - cut])
-        again = Ledger(file, about)
+        again = LabelScores(file, about)
         assert set(again.scores) == known
         again.add({"k3": [3.0]})
-        assert Ledger(file, about).scores == {key: ledger.scores[key] for key in known} | {"k3": [3.0]}
+        assert LabelScores(file, about).scores == {key: ledger.scores[key] for key in known} | {"k3": [3.0]}
     file.write_bytes(whole.replace(b"[1.0, 0.1]", b"[1.0, NaN]"))
-    assert Ledger(file, about).scores == {}
-    assert Ledger(file, {"input": "other"}, anew=True).scores == {} and not file.exists()
+    assert LabelScores(file, about).scores == {}
+    assert LabelScores(file, {"input": "other"}, anew=True).scores == {} and not file.exists()
 
 
 # mistakes

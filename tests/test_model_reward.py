@@ -240,7 +240,7 @@ def test_a_checkpoint_of_something_else(leyden: Any, workplace: Path) -> None:
     with pytest.raises(UserError, match="a checkpoint of SFT, which has no reward head; give one of a RewardModel"):
         ModelReward(str(checkpoint))
     text = (workplace / "run" / "config.yaml").read_text()
-    (workplace / "run" / "config.yaml").write_text(text.replace("leyden.models.causal_lm.CausalLM", "leyden.not.There"))
+    (workplace / "run" / "config.yaml").write_text(text.replace("leyden.models.CausalLM", "leyden.not.There"))
     state = torch.load(checkpoint, weights_only=True)
     state["state_dict"]["policy.heads.score.weight"] = torch.zeros(1, 4)
     torch.save(state, checkpoint)

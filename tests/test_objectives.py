@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from leyden.batch import pairwise_wins, preference_pairs
 from leyden.batch.forest import Totals, Tree, pack
-from leyden.batch.pairs import pairs, won
 from leyden.losses import bradley_terry, plackett_luce
 from leyden.objectives import IPO, Hinge, Objective, Robust, Sigmoid
 
@@ -130,7 +130,7 @@ def brute(x: Tensor, sizes: list[int]) -> float:
 def test_every_pair_of_a_ranking_and_equal_weight_for_prompts() -> None:
     sizes = [2, 4, 1, 3]
     batch = pack([Tree([1, 2], [[3 + i] for i in range(size)], row=row) for row, size in enumerate(sizes)])
-    found = pairs(batch)
+    found = preference_pairs(batch)
     assert len(found.better) == 1 + 6 + 0 + 3
     assert (batch.group[found.better] == batch.group[found.worse]).all() and (found.better < found.worse).all()
     x = torch.randn(sum(sizes))
@@ -139,9 +139,9 @@ def test_every_pair_of_a_ranking_and_equal_weight_for_prompts() -> None:
 
 def test_pairs_divide_by_the_prompts_of_the_whole_step() -> None:
     batch = pack([Tree([1], [[2], [3]])], Totals(100.0, 20, 10))
-    assert float(pairs(batch).mean(batch, torch.tensor([5.0]))) == 0.5
-    assert float(pairs(pack([Tree([1, 2], [])])).mean(batch, torch.zeros(0))) == 0.0
+    assert float(preference_pairs(batch).mean(batch, torch.tensor([5.0]))) == 0.5
+    assert float(preference_pairs(pack([Tree([1, 2], [])])).mean(batch, torch.zeros(0))) == 0.0
 
 
 def test_a_tie_is_half_won() -> None:
-    assert won(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 3.0])).tolist() == [1.0, 0.5, 0.0]
+    assert pairwise_wins(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 3.0])).tolist() == [1.0, 0.5, 0.0]

@@ -17,16 +17,16 @@ from small import fit, small, weights_of
 
 from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
-from leyden.batch.trajectory import Trajectory, joined, restored, stored
-from leyden.checkpoint.callback import Randomness
+from leyden.batch.trajectory import Trajectory
+from leyden.checkpoint.callback import RNGState
 from leyden.data.datamodule import DataModule
+from leyden.data.prompts import Prompt, PromptLoader
 from leyden.errors import UserError
 from leyden.example import Example, Sample
+from leyden.on_policy import AnsweredPrompt, ScoreTransform
 from leyden.on_policy.on_policy import OnPolicy
-from leyden.on_policy.policy_gradient import KLPrice
-from leyden.on_policy.rollout_loader import Prompt, PromptLoader
-from leyden.on_policy.scores import ScoreShape
-from leyden.policy.policy import Sampling
+from leyden.on_policy.policy_gradient import KLController
+from leyden.policy import Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput
 from leyden.run.progress import Progress
 
@@ -72,8 +72,8 @@ def algorithm(kind: type[OnPolicy], options: dict[str, Any], **more: Any) -> Any
 class Watched(PPO):
     """Keeps what every step logged, and how far the weights were then."""
 
-    def watch(self, now: Any) -> None:
-        super().watch(now)
+    def on_step_metrics(self, now: Any) -> None:
+        super().on_step_metrics(now)
         self.seen = [*getattr(self, "seen", []), dict(now)]
         self.weights = [*getattr(self, "weights", []), weights_of(self.policy)]
 
@@ -100,16 +100,16 @@ def test_every_prompt_comes_once_a_pass() -> None:
 
 def test_joined_rollouts_are_one() -> None:
     trees = [Tree([1, 2], [[3], [4, 5]], [1.0, 2.0], row=7), Tree([6], [[7, 8]], [3.0], row=8), Tree([9], [[1]], row=9)]
-    whole = joined([Trajectory.of(trees[:1]), Trajectory.of(trees[1:])])
+    whole = Trajectory.cat([Trajectory.of(trees[:1]), Trajectory.of(trees[1:])])
     expected = pack(trees)
     for name in ("tokens", "position", "parent", "end", "branch", "weight", "group", "score", "row"):
         assert torch.equal(getattr(whole, name), getattr(expected, name)), name
     assert whole.totals == expected.totals and whole.structure() == expected.structure()
-    again = restored(stored(whole))
+    again = Trajectory.from_state_dict(whole.state_dict())
     assert torch.equal(again.tokens, whole.tokens) and again.structure() == whole.structure()
     at, mask = whole.grid()
     assert whole.tokens[at][mask].tolist() == [3, 4, 5, 7, 8, 1] and mask.sum(1).tolist() == [1, 2, 2, 1]
-    assert whole.spread(whole.score).tolist() == [0, 0, 1, 2, 2, 0, 3, 3, 0, 0]
+    assert whole.per_token(whole.score).tolist() == [0, 0, 1, 2, 2, 0, 3, 3, 0, 0]
 
 
 # -- training --------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_every_minibatch_is_a_step_and_the_first_ratio_is_one(minibatches: int) 
     before = weights_of(found.policy)
     trainer = fit(found, Questions(), max_epochs=2)
     assert trainer.global_step == 2 * 2 * minibatches == len(found.seen)
-    assert abs(found.seen[0]["ppo/approx_kl"]) < 1e-9 and found.seen[0]["ppo/clip_fraction"] == 0
+    assert abs(found.seen[0]["policy/approx_kl"]) < 1e-9 and found.seen[0]["policy/clip_fraction"] == 0
     after = [before, *found.weights]
     assert all(not torch.equal(a, b) for a, b in zip(after[1:], after[2:], strict=False))
 
@@ -152,7 +152,7 @@ def test_old_log_probs_are_those_of_the_sampled_distribution() -> None:
     trees = [Tree(p, [r.tokens for r in g], [0.0] * 4) for p, g in zip([[5, 6, 7], [8]], groups, strict=True)]
     found._agreed, found.reference = True, found.policy.reference("copy")
     with torch.no_grad():
-        seen = found.look(Trajectory.of(trees))
+        seen = found.compute_log_probs(Trajectory.of(trees))
     said = torch.tensor([lp for g in groups for r in g for lp in r.logp])
     torch.testing.assert_close(seen.old_logp[seen.branch >= 0], said, atol=1e-5, rtol=0)
     torch.testing.assert_close(seen.ref_logp, seen.old_logp, atol=1e-5, rtol=0)
@@ -200,20 +200,20 @@ def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any],
     """From every step, in the middle of a rollout and between two: weights, prices and rollouts, bit for bit."""
     more: dict[str, Any] = dict(keep_rollouts=True)
     if kind is not RejectionSampling:
-        more |= dict(kl_target=0.05, kl_horizon=10.0, score=ScoreShape(normalise=True))
+        more |= dict(kl_target=0.05, kl_horizon=10.0, score=ScoreTransform(normalise=True))
     whole = algorithm(kind, options, **more)
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
-    callbacks = [saver, Randomness(), Throughput()]
+    callbacks = [saver, RNGState(), Throughput()]
     fit(whole, Questions(), max_epochs=3, callbacks=callbacks, enable_checkpointing=True, default_root_dir=tmp_path)
     rollouts = (tmp_path / "rollouts.jsonl").read_bytes()
     for step in (1, 3, 4, 7, 11):
         found = algorithm(kind, options, **more)
-        found_at = dict(max_epochs=3, callbacks=[Randomness(), Throughput()], default_root_dir=tmp_path)
+        found_at = dict(max_epochs=3, callbacks=[RNGState(), Throughput()], default_root_dir=tmp_path)
         resume(found, Questions(), tmp_path / f"{step}.ckpt", **found_at)
         assert torch.equal(weights_of(found.policy), weights_of(whole.policy)), step
         assert (tmp_path / "rollouts.jsonl").read_bytes() == rollouts
         if kind is not RejectionSampling:
-            assert found.price == whole.price and found.score_shape == whole.score_shape
+            assert found.kl_controller == whole.kl_controller and found.score_transform == whole.score_transform
 
 
 def stopped_on_rank(kind: str, options: dict[str, Any], folder: str, start: str | None) -> torch.Tensor:
@@ -224,9 +224,9 @@ def stopped_on_rank(kind: str, options: dict[str, Any], folder: str, start: str 
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
     own = dict(devices=2, strategy=strategy, default_root_dir=folder, max_epochs=3)
     if start is None:
-        fit(found, Questions(), callbacks=[saver, Randomness()], enable_checkpointing=True, **own)
+        fit(found, Questions(), callbacks=[saver, RNGState()], enable_checkpointing=True, **own)
     else:
-        resume(found, Questions(), Path(folder) / start, callbacks=[Randomness()], **own)
+        resume(found, Questions(), Path(folder) / start, callbacks=[RNGState()], **own)
     return weights_of(found.policy)
 
 
@@ -251,7 +251,7 @@ def resume(algorithm: Any, data: Any, checkpoint: Path, **options: Any) -> None:
 
 def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was sampled when a reward failed is on file, is scored when the run comes back, and the end is the same."""
-    monkeypatch.setattr("leyden.on_policy.on_policy.CHUNK", 4)
+    monkeypatch.setattr("leyden.on_policy.sampler.CHUNK", 4)
     whole = algorithm(PPO, {"samples": 2}, keep_rollouts=True)
     fit(whole, Questions(), max_epochs=1, default_root_dir=tmp_path / "whole")
     calls: list[int] = []
@@ -281,11 +281,11 @@ def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypat
 def test_stop_kl_leaves_the_rest_of_a_rollout_out() -> None:
     free = algorithm(Watched, {"epochs": 4, "minibatches": 2})
     fit(free, Questions(), max_epochs=2)
-    limit = sorted(now["ppo/approx_kl"] for now in free.seen)[8]
+    limit = sorted(now["policy/approx_kl"] for now in free.seen)[8]
     found = algorithm(Watched, {"epochs": 4, "minibatches": 2, "stop_kl": limit})
     trainer = fit(found, Questions(), max_epochs=2)
     assert trainer.current_epoch == 2 and trainer.global_step < 16
-    over = [now["ppo/approx_kl"] > limit for now in found.seen]
+    over = [now["policy/approx_kl"] > limit for now in found.seen]
     assert sum(over) >= 1 and over[-1] is True or trainer.global_step > 0
 
 
@@ -355,28 +355,28 @@ def test_what_is_not_training_is_no_part_of_its_time(monkeypatch: pytest.MonkeyP
 
 
 def test_price_of_kl_is_steered() -> None:
-    price = KLPrice(0.1, target=6.0, horizon=100.0)
-    price.steer(12.0, 50)
+    price = KLController(0.1, target=6.0, horizon=100.0)
+    price.update(12.0, 50)
     assert price.coefficient == pytest.approx(0.1 * 1.1)
-    price.steer(5.4, 50)
+    price.update(5.4, 50)
     assert price.coefficient == pytest.approx(0.11 * 0.95)
-    fixed = KLPrice(0.1)
-    fixed.steer(100.0, 50)
+    fixed = KLController(0.1)
+    fixed.update(100.0, 50)
     assert fixed.coefficient == 0.1
 
 
 def test_scores_are_penalised_normalised_and_clipped_in_this_order() -> None:
     whole = Trajectory.of([Tree([1], [[2, 0], [3, 4]], [1.0, 1.0]), Tree([1], [[0], [5, 0]], [2.0, 9.0])])
-    shaped, _ = ScoreShape(eos_penalty=1.0)(whole, {0})
+    shaped, _ = ScoreTransform(eos_penalty=1.0)(whole, {0})
     assert shaped.tolist() == [1, 0, 2, 9]
-    shape = ScoreShape(eos_penalty=1.0, normalise=True, clip=1.0)
+    shape = ScoreTransform(eos_penalty=1.0, normalise=True, clip=1.0)
     shaped, logged = shape(whole, {0})
     scores = torch.tensor([1.0, 0, 2, 9])
     expected = (scores - 3) / scores.std(unbiased=False)
     torch.testing.assert_close(shaped, expected.clamp(-1, 1))
     assert logged["rollout/score_clipped"] == 0.25
     shape(whole, {0})  # moments go on: twice the same scores have the same mean and deviation
-    assert shape.state()["moments"] == pytest.approx([8, 3, 2 * float(((scores - 3) ** 2).sum())])
+    assert shape.state_dict()["moments"] == pytest.approx([8, 3, 2 * float(((scores - 3) ** 2).sum())])
 
 
 WRONG: list[tuple[type[OnPolicy], dict[str, Any], str]] = [
@@ -419,16 +419,23 @@ def test_other_data_is_refused() -> None:
         fit(algorithm(PPO, {}), TreeData(some_trees()))
 
 
+def answered(scores: list[float]) -> AnsweredPrompt:
+    """A prompt whose k-th response is the token k + 1."""
+    responses = [Response([k + 1], [0.0], True, str(k + 1)) for k in range(len(scores))]
+    return AnsweredPrompt(Prompt(0, Example([]), [1]), 0, responses, scores)
+
+
 def test_rejection_keeps_the_best_and_the_earlier_of_equals() -> None:
     found = algorithm(RejectionSampling, {"samples": 4, "top": 2, "threshold": 0.5})
-    best = found.best(Tree([1], [[1], [2], [3], [4]], [0.7, 0.9, 0.9, 0.1]))
-    assert best.responses == [[2], [3]] and best.scores == [0.9, 0.9]
-    assert found.best(Tree([1], [[1], [2]], [0.4, 0.6])).responses == [[2]]
-    assert found.best(Tree([1], [[1], [2]], [0.4, 0.1])).responses == []
-    trees = [Tree([1], [[k] for k in range(4)], [3.0, 1.0, 2.0, 0.0])]
+
+    def kept(scores: list[float]) -> list[list[int]]:
+        return [response.tokens for response in found.best(answered(scores)).responses]
+
+    assert kept([0.7, 0.9, 0.9, 0.1]) == [[2], [3]] and found.best(answered([0.7, 0.9, 0.9, 0.1])).scores == [0.9, 0.9]
+    assert kept([0.4, 0.6]) == [[2]] and kept([0.4, 0.1]) == []
     from leyden.algos.rejection_sampling import best_of
 
-    assert best_of(trees) == pytest.approx({1: 1.5, 2: (3 * 3 + 2 * 2 + 1) / 6, 4: 3.0})
+    assert best_of([answered([3.0, 1.0, 2.0, 0.0])]) == pytest.approx({1: 1.5, 2: (3 * 3 + 2 * 2 + 1) / 6, 4: 3.0})
 
 
 def test_a_rollout_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:

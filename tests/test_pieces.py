@@ -15,7 +15,7 @@ from ranks import Ranks
 from small import TreeData, fit, small, some_trees, weights_of
 from test_on_policy import Questions, evens
 
-from leyden.algorithm.microbatches import Pieces, out_of_memory
+from leyden.algorithm.microbatches import MicroBatches, out_of_memory
 from leyden.algos import DPO, PPO, SFT
 from leyden.batch.forest import Batch, pack
 from leyden.batch.trajectory import Trajectory
@@ -128,7 +128,7 @@ def on_rank(most: int | None) -> torch.Tensor:
     from lightning.pytorch.strategies import DDPStrategy
 
     found = algorithm(DPO, 10**9)
-    found.pieces.most = most
+    found.micro_batches.most = most
     strategy = DDPStrategy(process_group_backend="gloo")
     fit(found, data_for(DPO), max_epochs=2, devices=2, strategy=strategy, accumulate_grad_batches=2)
     return weights_of(found.policy)
@@ -146,7 +146,7 @@ def test_parts_on_two_processes_are_wholes_on_one() -> None:
 
 
 def test_forwards_without_gradients_are_cut_too_and_none_runs_twice() -> None:
-    pieces, ran = Pieces(), []
+    pieces, ran = MicroBatches(), []
 
     def look(batch: Batch) -> list[int]:
         if batch.size > 30:
@@ -162,7 +162,7 @@ def test_forwards_without_gradients_are_cut_too_and_none_runs_twice() -> None:
 
 
 def test_parts_hold_every_tree_once_and_blanks_hold_none() -> None:
-    batch, pieces = pack(some_trees(9, responses=2)), Pieces()
+    batch, pieces = pack(some_trees(9, responses=2)), MicroBatches()
     assert pieces.of(batch) == [batch]
     pieces.smaller(batch)
     parts = pieces.of(batch)
@@ -198,7 +198,7 @@ def run(cap):
     return found
 
 found = run(int(sys.argv[1]) << 20)
-torch.save([weights_of(found.policy), found.pieces.most], sys.argv[2])
+torch.save([weights_of(found.policy), found.micro_batches.most], sys.argv[2])
 """
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from leyden.algorithm.schedules import WarmupCosine
 from leyden.algos import GRPO, PPO, RejectionSampling
-from leyden.batch.forest import Totals, Tree
-from leyden.batch.trajectory import Trajectory
-from leyden.on_policy.on_policy import OnPolicy
-from leyden.on_policy.policy_gradient import PolicyGradient
+from leyden.batch import Totals, Trajectory, Tree
+from leyden.data import Prompt
+from leyden.example import Example
+from leyden.on_policy import AnsweredPrompt, OnPolicy, PolicyGradient, Rollout
 from leyden.policy.policy import Sampling
 
 WHOLE = Sampling(max_new_tokens=LENGTH)
@@ -70,15 +70,15 @@ def test_expected_gradient_is_that_of_the_objective(kind: type[PolicyGradient], 
     torch.nn.init.normal_(policy.values)
     batch = weighted(policy, reward)
     with torch.no_grad():
-        seen = found.look(batch)
+        seen = found.compute_log_probs(batch)
     if kind is GRPO:  # its mean over the group weighs all responses the same, and here each stands for its share
         ratio = seen.old_logp - seen.ref_logp
         total = torch.zeros(len(seen.group)).index_add(0, seen.branch[1:], ratio[1:])
-        seen.advantage = seen.spread(reward - price * total)
+        seen.advantage = seen.per_token(reward - price * total)
     else:
         shaped = -price * (seen.old_logp - seen.ref_logp) * (seen.branch >= 0)
         shaped[seen.last] += reward
-        found.advantages(seen, shaped)
+        seen.advantage, seen.returns = found.estimator(seen, shaped)
     (slope,) = torch.autograd.grad(found.policy_loss(seen, policy(seen)), policy.logits)
     logp, ref = (enumerable.log_probs(model, enumerable.everything()) for model in (policy, Table(4)))
     exact = enumerable.objective(logp, ref.detach(), reward.double(), price)
@@ -95,15 +95,13 @@ def test_sampled_gradient_is_that_of_the_objective_within_its_error() -> None:
     slopes = []
     for part in range(2):
         groups = policy.generate([[START]] * 100, 64, replace(WHOLE, seed=part))
-        texts = [[r.text for r in group] for group in groups]
-        table = enumerable.rewards(1)
-        trees = [
-            Tree([START], [r.tokens for r in g], [float(table[int(t.replace(" ", ""), 8)]) for t in ts])
-            for g, ts in zip(groups, texts, strict=True)
-        ]
+        table, prompt = enumerable.rewards(1), Prompt(0, Example([]), [START])
+        rollout = Rollout(0, [AnsweredPrompt(prompt, n, group) for n, group in enumerate(groups)])
+        for one in rollout.answered:
+            one.scores = [float(table[int(r.text.replace(" ", ""), 8)]) for r in one.responses]
         with torch.no_grad():
-            seen = found.look(Trajectory.of(trees))
-        batch = found.credit(trees, seen)
+            rollout.trajectory = found.compute_log_probs(Rollout.pack(rollout.answered))
+        batch = found.credit(rollout)
         slopes.append(torch.autograd.grad(found.policy_loss(batch, policy(batch)), policy.logits)[0] * LENGTH * 64 / 63)
     batch = enumerable.everything()
     logp, ref = (enumerable.log_probs(m, batch) for m in (policy, Table(2)))

@@ -13,10 +13,11 @@ from lightning.pytorch import LightningModule, Trainer
 from prepared import prepared, write
 from torch import Tensor
 
+from leyden.data import PlannedData
+from leyden.data.prompts import Prompt, PromptLoader
 from leyden.datamodules import PromptData
 from leyden.datamodules.commands.main import main
 from leyden.errors import UserError
-from leyden.on_policy.rollout_loader import Prompt, PromptLoader
 from leyden.policy.policy import Sampling
 
 ROWS: list[dict[str, Any]] = [{"prompt": f"{i} 더하기 {i}는?", "answer": str(2 * i)} for i in range(20)]
@@ -345,12 +346,9 @@ def test_keys_are_vetted(flags: list[str], message: str, tmp_path: Path, leyden:
     assert code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
 
 
-def test_what_only_the_algorithm_knows_is_not_guessed(tmp_path: Path) -> None:
-    data = ready(write(tmp_path / "a.jsonl", ROWS), tmp_path)
-    with pytest.raises(UserError, match="leave out --model.reference precomputed"):
-        data.sweep()
-    with pytest.raises(RuntimeError, match="planned by the algorithm"):
-        _ = data.steps_per_epoch
+def test_prompts_are_not_planned_ahead() -> None:
+    """How many steps a rollout takes is the algorithm's to say, so nothing here can be asked for it."""
+    assert not issubclass(PromptData, PlannedData) and not hasattr(PromptData, "steps_per_epoch")
 
 
 # the data commands

@@ -17,7 +17,7 @@ from test_on_policy import Questions, evens, resume
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
 from leyden.batch.forest import pack
-from leyden.checkpoint.callback import Randomness
+from leyden.checkpoint.callback import RNGState
 from leyden.errors import UserError
 from leyden.models import CausalLM, quantized
 from leyden.policy.policy import Sampling
@@ -256,10 +256,10 @@ def _with_head(policy: Any, folder: Path) -> None:
 def test_resumed_is_never_stopped(folder: str, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
     whole = algorithm(SFT, folder)
-    train(whole, SFT, max_epochs=2, callbacks=[saver, Randomness()], enable_checkpointing=True)
+    train(whole, SFT, max_epochs=2, callbacks=[saver, RNGState()], enable_checkpointing=True)
     for step in (1, 3):
         again = algorithm(SFT, folder)
-        resume(again, data_for(SFT), tmp_path / f"{step}.ckpt", max_epochs=2, callbacks=[Randomness()],
+        resume(again, data_for(SFT), tmp_path / f"{step}.ckpt", max_epochs=2, callbacks=[RNGState()],
                plugins=[QLoRAPrecision(compute_dtype="float32")])  # fmt: skip
         assert torch.equal(weights_of(again.policy), weights_of(whole.policy))
     state = torch.load(tmp_path / "3.ckpt", weights_only=True)["state_dict"]

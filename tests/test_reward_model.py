@@ -18,10 +18,10 @@ from small import TreeData, fit, small, weights_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from leyden.algorithm.calibration import agreement, length_sums, pair_sums
+from leyden.algorithm.scalar_head import calibration, length_sums, pair_sums
 from leyden.algos import RewardModel
 from leyden.batch.forest import Tree, pack
-from leyden.batch.tree import packs
+from leyden.batch.tree import chunk_by_tokens
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.losses import bradley_terry, plackett_luce
@@ -333,8 +333,8 @@ def test_agreement_equals_a_plain_computation_and_adds_up() -> None:
         return {k: float(v) for k, v in (pair_sums(a, b, c) | length_sums(r, n)).items()}
 
     whole, first, second = sums(slice(None)), sums(slice(0, 123)), sums(slice(123, None))
-    found = agreement(whole)
-    assert agreement({k: first[k] + second[k] for k in whole}) == pytest.approx(found, abs=1e-9)
+    found = calibration(whole)
+    assert calibration({k: first[k] + second[k] for k in whole}) == pytest.approx(found, abs=1e-9)
     accuracy, error = calibration_by_numpy(better, worse, share)
     assert found["accuracy"] == pytest.approx(accuracy) and found["ece"] == pytest.approx(error)
     assert found["length_correlation"] == pytest.approx(np.corrcoef(reward, length)[0, 1], abs=1e-9)
@@ -351,7 +351,7 @@ def test_agreement_in_cases_known_exactly() -> None:
     def of(better: list[float], worse: list[float]) -> dict[str, float]:
         pair = torch.tensor(better), torch.tensor(worse)
         sums = pair_sums(*pair, torch.full((len(better),), 1 / len(better))) | length_sums(pair[0], torch.ones(1))
-        return agreement({k: float(v) for k, v in sums.items()})
+        return calibration({k: float(v) for k, v in sums.items()})
 
     sure = math.log(4)  # the better one wins with probability 0.8
     honest = of([sure] * 4 + [0.0], [0.0] * 4 + [sure])
@@ -359,7 +359,7 @@ def test_agreement_in_cases_known_exactly() -> None:
     boastful = of([sure, 0.0], [0.0, sure])  # right in half of the cases
     assert boastful["ece"] == pytest.approx(0.3) and "accuracy_margin_0_0.5" not in boastful
     assert of([1e4], [0.0])["ece"] == 0 and of([1.0], [1.0])["accuracy"] == 0.5
-    assert of([1.0], [1.0])["length_correlation"] == 0 and agreement({}) == {}
+    assert of([1.0], [1.0])["length_correlation"] == 0 and calibration({}) == {}
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -411,10 +411,10 @@ def test_a_head_that_was_never_trained_scores_nothing(tmp_path: Path) -> None:
 
 def test_packs_hold_the_budget_and_the_order() -> None:
     trees = ragged(9)
-    found = list(packs(trees, 40))
+    found = list(chunk_by_tokens(trees, 40))
     assert [tree for part in found for tree in part] == trees and len(found) > 2
     assert all(sum(map(len, part)) <= 40 or len(part) == 1 for part in found)
-    assert [len(part) for part in packs(trees, 1)] == [1] * 9 and list(packs([], 40)) == []
+    assert [len(part) for part in chunk_by_tokens(trees, 1)] == [1] * 9 and list(chunk_by_tokens([], 40)) == []
 
 
 ROWS: list[dict[str, Any]] = [

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.errors import UserError
 from leyden.example import Sample
 from leyden.rewards import gold
@@ -202,9 +202,9 @@ def test_functions_that_cannot_be_had(module: str, workplace: Path) -> None:
     (workplace / "half.py").write_text("import not_there_at_all\n")
     (workplace / "wrong.py").write_text("def f(:\n")
     cases = {
-        "brevity": r"give MODULE.FUNCTION, such as my_rewards.brevity",
+        "brevity": r"give MODULE.NAME, such as my_rewards.brevity",
         f"{module}x.brevity": rf"no module '{module}x' in this folder; did you mean '{module}'",
-        f"{module}.brevty": rf"{module} has no function 'brevty'; did you mean 'brevity'",
+        f"{module}.brevty": rf"{module} has no 'brevty'; did you mean 'brevity'",
         f"{module}.Scorer": rf"Scorer is a class; give it as a reward itself, such as --model.reward {module}.Scorer",
         f"{module}.LIMIT": "LIMIT is no function but int",
         "half.f": r"half cannot be imported \(ModuleNotFoundError: No module named 'not_there_at_all'\)",
@@ -306,20 +306,20 @@ def shown(learner: Any, *args: str) -> Any:
 
 SPECS: dict[str, tuple[str, dict[str, Any]]] = {
     # what is typed: the class it becomes, and some of its arguments
-    "--model.reward Gold": ("leyden.rewards.gold.Gold", {"polite": 0.5}),
-    "--model.reward Gold --model.reward.polite 0.25": ("leyden.rewards.gold.Gold", {"polite": 0.25}),
-    "--model.reward.polite 0.25 --model.reward Gold": ("leyden.rewards.gold.Gold", {"polite": 0.25}),
+    "--model.reward Gold": ("leyden.rewards.Gold", {"polite": 0.5}),
+    "--model.reward Gold --model.reward.polite 0.25": ("leyden.rewards.Gold", {"polite": 0.25}),
+    "--model.reward.polite 0.25 --model.reward Gold": ("leyden.rewards.Gold", {"polite": 0.25}),
     "--model.reward leyden.rewards.function.Gold": ("leyden.rewards.function.Gold", {"brief": 0.5}),
-    "--model.reward leyden.rewards.function.Function --model.reward.path my_rewards.brevity": (
-        "leyden.rewards.function.Function",
+    "--model.reward leyden.rewards.Function --model.reward.path my_rewards.brevity": (
+        "leyden.rewards.Function",
         {"path": "my_rewards.brevity"},
     ),
     "--model.reward ModelReward --model.reward.path FOLDER": (
-        "leyden.models.reward.ModelReward",
+        "leyden.models.ModelReward",
         {"path": "FOLDER", "batch_tokens": 16384},
     ),
     "--model.reward HTTPJudge --model.reward.url http://h:1 --model.reward.model m --model.reward.scale [1,5]": (
-        "leyden.rewards.judge.HTTPJudge",
+        "leyden.rewards.HTTPJudge",
         {"model": "m", "scale": [1.0, 5.0], "key_env": "OPENAI_API_KEY"},
     ),
     "--model.reward my_rewards.Own --model.reward.factor 2": ("my_rewards.Own", {"factor": 2.0}),
@@ -352,8 +352,8 @@ model:
     (workplace / "part.yaml").write_text(part)
     found = shown(learner, "--config", "part.yaml")
     kinds = [inner["class_path"] for inner in found["init_args"]["rewards"]]
-    assert found["class_path"] == "leyden.rewards.function.WeightedSum"
-    assert kinds == ["leyden.rewards.gold.Gold", "leyden.rewards.function.Function", "my_rewards.Own"]
+    assert found["class_path"] == "leyden.rewards.WeightedSum"
+    assert kinds == ["leyden.rewards.Gold", "leyden.rewards.Function", "my_rewards.Own"]
     (workplace / "resolved.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"reward": found}}}))
     assert shown(learner, "--config", "resolved.yaml") == found
 
@@ -379,7 +379,7 @@ def test_a_value_policy_is_a_policy(learner: Any) -> None:
     code, out, err = learner("--model.reward", "Gold", "--model.value_policy.path", "tiny", "--print_config")
     assert code == 0, err
     value = yaml.safe_load(out)["model"]["init_args"]["value_policy"]
-    assert value["class_path"] == "leyden.models.causal_lm.CausalLM" and value["init_args"]["path"] == "tiny"
+    assert value["class_path"] == "leyden.models.CausalLM" and value["init_args"]["path"] == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -406,6 +406,6 @@ def test_a_wrong_reward_is_one_line(typed: str, parts: list[str], learner: Any, 
 
 
 def test_the_names_of_rewards() -> None:
-    known = names.of_kind("model.reward")
+    known = class_names.of_kind("model.reward")
     assert {"Gold", "Function", "WeightedSum", "HTTPJudge", "ModelReward"} <= set(known)
     assert "Reward" not in known and "RewardModel" not in known

@@ -13,7 +13,7 @@ import yaml
 
 from leyden.data.datamodule import DataModule
 from leyden.policy.policy import Sampling
-from leyden.rng import chosen
+from leyden.rng import resolve_seed
 
 
 class Nothing(DataModule):
@@ -23,11 +23,11 @@ class Nothing(DataModule):
 
 def test_what_has_no_seed_follows_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    assert (chosen(None), chosen(0), chosen(3)) == (7, 0, 3)
+    assert (resolve_seed(None), resolve_seed(0), resolve_seed(3)) == (7, 0, 3)
     assert (Nothing().seed, Nothing(seed=0).seed) == (7, 0)
     assert Sampling().seeded() == Sampling(seed=7) and Sampling(seed=0).seeded() == Sampling(seed=0)
     monkeypatch.delenv("PL_GLOBAL_SEED")
-    assert (chosen(None), Nothing().seed) == (0, 0)
+    assert (resolve_seed(None), Nothing().seed) == (0, 0)
 
 
 def answers(run: Path) -> list[Any]:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from leyden.batch.forest import Tree
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
 from leyden.data.tokenizer import PLAIN
 from leyden.datamodules.formats.row_error import RowError
 from leyden.errors import UserError
@@ -29,7 +29,7 @@ def example(turns: list[Message] = TALK, cut: int = 1) -> Example:
     return Example(turns[:cut], [turns[cut:]])
 
 
-def trained(template: Template, tree: Tree, response: int = 0) -> list[str]:
+def trained(template: ChatTemplate, tree: Tree, response: int = 0) -> list[str]:
     """The text of each run of tokens with weight 1."""
     runs: list[list[int]] = []
     weights = (tree.weights or [])[response]
@@ -45,7 +45,7 @@ def trained(template: Template, tree: Tree, response: int = 0) -> list[str]:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompt_is_what_generation_sees_and_all_decodes_to_the_text(name: str) -> None:
     tokenizer = byte_level()
-    template = Template(tokenizer, TEMPLATES[name])
+    template = ChatTemplate(tokenizer, TEMPLATES[name])
     tree = template.encode(example())
     assert tree.prompt == template.prompt(TALK[:1])
     text = tokenizer.apply_chat_template(TALK, tokenize=False, chat_template=TEMPLATES[name])
@@ -68,7 +68,7 @@ def test_prompt_is_what_generation_sees_and_all_decodes_to_the_text(name: str) -
     ],
 )
 def test_exactly_the_answers_and_their_ends_are_trained(name: str, first: str, last: str) -> None:
-    template = Template(byte_level(), TEMPLATES[name])
+    template = ChatTemplate(byte_level(), TEMPLATES[name])
     assert trained(template, template.encode(example())) == [first, last]
     assert trained(template, template.encode(example(cut=3))) == [last]
 
@@ -89,7 +89,7 @@ def test_any_words_are_cut_exactly(fast: bool, contents: list[str], name: str, f
     turns = [Message(role="user assistant".split()[i % 2], content=text) for i, text in enumerate(contents)]
     cut = 1 + 2 * min(first, len(turns) // 2 - 1)
     tokenizer = byte_level()
-    template = Template(tokenizer, TEMPLATES[name])
+    template = ChatTemplate(tokenizer, TEMPLATES[name])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "is_fast", fast)
         tree = template.encode(example(turns, cut))
@@ -106,26 +106,26 @@ def test_any_words_are_cut_exactly(fast: bool, contents: list[str], name: str, f
 
 def test_words_that_hold_the_terminator_do_not_end_the_answer() -> None:
     turns = [*TALK[:1], Message(role="assistant", content=" say <end_of_turn> to end ")]
-    template = Template(byte_level(), GEMMA)
+    template = ChatTemplate(byte_level(), GEMMA)
     assert trained(template, template.encode(example(turns))) == ["say <end_of_turn> to end<end_of_turn>"]
 
 
 def test_blanks_around_words_are_kept_where_the_template_keeps_them() -> None:
     turns = [*TALK[:1], Message(role="assistant", content="\n four ")]
     for source, expected in ((NO_END, " \n four </s>"), (CHATML, "\n four <|im_end|>"), (GEMMA, "four<end_of_turn>")):
-        template = Template(byte_level(), source)
+        template = ChatTemplate(byte_level(), source)
         assert trained(template, template.encode(example(turns))) == [expected]
 
 
 def test_a_template_that_ends_the_last_answer_only() -> None:
     source = NO_END.replace("{{ m.content }}", "{{ m.content }}{{ eos_token if loop.last and m.role == 'assistant' }}")
-    template = Template(byte_level(), source)
+    template = ChatTemplate(byte_level(), source)
     assert template.terminator == "</s>"
     assert trained(template, template.encode(example())) == [" four", " 대한민국의 수도입니다 🙂🙂.</s>"]
 
 
 def test_later_answers_start_where_generation_would_start_them() -> None:
-    template = Template(byte_level(), CHATML)
+    template = ChatTemplate(byte_level(), CHATML)
     tree = template.encode(example())
     whole = tree.prompt + tree.responses[0]
     second = template.prompt(TALK[:3])
@@ -136,7 +136,7 @@ def test_later_answers_start_where_generation_would_start_them() -> None:
 
 @pytest.mark.parametrize("name", ["llama2", "no_end", "plain"])
 def test_tokenizers_that_mark_words(name: str) -> None:
-    template = Template(word_marked(), TEMPLATES[name])
+    template = ChatTemplate(word_marked(), TEMPLATES[name])
     tree = template.encode(example())
     assert tree.prompt == template.prompt(TALK[:1])
     assert template.tokenizer.decode(tree.responses[0]).endswith(
@@ -154,7 +154,7 @@ def test_a_merge_across_the_cut_does_not_change_the_prompt() -> None:
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% else %}[x]{{ m.content }}</s>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}[x]{% endif %}"
     )
-    template = Template(tokenizer, source)
+    template = ChatTemplate(tokenizer, source)
     turns = [Message(role="user", content="x"), Message(role="assistant", content="]x")]
     assert tokenizer("x[x]]x</s>").input_ids == [1, 0, 1, 3, 1, 4]
     tree = template.encode(example(turns))
@@ -165,7 +165,7 @@ def test_a_merge_across_the_cut_does_not_change_the_prompt() -> None:
 def test_a_merge_across_the_end_of_an_answer_does_not_train_what_follows() -> None:
     """No terminator, and the next turn starts with `]`, which merges with the `]` that ends the answer."""
     core = Tokenizer(models.BPE(vocab={"[": 0, "x": 1, "]": 2, "]]": 3, "</s>": 4}, merges=[("]", "]")]))
-    template = Template(
+    template = ChatTemplate(
         PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>"),
         "{% for m in messages %}{{ ']x[' if m.role == 'user' else m.content }}{% endfor %}",
     )
@@ -187,7 +187,7 @@ def test_offsets_that_leave_out_blanks_do_not_hide_a_merge() -> None:
             "{% endfor %}"
             "{% if add_generation_prompt %}[assistant]{{ FIRST if messages | length == 1 else ' ' }}{% endif %}"
         ).replace("FIRST", repr(first_blank))
-        template = Template(tokenizer, source)
+        template = ChatTemplate(tokenizer, source)
         talk = [*TALK[:3], Message(role="assistant", content="four")]
         tree = template.encode(example(talk))
         assert tree.prompt == template.prompt(talk[:1])
@@ -196,22 +196,22 @@ def test_offsets_that_leave_out_blanks_do_not_hide_a_merge() -> None:
 
 
 def test_pieces_are_used_without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    template = Template(byte_level(), CHATML)
+    template = ChatTemplate(byte_level(), CHATML)
     expected = template.encode(example())
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
     assert template.encode(example()) == expected  # ChatML cuts at special tokens and line ends, so both ways agree
 
 
 def test_several_responses_share_one_prompt() -> None:
-    template = Template(byte_level(), CHATML)
+    template = ChatTemplate(byte_level(), CHATML)
     answers = [[Message(role="assistant", content=text)] for text in ("Hello", "안녕하세요")]
     tree = template.encode(Example(TALK[:1], answers))
     assert [trained(template, tree, index) for index in (0, 1)] == [["Hello<|im_end|>"], ["안녕하세요<|im_end|>"]]
 
 
 def test_pad_equal_to_eos_changes_nothing() -> None:
-    padded = Template(byte_level(pad="</s>"), PLAIN)
-    assert padded.encode(example()) == Template(byte_level(), PLAIN).encode(example())
+    padded = ChatTemplate(byte_level(pad="</s>"), PLAIN)
+    assert padded.encode(example()) == ChatTemplate(byte_level(), PLAIN).encode(example())
     assert (padded.encode(example()).weights or [])[0][-1] == 1.0
 
 
@@ -219,21 +219,21 @@ def test_bos_is_never_doubled_and_eos_never_missing() -> None:
     tokenizer = byte_level()
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     for source in TEMPLATES.values():
-        template = Template(tokenizer, source)
+        template = ChatTemplate(tokenizer, source)
         for train_on in ("response", "all"):
             tree = template.encode(example(TALK[:2]), train_on)
             ids = tree.prompt + tree.responses[0]
             assert ids.count(bos) <= 1 and bos not in ids[1:]
             assert ids[-1] in template.stop and ids[-2] not in template.stop
     for text in ("Hello", "<s>Hello", "Hello</s>", "<s>Hello</s>"):
-        tree = Template(tokenizer, None).encode(Example([], text=text))
+        tree = ChatTemplate(tokenizer, None).encode(Example([], text=text))
         assert tree.prompt == [bos]
         assert tokenizer.decode(tree.responses[0]) == "Hello</s>" and tree.responses[0][-1] == eos
-    assert Template(byte_level(bos=None), None).encode(Example([], text="Hello")).prompt == []
+    assert ChatTemplate(byte_level(bos=None), None).encode(Example([], text="Hello")).prompt == []
 
 
 def test_train_on_all_trains_every_token() -> None:
-    template = Template(byte_level(bos=None), CHATML)
+    template = ChatTemplate(byte_level(bos=None), CHATML)
     tree = template.encode(example(), "all")
     assert tree.prompt == [] and tree.weights == [[1.0] * len(tree.responses[0])]
     usual = template.encode(example())
@@ -243,8 +243,8 @@ def test_train_on_all_trains_every_token() -> None:
 def test_system_prompt_is_put_first_unless_there_is_one() -> None:
     tokenizer = byte_level()
     with_system = [Message(role="system", content="Be brief."), *TALK]
-    template = Template(tokenizer, CHATML, system_prompt="Be brief.")
-    plain = Template(tokenizer, CHATML)
+    template = ChatTemplate(tokenizer, CHATML, system_prompt="Be brief.")
+    plain = ChatTemplate(tokenizer, CHATML)
     assert template.encode(example()) == plain.encode(example(with_system, cut=2))
     other = [Message(role="system", content="Be kind."), *TALK]
     assert template.encode(example(other, cut=2)) == plain.encode(example(other, cut=2))
@@ -253,18 +253,18 @@ def test_system_prompt_is_put_first_unless_there_is_one() -> None:
 def test_stop_holds_eos_terminator_and_given_ids() -> None:
     tokenizer = byte_level()
     ids = tokenizer.convert_tokens_to_ids
-    assert Template(tokenizer, GEMMA, stop=[7]).stop == {ids("</s>"), ids("<end_of_turn>"), 7}
-    assert Template(tokenizer, NO_END).stop == {ids("</s>")}
+    assert ChatTemplate(tokenizer, GEMMA, stop=[7]).stop == {ids("</s>"), ids("<end_of_turn>"), 7}
+    assert ChatTemplate(tokenizer, NO_END).stop == {ids("</s>")}
 
 
 def test_the_words_of_a_template_that_refuses_are_passed_on() -> None:
-    template = Template(byte_level(), GEMMA, system_prompt="Be brief.")
+    template = ChatTemplate(byte_level(), GEMMA, system_prompt="Be brief.")
     with pytest.raises(RowError, match="System role not supported"):
         template.encode(example())
 
 
 def test_prompt_not_a_prefix_is_caught() -> None:
-    template = Template(byte_level(), CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
+    template = ChatTemplate(byte_level(), CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"))
     with pytest.raises(RowError, match=r"not a prefix.*'<think>"):
         template.encode(example())
 
@@ -272,21 +272,23 @@ def test_prompt_not_a_prefix_is_caught() -> None:
 def test_an_answer_that_the_template_drops_is_caught() -> None:
     hidden = NO_END.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else '(hidden)' }}")
     with pytest.raises(RowError, match="rewrites the answer"):
-        Template(byte_level(), hidden).encode(example())
+        ChatTemplate(byte_level(), hidden).encode(example())
 
 
 def test_no_template_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--data.chat_template plain"):
-        Template(byte_level()).encode(example())
+        ChatTemplate(byte_level()).encode(example())
     with pytest.raises(UserError, match="did you mean 'plain'"):
-        Template(byte_level(), "plan")
+        ChatTemplate(byte_level(), "plan")
     path = tmp_path / "chat.jinja"
     path.write_text(CHATML, encoding="utf-8")
-    assert Template(byte_level(), str(path)).encode(example()) == Template(byte_level(), CHATML).encode(example())
+    assert ChatTemplate(byte_level(), str(path)).encode(example()) == ChatTemplate(byte_level(), CHATML).encode(
+        example()
+    )
     with pytest.raises(UserError, match="chat.jinja"):
-        Template(byte_level(), str(tmp_path / "chat.jinga"))
+        ChatTemplate(byte_level(), str(tmp_path / "chat.jinga"))
     with pytest.raises(UserError, match="no EOS"):
-        Template(byte_level(eos=None), NO_END)
+        ChatTemplate(byte_level(eos=None), NO_END)
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -296,7 +298,7 @@ def test_an_answer_that_was_cut_off_ends_with_its_words(
     name: str, words: str, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", fast)
-    template = Template(byte_level(), TEMPLATES[name])
+    template = ChatTemplate(byte_level(), TEMPLATES[name])
     whole = example([*TALK[:3], Message(role="assistant", content=words)], cut=3)
     ended, cut = template.encode(whole), template.encode(whole, finished=False)
     assert cut.prompt == ended.prompt and len(cut.responses[0]) < len(ended.responses[0])

@@ -11,7 +11,7 @@ import torch
 
 from leyden.algorithm.algorithm import Algorithm
 from leyden.batch.forest import Batch, Totals, Tree
-from leyden.data.datamodule import DataModule
+from leyden.data.datamodule import PlannedData
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.policy.policy import Outputs, Policy, Response, Sampling
@@ -82,7 +82,7 @@ class Rows(list[Tree]):
         return [tree.totals() for tree in self]
 
 
-class ToyData(DataModule):
+class ToyData(PlannedData):
     """Rows `{"prompt": [ids], "response": [ids]}`.
 
     Args:

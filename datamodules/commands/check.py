@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leyden.datamodules.commands.convert import counted
-from leyden.datamodules.commands.preference_stats import Comparisons
+from leyden.datamodules.commands.preference_stats import PreferenceStats
 from leyden.datamodules.files.hangul import is_decomposed
 from leyden.datamodules.formats.ranking import compared
 from leyden.datamodules.formats.row_error import LeftOut, RowError, by_count
@@ -18,7 +18,7 @@ from leyden.errors import UserError
 from leyden.example import Example
 
 if TYPE_CHECKING:
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
 
 SHOWN = 3
 """How many places a warning names."""
@@ -72,7 +72,7 @@ class Findings:
     """Length of each response"""
     longest: list[int] = field(default_factory=list)
     """Length of prompt and longest response, each row"""
-    comparisons: Comparisons | None = None
+    comparisons: PreferenceStats | None = None
     """Of preference data"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """What is odd but usable -> the places"""
@@ -91,11 +91,11 @@ def check(source: Source, limits: Limits | None = None, say: Callable[[str], Non
     return max([_check_file(file, template, limits or Limits(), say) for file in files])
 
 
-def _check_file(source: Source, template: Template | None, limits: Limits, say: Callable[[str], None]) -> int:
+def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, say: Callable[[str], None]) -> int:
     source, examples = source.examples(say)
     limits.fit(source.kind)
     specials = _specials(template)
-    found = Findings(comparisons=Comparisons() if source.kind == "preference" else None)
+    found = Findings(comparisons=PreferenceStats() if source.kind == "preference" else None)
     for place, example in counted(examples, Path(source.path).name):
         found.rows += 1
         try:
@@ -118,7 +118,7 @@ def _usable(found: Findings) -> int:
     return found.rows - found.bad.total() - found.left_out.total()
 
 
-def _measure(example: Example, place: str, template: Template | None, found: Findings) -> None:
+def _measure(example: Example, place: str, template: ChatTemplate | None, found: Findings) -> None:
     """Add the lengths of an example; raises `RowError` where the template cannot take it."""
     from leyden.datamodules.storage.truncation import distinct
 
@@ -161,7 +161,7 @@ def _inspect(example: Example, place: str, specials: Sequence[str], found: Findi
 
 
 def _report(
-    source: Source, template: Template | None, limits: Limits, found: Findings, say: Callable[[str], None]
+    source: Source, template: ChatTemplate | None, limits: Limits, found: Findings, say: Callable[[str], None]
 ) -> None:
     for what, places in found.warnings.items():
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
@@ -196,7 +196,7 @@ def _quantile(ordered: Sequence[int], share: float) -> int:
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 
 
-def _specials(template: Template | None) -> list[str]:
+def _specials(template: ChatTemplate | None) -> list[str]:
     if template is None:
         return []
     added = template.tokenizer.added_tokens_decoder.values()

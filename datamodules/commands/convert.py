@@ -7,7 +7,6 @@ Rows that cannot be used go to `NAME.rejected.jsonl`, with the place and the pro
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +15,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from leyden.atomic import replacing
 from leyden.datamodules.files.files import extension, find_files, read_rows, stem
 from leyden.datamodules.files.hangul import composed
 from leyden.datamodules.formats.columns import check_columns, names_of
-from leyden.datamodules.formats.formats import FORMATS, RowError, describe, detect, parse
+from leyden.datamodules.formats.formats import describe, detect, format_named, parse
 from leyden.datamodules.formats.preference_readers import listed
+from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.source import HEAD
 from leyden.errors import UserError
 
@@ -94,18 +95,12 @@ def counted(items: Iterable[_T], what: str) -> Iterator[_T]:
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[str]]:
     """A UTF-8 text file that appears under its name only when it is complete, replacing what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another output") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def rejected_path(path: Path) -> Path:
@@ -152,20 +147,20 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
     if not head:
         first = f" (first: {rejects[0]['place']}: {rejects[0]['problem']})" if rejects else ""
         raise UserError(f"{file}: no usable row in it{first}; give a file with data")
-    plan = _plan(file, [row for _, row in head], composed(dict(how.columns)), how.kind)
+    converter = _row_converter(file, [row for _, row in head], composed(dict(how.columns)), how.kind)
     with whole_file(out) as output:
         for place, row in counted(chain(head, rows), file.name):
             try:
-                output.write(plan(row) + "\n")
+                output.write(converter(row) + "\n")
                 written += 1
             except RowError as error:
                 rejects.append({"place": place, "problem": str(error), "row": row})
         if written == 0:
             raise UserError(f"{file}: none of its {len(rejects)} rows can be used; {rejects[0]['problem']}")
         write_rejects(rejected_path(out), rejects, how.overwrite)
-    kept = [str(column) for column in head[0][1] if column not in plan.renames.values()]
+    kept = [str(column) for column in head[0][1] if column not in converter.renames.values()]
     extra = f"; kept {', '.join(kept)}" if kept else ""
-    say(f"{file} -> {out}: {written:,} rows, {plan.kind} data as {plan.description}{extra}")
+    say(f"{file} -> {out}: {written:,} rows, {converter.kind} data as {converter.description}{extra}")
     if rejects:
         one = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
         say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} (first: {one['place']}: {one['problem']})")
@@ -173,7 +168,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
 
 
 @dataclass
-class _Plan:
+class _RowConverter:
     """How the rows of one file are rewritten; calling it with a row gives its line, or raises."""
 
     kind: str
@@ -198,7 +193,7 @@ class _Plan:
         return line
 
 
-def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str], kind: str | None) -> _Plan:
+def _row_converter(file: Path, rows: list[dict[str, Any]], columns: dict[str, str], kind: str | None) -> _RowConverter:
     for name, column in columns.items():
         if name != column and name in rows[0] and name not in columns.values():
             raise UserError(f"{file}: '{column}' cannot become '{name}', there is such a column; rename one of them")
@@ -208,10 +203,10 @@ def _plan(file: Path, rows: list[dict[str, Any]], columns: dict[str, str], kind:
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     found = names_of(rows[0], columns)
-    reads = FORMATS[kind][format].reads(answers=kind != "prompts")
+    reads = format_named(format, kind).columns(kind, answers=kind != "prompts")
     wanted = [*reads, *(["input"] if format == "alpaca" else []), *columns]
     renames = {name: found[name] for name in wanted if name in found}
-    return _Plan(kind, format, renames, describe(rows, format, kind, columns))
+    return _RowConverter(kind, format, renames, describe(rows, format, kind, columns))
 
 
 def _kind_and_format(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> tuple[str, str]:

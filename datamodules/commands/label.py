@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leyden.datamodules.commands.convert import rejected_path, whole_file, write_rejects
-from leyden.datamodules.commands.label_scores import Ledger
-from leyden.datamodules.commands.prompt_groups import Group, read_groups
+from leyden.datamodules.commands.label_scores import LabelScores
+from leyden.datamodules.commands.prompt_groups import PromptGroup, read_groups
 from leyden.datamodules.formats.ranking import above_gap, spread
 from leyden.datamodules.formats.row_error import by_count
 from leyden.datamodules.formats.turns import is_transcript
@@ -82,7 +82,7 @@ def label(
             "a prompt, such as the answers of leyden predict with --model.sampling.temperature 1 and several "
             "--model.sampling.seed, in one folder"
         )
-    ledger = Ledger(out.with_name(out.name + ".part"), {"input": source.path, "reward": about}, how.overwrite)
+    ledger = LabelScores(out.with_name(out.name + ".part"), {"input": source.path, "reward": about}, how.overwrite)
     _score(several, ledger, make, how.batch_size, say)
     found = Counter({"only one response": len(groups) - len(several)})
     rows = list(_rows(several, ledger, how, found))
@@ -117,7 +117,11 @@ def _target(output: str, how: Labels) -> Path:
 
 
 def _score(
-    groups: Sequence[Group], ledger: Ledger, make: Callable[[], Reward], size: int, say: Callable[[str], None]
+    groups: Sequence[PromptGroup],
+    ledger: LabelScores,
+    make: Callable[[], Reward],
+    size: int,
+    say: Callable[[str], None],
 ) -> None:
     """Ask the reward for every score that is not in the ledger yet, some prompts at a time."""
     waiting = [group for group in groups if group.key not in ledger.scores]
@@ -162,9 +166,9 @@ def _ready(reward: Reward) -> Reward:
     return reward
 
 
-def _batches(groups: Sequence[Group], size: int) -> Iterator[list[Group]]:
+def _batches(groups: Sequence[PromptGroup], size: int) -> Iterator[list[PromptGroup]]:
     """Groups of about `size` responses together; never a part of one."""
-    batch: list[Group] = []
+    batch: list[PromptGroup] = []
     for group in groups:
         batch.append(group)
         if sum(len(one.samples) for one in batch) >= size:
@@ -174,7 +178,9 @@ def _batches(groups: Sequence[Group], size: int) -> Iterator[list[Group]]:
         yield batch
 
 
-def _rows(groups: Sequence[Group], ledger: Ledger, how: Labels, found: Counter[str]) -> Iterator[dict[str, Any]]:
+def _rows(
+    groups: Sequence[PromptGroup], ledger: LabelScores, how: Labels, found: Counter[str]
+) -> Iterator[dict[str, Any]]:
     """The rows to write, best response first; `found` counts why other prompts give none."""
     from leyden.run.predictions import as_json
 

@@ -15,7 +15,7 @@ Scores = dict[str, list[float]]
 """Key of a prompt with its responses -> the score of each response"""
 
 
-class Ledger:
+class LabelScores:
     """A file with one line that says what it is about, and one line for each prompt that is scored.
 
     Args:

@@ -12,7 +12,7 @@ from leyden.example import Example
 
 
 @dataclass
-class Comparisons:
+class PreferenceStats:
     """Counts over the usable rows of a file."""
 
     sizes: Counter[int] = field(default_factory=Counter)

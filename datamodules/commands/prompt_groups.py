@@ -11,7 +11,7 @@ from typing import Any
 
 from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.formats.columns import names_of
-from leyden.datamodules.formats.formats import FORMATS
+from leyden.datamodules.formats.formats import format_named
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.turns import seen
 from leyden.datamodules.predict_loader import origin
@@ -20,7 +20,7 @@ from leyden.example import Example, Message, Sample
 
 
 @dataclass
-class Group:
+class PromptGroup:
     """A prompt with its different responses, in the order of the file."""
 
     messages: list[Message]
@@ -36,9 +36,9 @@ class Group:
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[str], None]) -> list[Group]:
+def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[str], None]) -> list[PromptGroup]:
     """The prompts of all files, each with its responses, each of these once; rows without any go to `rejects`."""
-    groups: dict[Any, Group] = {}
+    groups: dict[Any, PromptGroup] = {}
     known: set[Any] = set()
     for file in source.files(say):
         settled, examples = file.examples(say)
@@ -52,7 +52,7 @@ def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[st
                 continue
             prompt = seen(example.messages)
             if prompt not in groups:
-                groups[prompt] = Group(example.messages, _beside(example, settled), [])
+                groups[prompt] = PromptGroup(example.messages, _beside(example, settled), [])
             for sample, response in zip(samples, example.responses, strict=True):
                 if (said := (prompt, seen(response))) not in known:
                     known.add(said)
@@ -76,6 +76,6 @@ def _beside(example: Example, settled: Source) -> dict[str, Any]:
     row = origin(example.row)
     if row is not example.row:
         return dict(row)
-    named, needs = names_of(row, settled.columns), FORMATS["candidates"][settled.format].needs
+    named, needs = names_of(row, settled.columns), format_named(settled.format, "candidates").columns("candidates")
     used = {"finished", "scores", *(named[name] for name in needs if name in named)}
     return {name: value for name, value in row.items() if name not in used}

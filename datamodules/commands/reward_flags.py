@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.cli.config_keys import flag_keys, flags, render
 from leyden.errors import UserError
 
@@ -37,7 +37,7 @@ def reward_from(pairs: Sequence[list[str]]) -> Callable[[], Reward]:
     """
     if not pairs or pairs[0][0] != "reward":
         raise UserError(f"--reward: missing; add --reward CLASS (such as {' or '.join(sorted(_known()))})")
-    path = names.class_path("model.reward", pairs[0][1], "--reward")
+    path = class_names.class_path("model.reward", pairs[0][1], "--reward")
     return lambda: _build([["reward", path], *pairs[1:]])
 
 
@@ -48,7 +48,7 @@ def described(pairs: Sequence[list[str]]) -> str:
 
 
 def _known() -> dict[str, str]:
-    return names.of_kind("model.reward")
+    return class_names.of_kind("model.reward")
 
 
 def _build(pairs: list[list[Any]]) -> Reward:

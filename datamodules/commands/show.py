@@ -16,7 +16,7 @@ from leyden.example import Example
 
 if TYPE_CHECKING:
     from leyden.batch.forest import Tree
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
 
 STYLES = {"prompt": "cyan", "trained": "bold green", "untrained": "yellow"}
 BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", "⟩")}
@@ -34,7 +34,7 @@ def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
     return max([_show_file(file, rows, template, console) for file in files])
 
 
-def _show_file(source: Source, rows: int, template: Template, console: Console) -> int:
+def _show_file(source: Source, rows: int, template: ChatTemplate, console: Console) -> int:
     settled, examples = source.examples(lambda note: console.print(note, markup=False))
     bad = False
     for place, example in islice(examples, rows):
@@ -48,7 +48,7 @@ def _show_file(source: Source, rows: int, template: Template, console: Console) 
     return int(bad)
 
 
-def _show_example(place: str, example: Example, template: Template, console: Console, ranked: bool) -> None:
+def _show_example(place: str, example: Example, template: ChatTemplate, console: Console, ranked: bool) -> None:
     from leyden.batch.forest import Tree
 
     if example.responses or example.text is not None:
@@ -78,7 +78,7 @@ def _responses(tree: Tree) -> Iterator[tuple[list[int], list[str]]]:
         yield response, ["trained" if weight else "untrained" for weight in row]
 
 
-def _marked(ids: Sequence[int], marks: Sequence[str], template: Template, console: Console) -> Text:
+def _marked(ids: Sequence[int], marks: Sequence[str], template: ChatTemplate, console: Console) -> Text:
     """The decoded tokens, each run of one mark in its colour or brackets, with special tokens and line ends to see."""
     text = Text()
     for mark, run in groupby(zip(ids, marks, strict=True), key=lambda pair: pair[1]):

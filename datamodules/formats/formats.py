@@ -6,44 +6,24 @@ prompt, answer and 답변 for response); `columns={"prompt": "my column"}` maps 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
-from leyden.datamodules.formats import preference_readers, readers
+from leyden.class_paths import import_class
 from leyden.datamodules.formats.columns import canonical, check_columns, names_of
+from leyden.datamodules.formats.format import KINDS, Format, Parts
+from leyden.datamodules.formats.preference_readers import Pair, Ranked, RankedColumns, Scored, ShareGPTPair, Transcripts
 from leyden.datamodules.formats.ranking import best_first
-from leyden.datamodules.formats.readers import Parts
+from leyden.datamodules.formats.readers import Alpaca, InputOutput, Messages, PromptOnly, PromptResponse, ShareGPT, Text
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.turns import check_order
 from leyden.errors import UserError, nearest
 from leyden.example import Example
 
-__all__ = ["FORMATS", "KINDS", "RowError", "describe", "detect", "parse"]
-
 Row = Mapping[str, Any]
-KINDS = ("instruction", "preference", "prompts", "candidates")
-"""What rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """One way to write a row. `needs` are its columns; for prompts alone those of `answers` may be missing."""
-
-    name: str
-    needs: tuple[str, ...]
-    answers: tuple[str, ...]
-    read: Callable[[dict[str, Any], str], Parts]
-    """(row under canonical names, kind) -> parts."""
-
-    def fits(self, names: Iterable[str], answers: bool = True) -> bool:
-        """Whether a row with these canonical columns can be read."""
-        return set(self.reads(answers)) <= set(names)
-
-    def reads(self, answers: bool = True) -> tuple[str, ...]:
-        """The columns that are read, with or without the answers."""
-        return self.needs if answers else tuple(name for name in self.needs if name not in self.answers)
 
 
 def parse(
@@ -59,11 +39,11 @@ def parse(
     `higher_is_better` and needed where a row only ranks its completions. Responses to compare stand best first,
     candidates in the order of the row.
     """
-    form = _form(format, kind)
+    form = format_named(format, kind)
     named = canonical(row, columns or {})
     if rank_order is not None:
         named["rank_order"] = rank_order
-    _require(form, named, row, columns or {}, answers=kind != "prompts")
+    _require(form, kind, named, row, columns or {}, answers=kind != "prompts")
     parts = form.read(named, kind)
     if parts.text is not None:
         return Example([], text=parts.text, row=row)
@@ -81,7 +61,7 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     names = [names_of(row, columns or {}) for row in rows]
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
-        votes = sum(form.fits(one, answers) for one in names)
+        votes = sum(form.fits(one, kind, answers) for one in names)
         if votes > most:
             best, most = form.name, votes
     if most == 0:
@@ -92,8 +72,8 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
 def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, str] | None = None) -> str:
     """One line that says how rows are read: `prompt-response (prompt: 질문, response: 답변)`."""
     check_columns(rows, columns or {})
-    form, found = _form(format, kind), names_of(rows[0], columns or {})
-    reads = form.reads(answers=kind != "prompts")
+    form, found = format_named(format, kind), names_of(rows[0], columns or {})
+    reads = form.columns(kind, answers=kind != "prompts")
     uses = [f"{name}: {found[name]}" if found[name] != name else name for name in reads if name in found]
     return f"{form.name} ({', '.join(uses)})"
 
@@ -123,61 +103,56 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
     return Example(parts.prompt, [responses[number] for number in kept], scores, row=row, left_out=left_out)
 
 
-_INSTRUCTION = (
-    Format("messages", ("messages",), (), readers.messages),
-    Format("alpaca", ("instruction", "output"), ("output",), readers.alpaca),
-    Format("prompt-response", ("prompt", "response"), ("response",), readers.prompt_response),
-    Format("input-output", ("input", "output"), ("output",), readers.input_output),
-    Format("sharegpt", ("conversations",), (), readers.sharegpt),
-    Format("text", ("text",), ("text",), readers.text),
+SHIPPED: tuple[Format, ...] = (
+    Pair(),
+    ShareGPTPair(),
+    Transcripts(),
+    Ranked(),
+    RankedColumns(),
+    Scored(),
+    Messages(),
+    Alpaca(),
+    PromptResponse(),
+    InputOutput(),
+    ShareGPT(),
+    Text(),
+    PromptOnly(),
 )
-_PAIR = (
-    Format("prompt-chosen-rejected", ("prompt", "chosen", "rejected"), ("chosen", "rejected"), preference_readers.pair),
-    Format(
-        "sharegpt-chosen-rejected",
-        ("conversations", "chosen", "rejected"),
-        ("chosen", "rejected"),
-        preference_readers.sharegpt_pair,
-    ),
-    Format("chosen-rejected", ("chosen", "rejected"), (), preference_readers.transcripts),
-)
-_RANKED = ("prompt", "completion_0", "completion_1")
-_PREFERENCE = (
-    *_PAIR,
-    Format("ranked", (*_RANKED, "ranking"), ("ranking",), preference_readers.ranked),
-    Format(
-        "ranked-columns", (*_RANKED, "ranking_0", "ranking_1"), ("ranking_0", "ranking_1"), preference_readers.ranked
-    ),
-    Format("scored", ("prompt", "responses", "scores"), ("responses", "scores"), preference_readers.scored),
-)
-_UNRANKED = (
-    Format("ranked", ("prompt", "completion_0"), (), preference_readers.ranked),
-    Format("ranked-columns", ("prompt", "completion_0"), (), preference_readers.ranked),
-    Format("scored", ("prompt", "responses"), (), preference_readers.scored),
-)
-_PROMPTS = (Format("prompt", ("prompt",), (), readers.prompt_only),)
-
-
-def _by_name(*formats: Format) -> dict[str, Format]:
-    return {form.name: form for form in formats}
-
-
+"""In order of precedence. Every kind also reads the richer ones and leaves out the rest."""
 FORMATS: dict[str, dict[str, Format]] = {
-    "instruction": _by_name(*_PREFERENCE, *_INSTRUCTION),
-    "preference": _by_name(*_PREFERENCE),
-    "prompts": _by_name(*_PREFERENCE, *_INSTRUCTION[:-1], *_PROMPTS),
-    "candidates": _by_name(*_PAIR, *_UNRANKED, *_INSTRUCTION[:-1]),
+    kind: {form.name: form for form in SHIPPED if kind in form.kinds} for kind in KINDS
 }
-"""kind -> name -> format, in order of precedence. Every kind also reads the richer ones and leaves out the rest."""
+"""kind -> name -> format."""
 
 
-def _form(name: str, kind: str) -> Format:
+def format_named(name: str, kind: str) -> Format:
+    """A format by its name, or by the path of its class.
+
+    Raises:
+        UserError: there is none of this name, or it cannot be read as this kind.
+    """
     if kind not in FORMATS:
         raise UserError(f"kind {kind}: unknown{nearest(kind, KINDS) or '; use ' + ', '.join(KINDS)}")
+    if "." in name:
+        form = _own_format(name)
+        if kind not in form.kinds:
+            raise UserError(f"format {name}: it is read as {' or '.join(form.kinds)} data, not {kind}")
+        return form
     if name not in FORMATS[kind]:
         known = ", ".join(FORMATS[kind])
         raise UserError(f"format {name}: unknown for {kind} data{nearest(name, FORMATS[kind]) or '; use ' + known}")
     return FORMATS[kind][name]
+
+
+@cache
+def _own_format(path: str) -> Format:
+    """A format of the user's own."""
+    return import_class(path, "format", Format)()  # type: ignore[no-any-return]
+
+
+def code_of(name: str) -> str:
+    """The source of a format of the user's own, on which what it made depends; none for the others."""
+    return inspect.getsource(inspect.getmodule(type(_own_format(name)))) if "." in name else ""  # type: ignore[arg-type]
 
 
 def _no_format(row: Row, kind: str) -> str:
@@ -192,8 +167,10 @@ def _no_format(row: Row, kind: str) -> str:
     )
 
 
-def _require(form: Format, named: Mapping[str, Any], row: Row, columns: Mapping[str, str], answers: bool) -> None:
-    for name in form.reads(answers):
+def _require(
+    form: Format, kind: str, named: Mapping[str, Any], row: Row, columns: Mapping[str, str], answers: bool
+) -> None:
+    for name in form.columns(kind, answers):
         if name not in named:
             column = columns.get(name, name)
             hint = nearest(column, map(str, row)) or f"; the row has {', '.join(map(str, row)) or 'no columns'}"

@@ -1,17 +1,15 @@
-"""How each preference format is read: a row under canonical column names -> the turns before the responses, and these.
-
-As in `leyden.datamodules.formats.readers`, every reader takes the row and the kind of data it is read as, is pure, and raises
-`RowError`. Responses are left in the order of the row, beside what each is worth.
-"""
+"""Formats of preferences: each says its columns and how its rows are read. Responses are left in the order of the row,
+beside what each is worth."""
 
 from __future__ import annotations
 
 import json
 import math
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
-from leyden.datamodules.formats.readers import Parts, answer, with_system
+from leyden.datamodules.formats.format import KINDS, Format, Parts
+from leyden.datamodules.formats.readers import answer, with_system
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.turns import is_transcript, messages_of, seen, turns_of
 from leyden.example import Message
@@ -23,19 +21,26 @@ NO_ORDER = (
 _SIGNS = {"lower_is_better": -1.0, "higher_is_better": 1.0}
 
 
-def pair(row: dict[str, Any], kind: str) -> Parts:
+class Pair(Format):
     """prompt, chosen, rejected: texts or turns; answers that repeat the conversation are read as transcripts."""
-    if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
-        return _checked(transcripts(row, kind), row)
-    parts = Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
-    if kind != "prompts":
-        parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
-        if is_transcript(row["prompt"]):  # written as one text, so that a blank stands between
-            parts.responses = [_stripped(response) for response in parts.responses]
-    return _labelled(parts, row, kind)
+
+    name = "prompt-chosen-rejected"
+    needs = ("prompt", "chosen", "rejected")
+    answers = ("chosen", "rejected")
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
+            return _checked(_transcripts(row, kind), row)
+        parts = Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
+        if kind != "prompts":
+            parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
+            if is_transcript(row["prompt"]):  # written as one text, so that a blank stands between
+                parts.responses = [_stripped(response) for response in parts.responses]
+        return _labelled(parts, row, kind)
 
 
-def transcripts(row: dict[str, Any], kind: str) -> Parts:
+def _transcripts(row: dict[str, Any], kind: str) -> Parts:
     """chosen, rejected that each hold the whole conversation: the turns that both begin with are the prompt."""
     chosen, rejected = (turns_of(row[name], name, "assistant") for name in ("chosen", "rejected"))
     for name, turns, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
@@ -51,54 +56,96 @@ def transcripts(row: dict[str, Any], kind: str) -> Parts:
     return _labelled(parts, row, kind)
 
 
-def sharegpt_pair(row: dict[str, Any], kind: str) -> Parts:
+class Transcripts(Format):
+    """chosen, rejected that each hold the whole conversation: the turns that both begin with are the prompt."""
+
+    name = "chosen-rejected"
+    needs = ("chosen", "rejected")
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        return _transcripts(row, kind)
+
+
+class ShareGPTPair(Format):
     """conversations[from, value], and chosen, rejected of one turn each."""
-    parts = Parts(with_system(messages_of(row["conversations"], "conversations"), row))
-    if kind != "prompts":
-        parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
-    return _labelled(parts, row, kind)
+
+    name = "sharegpt-chosen-rejected"
+    needs = ("conversations", "chosen", "rejected")
+    answers = ("chosen", "rejected")
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        parts = Parts(with_system(messages_of(row["conversations"], "conversations"), row))
+        if kind != "prompts":
+            parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
+        return _labelled(parts, row, kind)
 
 
-def scored(row: dict[str, Any], kind: str) -> Parts:
+class Scored(Format):
     """prompt, responses, scores: the highest score is best. Candidates need no scores."""
-    prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
-    if kind == "prompts":
-        return Parts(prompt)
-    texts = listed(row["responses"], "responses")
-    if not texts:
-        raise RowError("'responses' is an empty list; write responses or drop the row", "empty response")
-    responses = [turns_of(text, f"responses[{number}]", "assistant") for number, text in enumerate(texts)]
-    if kind == "candidates":
-        return Parts(prompt, responses)
-    scores = [_number(score, f"scores[{number}]") for number, score in enumerate(listed(row["scores"], "scores"))]
-    if len(scores) != len(responses):
-        problem = "'responses' and 'scores' must be lists of the same length; write one score a response"
-        raise RowError(problem, "scores missing")
-    return Parts(prompt, responses, worth=scores, scores=scores)
+
+    name = "scored"
+    needs = ("prompt", "responses", "scores")
+    answers = ("responses", "scores")
+    unranked = ("prompt", "responses")
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+        if kind == "prompts":
+            return Parts(prompt)
+        texts = listed(row["responses"], "responses")
+        if not texts:
+            raise RowError("'responses' is an empty list; write responses or drop the row", "empty response")
+        responses = [turns_of(text, f"responses[{number}]", "assistant") for number, text in enumerate(texts)]
+        if kind == "candidates":
+            return Parts(prompt, responses)
+        scores = [_number(score, f"scores[{number}]") for number, score in enumerate(listed(row["scores"], "scores"))]
+        if len(scores) != len(responses):
+            problem = "'responses' and 'scores' must be lists of the same length; write one score a response"
+            raise RowError(problem, "scores missing")
+        return Parts(prompt, responses, worth=scores, scores=scores)
 
 
-def ranked(row: dict[str, Any], kind: str) -> Parts:
+class Ranked(Format):
     """completion_0 … completion_K with the rank of completion i in `ranking[i]`, or in the column `ranking_i`.
 
     The ranks are not an order of numbers: `[2, 3, 1]` says that completion_2 has rank 1. Candidates need no ranks.
     """
-    prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
-    if kind == "prompts":
-        return Parts(prompt)
-    names = [name for name in (f"completion_{number}" for number in range(len(row))) if name in row]
-    ranks = [] if kind == "candidates" else _ranks(row, names)
-    while len(names) > max(1, len(ranks)) and row[names[-1]] in (None, ""):  # a table where other rows have more
-        names.pop()
-    responses = [turns_of(row[name], name, "assistant") for name in names]
-    if kind == "candidates":
-        return Parts(prompt, responses)
-    if len(ranks) != len(responses):
-        problem = f"'ranking' must be a list with one rank for each of the {len(responses)} completions"
-        raise RowError(f"{problem}; add the others or drop the row", "ranks missing")
-    if row.get("rank_order") not in _SIGNS:
-        raise RowError(NO_ORDER, "rank order not given")
-    sign = _SIGNS[row["rank_order"]]
-    return Parts(prompt, responses, worth=[sign * _number(r, f"ranking[{n}]") for n, r in enumerate(ranks)])
+
+    name = "ranked"
+    needs: ClassVar[tuple[str, ...]] = ("prompt", "completion_0", "completion_1", "ranking")
+    answers: ClassVar[tuple[str, ...]] = ("ranking",)
+    unranked = ("prompt", "completion_0")
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+        if kind == "prompts":
+            return Parts(prompt)
+        names = [name for name in (f"completion_{number}" for number in range(len(row))) if name in row]
+        ranks = [] if kind == "candidates" else _ranks(row, names)
+        while len(names) > max(1, len(ranks)) and row[names[-1]] in (None, ""):  # a table where other rows have more
+            names.pop()
+        responses = [turns_of(row[name], name, "assistant") for name in names]
+        if kind == "candidates":
+            return Parts(prompt, responses)
+        if len(ranks) != len(responses):
+            problem = f"'ranking' must be a list with one rank for each of the {len(responses)} completions"
+            raise RowError(f"{problem}; add the others or drop the row", "ranks missing")
+        if row.get("rank_order") not in _SIGNS:
+            raise RowError(NO_ORDER, "rank order not given")
+        sign = _SIGNS[row["rank_order"]]
+        return Parts(prompt, responses, worth=[sign * _number(r, f"ranking[{n}]") for n, r in enumerate(ranks)])
+
+
+class RankedColumns(Ranked):
+    """The same with one column for each rank."""
+
+    name = "ranked-columns"
+    needs = ("prompt", "completion_0", "completion_1", "ranking_0", "ranking_1")
+    answers = ("ranking_0", "ranking_1")
 
 
 def listed(value: Any, name: str) -> list[Any]:

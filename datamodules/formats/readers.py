@@ -1,41 +1,33 @@
-"""How each format is read: a row under canonical column names -> the turns before the answers, and the answers.
-
-Every reader takes the row and the kind of data it is read as (prompts are read from rows without answers too), is
-pure, and raises `RowError`.
-"""
+"""Formats of instructions and prompts: each says its columns and how its rows are read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from leyden.datamodules.formats.format import Format, Parts
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.turns import messages_of, text_of, turns_of, with_roles_split
 from leyden.example import Message
 
 
-@dataclass
-class Parts:
-    """What a format finds in a row: the turns before the answers, and the answers in the order of the row."""
-
-    prompt: list[Message]
-    responses: list[list[Message]] = field(default_factory=list)
-    worth: list[float] | None = None
-    """What each answer is worth, higher is better; None where they stand best first."""
-    scores: list[float] | None = None
-    """The label of each answer, where the row gives numbers whose differences mean something."""
-    text: str | None = None
-    """Plain text for continued pretraining; then there are no turns."""
-
-
-def messages(row: dict[str, Any], kind: str) -> Parts:
+class Messages(Format):
     """messages[role, content]."""
-    return _conversation(messages_of(row["messages"], "messages"), row, kind)
+
+    name = "messages"
+    needs = ("messages",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        return _conversation(messages_of(row["messages"], "messages"), row, kind)
 
 
-def sharegpt(row: dict[str, Any], kind: str) -> Parts:
+class ShareGPT(Format):
     """conversations[from, value]."""
-    return _conversation(messages_of(row["conversations"], "conversations"), row, kind)
+
+    name = "sharegpt"
+    needs = ("conversations",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        return _conversation(messages_of(row["conversations"], "conversations"), row, kind)
 
 
 def _conversation(turns: list[Message], row: dict[str, Any], kind: str) -> Parts:
@@ -48,35 +40,65 @@ def _conversation(turns: list[Message], row: dict[str, Any], kind: str) -> Parts
     return Parts(prompt, [response])
 
 
-def alpaca(row: dict[str, Any], kind: str) -> Parts:
+class Alpaca(Format):
     """instruction, input, output, with history (not trained) and system where they are there."""
-    text = text_of(row["instruction"], "instruction", "user")
-    if row.get("input") not in (None, ""):
-        text = f"{text}\n\n{text_of(row['input'], 'input')}"
-    turns = [*_history(row.get("history")), Message(role="user", content=text)]
-    return Parts(with_system(turns, row), [answer(row, "output")] if kind != "prompts" else [])
+
+    name = "alpaca"
+    needs = ("instruction", "output")
+    answers = ("output",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        text = text_of(row["instruction"], "instruction", "user")
+        if row.get("input") not in (None, ""):
+            text = f"{text}\n\n{text_of(row['input'], 'input')}"
+        turns = [*_history(row.get("history")), Message(role="user", content=text)]
+        return Parts(with_system(turns, row), [answer(row, "output")] if kind != "prompts" else [])
 
 
-def prompt_response(row: dict[str, Any], kind: str) -> Parts:
+class PromptResponse(Format):
     """prompt, response: texts or turns."""
-    prompt = with_system([*_history(row.get("history")), *turns_of(row["prompt"], "prompt", "user")], row)
-    return Parts(prompt, [answer(row, "response")] if kind != "prompts" else [])
+
+    name = "prompt-response"
+    needs = ("prompt", "response")
+    answers = ("response",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        prompt = with_system([*_history(row.get("history")), *turns_of(row["prompt"], "prompt", "user")], row)
+        return Parts(prompt, [answer(row, "response")] if kind != "prompts" else [])
 
 
-def input_output(row: dict[str, Any], kind: str) -> Parts:
+class InputOutput(Format):
     """input, output without an instruction."""
-    prompt = with_system(turns_of(row["input"], "input", "user"), row)
-    return Parts(prompt, [answer(row, "output")] if kind != "prompts" else [])
+
+    name = "input-output"
+    needs = ("input", "output")
+    answers = ("output",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        prompt = with_system(turns_of(row["input"], "input", "user"), row)
+        return Parts(prompt, [answer(row, "output")] if kind != "prompts" else [])
 
 
-def text(row: dict[str, Any], kind: str) -> Parts:
+class Text(Format):
     """Plain text."""
-    return Parts([], text=text_of(row["text"], "text"))
+
+    name = "text"
+    needs = ("text",)
+    kinds = ("instruction",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        return Parts([], text=text_of(row["text"], "text"))
 
 
-def prompt_only(row: dict[str, Any], kind: str) -> Parts:
+class PromptOnly(Format):
     """prompt: a text or turns."""
-    return Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
+
+    name = "prompt"
+    needs = ("prompt",)
+    kinds = ("prompts",)
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        return Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
 
 
 def answer(row: dict[str, Any], name: str) -> list[Message]:

@@ -7,6 +7,9 @@ that `leyden.rewards.function.Gold` scores with: `language`, `answer` and `rival
 
 The split is by content, not by wording: what is asked in held-out rows is asked in no training row, in neither
 language. The same arguments give the same rows on every machine, and fewer rows are a prefix of more.
+
+Called by `leyden data sample`, the demo and tests. May import `errors` and `rewards`. Begin reading at `items`, what
+can be asked, then `phrases`, how it is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from leyden.atomic import replacing
 from leyden.batch.forest import Totals, Tree
 from leyden.datamodules.formats.row_error import by_count
 from leyden.errors import UserError
@@ -212,11 +212,8 @@ def _record(source: str, tree: Tree) -> dict[str, Any]:
 @contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A name to write to that becomes `path` when all went well, and vanishes otherwise."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            yield unfinished
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error}); set LEYDEN_CACHE to a folder with room") from None
-    finally:
-        unfinished.unlink(missing_ok=True)

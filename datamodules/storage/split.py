@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from leyden.rng import MEASURED
+from leyden.rng import EVALUATION_SEED
 
 Row = tuple[int, int]
 """(number of a store, index in it)"""
@@ -27,7 +27,7 @@ def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -
     """
     different = list(dict.fromkeys(places))
     count = min(max(1, round(fraction * len(different))), len(different) - 1)
-    held = {different[i] for i in shuffled(len(different), MEASURED)[: max(count, 0)]}
+    held = {different[i] for i in shuffled(len(different), EVALUATION_SEED)[: max(count, 0)]}
     both = list(zip(rows, places, strict=True))
     return [row for row, place in both if place not in held], [row for row, place in both if place in held]
 

@@ -1,8 +1,8 @@
 """What every algorithm shares: a subclass writes `loss`, as exact means over its batch, and little else.
 
-Called by Lightning's Trainer; subclassed in `leyden.algos` and by you. May import `data`, `checkpoint` and below. Begin
-reading at `algorithm`, then `optimizer_step`: how a loss becomes one exact step. `with_reference` adds a reference,
-`scalar_head` a reward head.
+Called by Lightning's Trainer; subclassed in `leyden.algos` and by you. May import `data`, `checkpoint` and below.
+Begin reading at `algorithm`, then `optimizer_step`: how a loss becomes one exact step. `with_reference` adds a
+reference, `scalar_head` a reward head.
 """
 
 from __future__ import annotations

@@ -9,22 +9,24 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from leyden.algorithm.optimizer_step import Training
-from leyden.algorithm.schedules import WarmupCosine, parameter_groups, reapply
+from leyden.algorithm.optimizer_step import OptimizerStep
+from leyden.algorithm.schedules import WarmupCosine, parameter_groups, restore_hyperparameters
 from leyden.batch.forest import Batch
 from leyden.checkpoint.find import ENTRY
-from leyden.checkpoint.provenance import Origin
+from leyden.checkpoint.provenance import Provenance, made_from
+from leyden.distributed import reduce_sums
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.lightning_loop_exact import exact
-from leyden.policy.policy import Policy, Sampling
+from leyden.lightning_loop import use_exact_loop
+from leyden.policy.policy import Policy, Reference, ReferenceKind, Sampling
+from leyden.policy.reference import OtherPolicy
 from leyden.sharding import assembled, shard
 
 GREEDY = Sampling(temperature=0.0)
 
 
-class Algorithm(Training):
-    """A policy, a loss, and everything around them. How a step is taken, `loss` and `note` stand in `Training`.
+class Algorithm(OptimizerStep):
+    """A policy, a loss, and everything around them. How a step is taken, `loss` and `note` stand in `OptimizerStep`.
 
     Args:
         policy: the model.
@@ -54,7 +56,7 @@ class Algorithm(Training):
         self.policy, self.optimizer, self.lr_scheduler = policy, optimizer, lr_scheduler
         self.sampling = sampling.seeded()
         self.strict_loading = False
-        self.origin = Origin()
+        self.provenance = Provenance()
         self.when_built: list[Callable[[], None]] = []
         """Called once the policy is built, before the weights of a checkpoint arrive."""
         self.validated_at = -1
@@ -65,28 +67,23 @@ class Algorithm(Training):
         """A sized iterable of batches from the DataModule's loader: the loader itself, unless sampled on-policy."""
         return loader
 
-    def measures(self, batch: Batch) -> dict[str, Tensor]:
+    def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
         """What validation logs: each value is this batch's share of a mean, so that summing over batches is exact."""
         self._notes = {}
         loss = self.loss(batch)
         return {"loss": loss} | self._notes
 
-    def summary(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Validation metrics from the sums of `measures`."""
+    def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Validation metrics from the sums of `validation_sums`."""
         return dict(sums)
 
     # -- building ----------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        exact(self.trainer)
+        use_exact_loop(self.trainer)
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports speak as the data did
             self.policy.tokenizer.chat_template = template
-
-    @property
-    def data(self) -> Any:
-        """The Trainer's DataModule, or None where plain loaders are used."""
-        return getattr(self.trainer, "datamodule", None)
 
     @property
     def budget(self) -> int:
@@ -94,18 +91,18 @@ class Algorithm(Training):
         return int(getattr(self.data, "max_tokens", 16384))
 
     @property
-    def compares(self) -> bool:
+    def has_reference(self) -> bool:
         """Whether there is a `reference` that can be asked about any batch."""
         return False
 
     @property
-    def has_other(self) -> bool:
+    def has_reference_policy(self) -> bool:
         """Whether that reference is another model than the one that training starts from."""
         return False
 
     def configure_model(self) -> None:
         self.policy.build(self.wants, self.dropout)
-        self.spread(self.policy)
+        self.shard_policy(self.policy)
         while self.when_built:
             self.when_built.pop()()
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
@@ -115,10 +112,21 @@ class Algorithm(Training):
                 f"set --data.max_length {room}"
             )
 
-    def spread(self, policy: Policy) -> None:
+    def shard_policy(self, policy: Policy) -> None:
         """Shard a policy that was just built, where the strategy has a mesh of devices for that."""
         if self.device_mesh is not None:
-            shard(policy, self.device_mesh["data_parallel"])
+            shard(policy, policy.blocks(), self.device_mesh["data_parallel"])
+
+    def frozen_reference(self, kind: ReferenceKind = "auto") -> Reference:
+        """The policy as it is now, sharded where the policy is: copies cannot take the place of sharded weights, so
+        there the model is loaded again, unless it is the policy without its adapter."""
+        reference = self.policy.reference(kind)
+        if self.device_mesh is None or reference.kind == "adapter_off":
+            return reference
+        twin = self.policy.twin()
+        reference = OtherPolicy(twin, self.policy)
+        self.shard_policy(twin)
+        return reference
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self)
@@ -152,14 +160,15 @@ class Algorithm(Training):
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps in one epoch, or None where plain loaders are used."""
-        return None if self.data is None else int(self.data.steps_per_epoch)
+        """Optimizer steps in one epoch, or None where nothing is planned ahead."""
+        steps = getattr(self.data, "steps_per_epoch", None)
+        return None if steps is None else int(steps)
 
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is not None:
             for optimizer in self.trainer.optimizers:
                 schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-                reapply(optimizer, self._settings, cast(Any, schedulers))
+                restore_hyperparameters(optimizer, self._settings, cast(Any, schedulers))
 
     # -- validation, test and prediction -----------------------------------------------------------------------------
 
@@ -167,18 +176,23 @@ class Algorithm(Training):
         self._sums = {}
 
     def validation_step(self, batch: Any, index: int) -> None:
-        parts = self.pieces.run(self.measures, batch) if isinstance(batch, Batch) else [self.measures(batch)]
+        parts = (
+            self.micro_batches.run(self.validation_sums, batch)
+            if isinstance(batch, Batch)
+            else [self.validation_sums(batch)]
+        )
         for part in parts:
             for name, value in part.items():
                 self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
 
     def on_validation_epoch_end(self) -> None:
-        found = {f"{self._stage()}/{name}": value for name, value in self.summary(self._reduced(self._sums)).items()}
+        sums = reduce_sums(self._sums, self.trainer, self.device)
+        metrics = {f"{self._stage()}/{name}": value for name, value in self.validation_metrics(sums).items()}
         whole = not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf")
         for logger in self.trainer.loggers if whole else ():
             # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
-            logger.log_metrics(found, step=self.trainer.global_step - 1)
-        self.log_dict(found, logger=False)  # of a sanity check too, for whoever waits for a measure of this name
+            logger.log_metrics(metrics, step=self.trainer.global_step - 1)
+        self.log_dict(metrics, logger=False)  # of a sanity check too, for whoever waits for a measure of this name
         if not self.trainer.sanity_checking:
             self.validated_at = self.trainer.global_step
 
@@ -205,17 +219,25 @@ class Algorithm(Training):
 
     # -- checkpoints: what is trained, and nothing that the configuration or the base model already says ------------
 
+    def made_from(self) -> dict[str, Any]:
+        """What this run is made from; to be asked on every process, since weights may be sharded."""
+        policies = {name: module for name, module in self.named_modules() if isinstance(module, Policy)}
+        data = str(getattr(self.data, "fingerprint", ""))
+        return made_from(type(self).__name__, policies, self.policy.tokenizer, data)
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: v for name, v in super().state_dict(*args, **kwargs).items() if name in trained}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {
-            ENTRY: self.origin.entry(self),
+            ENTRY: self.provenance.entry(self.made_from()),
             "progress": dict(self.progress),
             "validated_at": self.validated_at,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.origin.check(self, checkpoint)
+        sharded = self.device_mesh is not None  # the strategy has put weights and optimizer in their places already
+        weights = None if sharded else self.state_dict()
+        self.provenance.check(checkpoint, self.made_from(), weights, training=self.trainer.state.fn == "fit")
         self.progress, self.validated_at = dict(checkpoint["progress"]), int(checkpoint["validated_at"])

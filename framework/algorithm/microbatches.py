@@ -15,7 +15,7 @@ from leyden.errors import UserError
 log = logging.getLogger("leyden")
 B = TypeVar("B", bound=Batch)
 R = TypeVar("R")
-LESS = (
+MEMORY_ADVICE = (
     "set --data.max_length to fewer tokens or --model.policy.gradient_checkpointing true, or train less: --config "
     "lora, --config qlora"
 )
@@ -28,7 +28,7 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-class Pieces:
+class MicroBatches:
     """How small micro-batches have to be cut. Nothing is cut until one has failed."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class Pieces:
             UserError: it is one tree, which nothing can be cut from.
         """
         if len(failed.structure()) < 2:
-            raise UserError(f"a single row of {failed.size} tokens does not fit the memory; {LESS}")
+            raise UserError(f"a single row of {failed.size} tokens does not fit the memory; {MEMORY_ADVICE}")
         first = self.most is None
         self.most = min(failed.size, self.most or failed.size) // 2
         torch.cuda.empty_cache()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from leyden.algorithm.guard import stop
-from leyden.algorithm.microbatches import Pieces, out_of_memory
+from leyden.algorithm.microbatches import MicroBatches, out_of_memory
 from leyden.batch.forest import Batch
-from leyden.sharding import plain
+from leyden.distributed import full_tensor, reduce_sums
+from leyden.errors import UserError
 
 
-class Training(LightningModule):
-    """The training half of an algorithm.
+class OptimizerStep(LightningModule):
+    """The half of an algorithm that takes steps.
 
     Means are exact over the whole optimizer step: a micro-batch divides by the totals of its step, and here the loss
     is multiplied by accumulation x world size once, which undoes what the Trainer and the strategy divide by. So one
@@ -30,7 +30,7 @@ class Training(LightningModule):
         super().__init__()
         self.progress = {"tokens": 0.0, "samples": 0.0}
         """Tokens and examples trained on so far, by all ranks."""
-        self.pieces = Pieces()
+        self.micro_batches = MicroBatches()
         self._notes: dict[str, Tensor] = {}
         self._window: list[tuple[Batch, dict[str, Tensor]]] = []
         """What has been run of this step, with what it noted."""
@@ -55,8 +55,13 @@ class Training(LightningModule):
         ranks add them up."""
         self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
 
-    def watch(self, now: Mapping[str, float]) -> None:
-        """Look at what a step measured (the names of train/… without it), to warn of what goes wrong."""
+    def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Called after every step with what it measured (the names of train/… without it), on every rank the same."""
+
+    @property
+    def data(self) -> Any:
+        """The Trainer's DataModule, or None where plain loaders are used."""
+        return getattr(self.trainer, "datamodule", None)
 
     # -- forward and backward ----------------------------------------------------------------------------------------
 
@@ -64,10 +69,12 @@ class Training(LightningModule):
         if not self._micro:
             self._drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if batch.tokens.is_cuda else [])]
         self._micro.append(batch)
-        first, *self._rest = self.pieces.of(batch, self._as_all(batch))
+        first, *self._rest = self.micro_batches.of(batch, self._as_all(batch))
         shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.trainer.world_size > 1:
-            if self.pieces.most is not None and isinstance(ddp := self.trainer.strategy.model, DistributedDataParallel):
+            if self.micro_batches.most is not None and isinstance(
+                ddp := self.trainer.strategy.model, DistributedDataParallel
+            ):
                 ddp.require_backward_grad_sync = False  # gradients of parts are added up first, and then over ranks
             return self._noted(first) * shares
         try:
@@ -128,27 +135,27 @@ class Training(LightningModule):
     def _again(self, failed: Batch) -> None:
         """Run this step from its beginning, cut smaller, with the random numbers that it had: half of a backward pass
         cannot be taken back from gradients."""
-        self.pieces.smaller(failed)
+        self.micro_batches.smaller(failed)
         self._window = []
         for parameter in self.parameters():
             parameter.grad = None
         for state, restore in zip(self._drawn, (torch.set_rng_state, torch.cuda.set_rng_state), strict=False):
             restore(state)
-        self._failed = self._run([part for batch in self._micro for part in self.pieces.of(batch)])
+        self._failed = self._run([part for batch in self._micro for part in self.micro_batches.of(batch)])
 
     # -- several processes -------------------------------------------------------------------------------------------
 
     def _as_all(self, batch: Batch) -> int | None:
         """How many parts every process cuts its micro-batch into; None where each may decide for itself."""
-        if self.pieces.most is None or self.device_mesh is None:
+        if self.micro_batches.most is None or self.device_mesh is None:
             return None
-        wanted = torch.tensor(self.pieces.needed(batch), device=self.device)
+        wanted = torch.tensor(self.micro_batches.needed(batch), device=self.device)
         return int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
 
     def _add_up(self) -> None:
         """The mean of gradients over processes, at the end of a step whose parts ran without DDP's own."""
         ddp = self.trainer.strategy.model
-        if self.pieces.most is None or not isinstance(ddp, DistributedDataParallel):
+        if self.micro_batches.most is None or not isinstance(ddp, DistributedDataParallel):
             return
         if not self.trainer.fit_loop._should_accumulate():
             for parameter in (p for p in self.parameters() if p.requires_grad):
@@ -166,26 +173,44 @@ class Training(LightningModule):
             "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
             "samples": sum(len(batch.row) for batch, _ in window),
         } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
-        now = self._reduced(mine)
-        if now.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
-            stop(self, "loss", now["loss"], bad)
-        norm = plain(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
+        metrics = reduce_sums(mine, self.trainer, self.device)
+        if metrics.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
+            self._refuse_step("loss", metrics["loss"], [row for batch in bad for row in self._rows_to_blame(batch)])
+        norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
-            stop(self, "gradient", float(norm), [batch for batch, _ in window])
+            self._refuse_step("gradient", float(norm), [row for batch, _ in window for row in batch.row.tolist()])
         for name in self.progress:
-            self.progress[name] += now.pop(name)
-        now |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
-        named = {name if "/" in name else f"train/{name}": value for name, value in now.items()}
+            self.progress[name] += metrics.pop(name)
+        metrics |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
+        named = {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
-        self.watch(now)
+        self.on_step_metrics(metrics)
 
-    def _reduced(self, mine: Mapping[str, Any]) -> dict[str, float]:
-        """Sums over all ranks. Every rank has the same names: ranks without rows run batches of weight 0."""
-        names = sorted(mine)
-        if not names:
-            return {}
-        kind = torch.float64 if self.device.type != "mps" else torch.float32  # counts of tokens need the digits
-        shares = torch.stack([torch.as_tensor(mine[name], dtype=kind, device=self.device) for name in names])
-        total = self.trainer.strategy.reduce(shares, reduce_op="sum")
-        return dict(zip(names, total.tolist(), strict=True))
+    def _refuse_step(self, what: str, value: float, rows: Sequence[int]) -> NoReturn:
+        """Stop before the weights are touched by a loss or gradient that is not finite, and name the rows.
+
+        Args:
+            what: loss or gradient.
+            value: of the whole step.
+            rows: of this rank's micro-batches that are to blame.
+
+        Raises:
+            UserError: always.
+        """
+        names = [self.data.source(row) if self.data is not None else f"row {row}" for row in rows[:8]]
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        places = ", ".join(names) + more if rows else "rows of another process"
+        raise UserError(
+            f"step {self.trainer.global_step}: the {what} is {value}, from {places}; look at those rows, and try a "
+            "lower --model.optimizer.lr or --trainer.gradient_clip_val 1"
+        )
+
+    @torch.no_grad()
+    def _rows_to_blame(self, batch: Batch) -> list[int]:
+        """The rows whose loss alone is not finite, or all rows if none is to blame by itself."""
+        rows: list[int] = batch.row.tolist()
+        if self.device_mesh is not None:  # a forward that only one rank runs would wait for the others for ever
+            return rows
+        parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
+        return [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))] or rows

@@ -61,7 +61,9 @@ class WarmupCosine(LRScheduler):
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": list(self._last_lr)}
 
 
-def reapply(optimizer: Optimizer, settings: list[dict[str, Any]], schedulers: Iterable[LRScheduler]) -> None:
+def restore_hyperparameters(
+    optimizer: Optimizer, settings: list[dict[str, Any]], schedulers: Iterable[LRScheduler]
+) -> None:
     """Undo what restoring a checkpoint did to learning rates and the like: the configuration is the truth.
 
     Args:

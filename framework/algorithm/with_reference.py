@@ -12,7 +12,7 @@ from leyden.algorithm.algorithm import Algorithm
 from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.policy.policy import Policy, Reference
-from leyden.policy.reference import Itself, Other, Precomputed, frozen
+from leyden.policy.reference import CurrentPolicy, OtherPolicy, Precomputed
 
 log = logging.getLogger("leyden")
 
@@ -21,7 +21,7 @@ TOLERANCE = {"precomputed": 2e-2}
 batches, whose sums are rounded differently in half precision; the others run the very same computation."""
 
 
-class Compared(Algorithm):
+class WithReference(Algorithm):
     """A policy and a reference: the policy as it is when training starts, unless another model is given.
 
     Dropout is off in both, or noise would look like a difference. Before the first step both must agree, else training
@@ -44,7 +44,10 @@ class Compared(Algorithm):
     ) -> None:
         super().__init__(*args, **kwargs)
         if reference_policy is not None and reference not in ("auto", "precomputed"):
-            raise UserError(f"--model.reference {reference} is of the policy itself; leave out reference_policy, or it")
+            raise UserError(
+                f"--model.reference {reference} is a form of the policy itself and --model.reference_policy another "
+                "model; give one of the two"
+            )
         self.reference_kind = reference
         self._other = (reference_policy,)  # not registered: it is no part of what is trained
         self.reference: Reference | None = None
@@ -60,21 +63,21 @@ class Compared(Algorithm):
             return
         other, kind = self._other[0], self.reference_kind
         if other is not None:
-            self.reference = Other(other, self.policy)
-            self.spread(other)
+            self.reference = OtherPolicy(other, self.policy)
+            self.shard_policy(other)
         elif kind == "precomputed" and self.device_mesh is not None:
             raise UserError("--model.reference precomputed: not under FSDP2; leave it out")
         elif kind == "precomputed" and self.trainer.state.fn == "fit":
-            self.reference = Itself(self.policy)
+            self.reference = CurrentPolicy(self.policy)
         else:  # a run that only measures has no time before training to work anything out
-            self.reference = frozen(self, "auto" if kind == "precomputed" else kind)
+            self.reference = self.frozen_reference("auto" if kind == "precomputed" else kind)
 
     @property
-    def compares(self) -> bool:
+    def has_reference(self) -> bool:
         return self.reference_kind != "precomputed"
 
     @property
-    def has_other(self) -> bool:
+    def has_reference_policy(self) -> bool:
         return self._other[0] is not None
 
     def on_fit_start(self) -> None:
@@ -83,7 +86,7 @@ class Compared(Algorithm):
             if self.data is None:
                 raise UserError("reference precomputed: it needs a DataModule, to see all rows before training")
             log.info("working out the reference's log-probs of all rows")
-            self.reference = Precomputed.of(self.reference, self.data.sweep(), self.device)
+            self.reference = Precomputed.of(self.reference, self.data.all_rows(), self.device)
         # only now: what a resumed run starts from differs from its reference, and rightly
         self._agreed = self.trainer.ckpt_path is not None or self._other[0] is not None
         log.info("reference: %s %s", self.reference.kind, self.reference.fingerprint())
@@ -115,11 +118,11 @@ class Compared(Algorithm):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         if isinstance(self.reference, Precomputed):
-            checkpoint["reference"] = self.reference.stored()
+            checkpoint["reference"] = self.reference.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self.reference_kind == "precomputed" and self.trainer.state.fn == "fit":
             if "reference" not in checkpoint:
                 raise UserError("reference precomputed: the checkpoint has no log-probs; it was trained with another")
-            self.reference = Precomputed.restored(checkpoint["reference"])
+            self.reference = Precomputed.from_state_dict(checkpoint["reference"])

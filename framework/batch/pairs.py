@@ -11,7 +11,7 @@ from leyden.batch.forest import Batch
 
 
 class Pairs(NamedTuple):
-    """M pairs of responses to the same prompt; see `pairs`."""
+    """M pairs of responses to the same prompt; see `preference_pairs`."""
 
     better: Tensor
     """[M] int64, number of the better response"""
@@ -25,10 +25,10 @@ class Pairs(NamedTuple):
         return (x * self.share).sum() / (batch.totals.prompts or 1)
 
 
-def pairs(batch: Batch) -> Pairs:
+def preference_pairs(batch: Batch) -> Pairs:
     """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs."""
     better, worse, share = [], [], []
-    for mine in siblings(batch):
+    for mine in responses_by_prompt(batch):
         found = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
         better += [a for a, _ in found]
         worse += [b for _, b in found]
@@ -41,21 +41,22 @@ def pairs(batch: Batch) -> Pairs:
     )
 
 
-def won(better: Tensor, worse: Tensor) -> Tensor:
+def pairwise_wins(better: Tensor, worse: Tensor) -> Tensor:
     """1 where the better response comes out ahead, 0 where the worse does, a half where neither: [M], [M] -> [M]."""
     return 0.5 + 0.5 * (better - worse).sign()
 
 
-def ranked(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
+def rank_table(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
     """`x` [N] with one row per prompt, best response first: values [P, K], and [P, K] bool, False on padding."""
-    numbers = siblings(batch)
+    numbers = responses_by_prompt(batch)
     most = max(map(len, numbers), default=0)
-    table = torch.tensor([mine + [-1] * (most - len(mine)) for mine in numbers], dtype=torch.long, device=x.device)
+    rows = [mine + [-1] * (most - len(mine)) for mine in numbers]
+    table = torch.tensor(rows, dtype=torch.long, device=x.device).reshape(len(rows), most)
     mask = table >= 0
     return torch.where(mask, x[table], 0.0) if len(x) else x.new_zeros(table.shape), mask
 
 
-def siblings(batch: Batch) -> list[list[int]]:
+def responses_by_prompt(batch: Batch) -> list[list[int]]:
     """Numbers of the responses to each prompt, as plain numbers, which no device has to be asked for."""
     found = [[number for number, _, _ in span.responses] for span in batch.structure() if span.responses]
     if len(found) != len(batch.row):  # unshared: a prompt stands once for each of its responses

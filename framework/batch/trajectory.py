@@ -9,18 +9,21 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from leyden.batch.forest import Batch, Span, Totals, Tree, pack
+from leyden.batch.forest import Batch, pack
+from leyden.batch.tree import Span, Totals, Tree
 
-COLUMNS = ("old_logp", "ref_logp", "value", "advantage", "returns")
-"""What a trajectory has beyond a batch."""
+COLUMNS = ("sampled_logp", "old_logp", "ref_logp", "value", "advantage", "returns")
+"""What a trajectory has for each token beyond a batch."""
 
 
 @dataclass
 class Trajectory(Batch):
     """Sampled responses: T tokens, N responses, P prompts. Values of tokens are 0 on prompts and padding."""
 
+    sampled_logp: Tensor
+    """[T] log-prob of each response token by its sampler's own account, nats"""
     old_logp: Tensor
-    """[T] log-prob of each response token under the policy that sampled it, nats"""
+    """[T] the same by the path that training takes, under the policy that sampled it"""
     ref_logp: Tensor
     """[T] the same under the reference"""
     value: Tensor
@@ -29,15 +32,33 @@ class Trajectory(Batch):
     """[T] how much better each response token was than expected"""
     returns: Tensor
     """[T] what values should have been"""
+    draw: Tensor
+    """[P] int64, the number of the draw that each prompt came with"""
 
-    axes: ClassVar[dict[str, str]] = Batch.axes | dict.fromkeys(COLUMNS, "T")
+    axes: ClassVar[dict[str, str]] = Batch.axes | dict.fromkeys(COLUMNS, "T") | {"draw": "P"}
 
     @classmethod
-    def of(cls, trees: Sequence[Tree]) -> Self:
-        """Responses of which nothing is known yet but their scores."""
+    def of(
+        cls,
+        trees: Sequence[Tree],
+        logp: Sequence[Sequence[Sequence[float]]] | None = None,
+        draws: Sequence[int] | None = None,
+    ) -> Self:
+        """Responses of which nothing is known yet but how they were sampled and their scores.
+
+        Args:
+            trees: prompts with their responses.
+            logp: of each tree and response, one number a token: what the sampler said.
+            draws: of each tree that has responses, the number of its draw.
+        """
         batch = pack(trees)
         own: dict[str, Any] = {d.name: getattr(batch, d.name) for d in fields(batch)}
-        return cls(**own | {name: torch.zeros(len(batch)) for name in COLUMNS})
+        columns: dict[str, Any] = {name: torch.zeros(len(batch)) for name in COLUMNS}
+        if logp is not None:
+            said = [value for tree in logp for response in tree for value in response]
+            columns["sampled_logp"][batch.branch >= 0] = torch.tensor(said, dtype=torch.float32)
+        number = torch.zeros(len(batch.row), dtype=torch.long) if draws is None else torch.tensor(draws).long()
+        return cls(**own, **columns, draw=number)
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Where the tokens of each response stand: indices into T and a mask, [N, L] each, tokens on the left."""
@@ -48,36 +69,35 @@ class Trajectory(Batch):
         mask = steps < length
         return (start + steps).masked_fill(~mask, 0), mask
 
-    def spread(self, x: Tensor) -> Tensor:
+    def per_token(self, x: Tensor) -> Tensor:
         """A number of each response to all its tokens: [N] -> [T], 0 on prompts and padding."""
         return torch.where(self.branch >= 0, x[self.branch.clamp_min(0)] if len(x) else 0.0, 0.0)
 
+    @classmethod
+    def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
+        """Trajectories one after the other in one row."""
+        names = [d.name for d in fields(cls) if d.name not in ("totals", "spans")]
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
+        spans: list[Span] = []
+        tokens = responses = prompts = 0
+        for part in parts:
+            shift = {"parent": tokens, "end": tokens, "branch": responses, "group": prompts}
+            for name in names:
+                x = getattr(part, name)
+                columns[name].append(torch.where(x < 0, x, x + shift[name]) if name in shift else x)
+            for span in part.structure():
+                placed = tuple((b + responses, i + tokens, j + tokens) for b, i, j in span.responses)
+                spans.append(Span(span.start + tokens, span.cut + tokens, placed))
+            tokens, responses, prompts = tokens + len(part), responses + len(part.group), prompts + len(part.row)
+        totals = sum((part.totals for part in parts), Totals(0.0, 0, 0))
+        return cls(**{name: torch.cat(x) for name, x in columns.items()}, totals=totals, spans=tuple(spans))
 
-def joined(parts: Sequence[Trajectory]) -> Trajectory:
-    """Rollouts one after the other in one row."""
-    names = [d.name for d in fields(Trajectory) if d.name not in ("totals", "spans")]
-    columns: dict[str, list[Tensor]] = {name: [] for name in names}
-    spans: list[Span] = []
-    tokens = responses = prompts = 0
-    for part in parts:
-        shift = {"parent": tokens, "end": tokens, "branch": responses, "group": prompts}
-        for name in names:
-            x = getattr(part, name)
-            columns[name].append(torch.where(x < 0, x, x + shift[name]) if name in shift else x)
-        for span in part.structure():
-            placed = tuple((b + responses, i + tokens, j + tokens) for b, i, j in span.responses)
-            spans.append(Span(span.start + tokens, span.cut + tokens, placed))
-        tokens, responses, prompts = tokens + len(part), responses + len(part.group), prompts + len(part.row)
-    totals = sum((part.totals for part in parts), Totals(0.0, 0, 0))
-    return Trajectory(**{name: torch.cat(x) for name, x in columns.items()}, totals=totals, spans=tuple(spans))
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        tensors = {d.name: v for d in fields(self) if isinstance(v := getattr(self, d.name), Tensor)}
+        return tensors | {"totals": list(self.totals)}
 
-
-def stored(whole: Trajectory) -> dict[str, Any]:
-    """A rollout as tensors and plain values, for a checkpoint or another process."""
-    tensors = {d.name: v for d in fields(whole) if isinstance(v := getattr(whole, d.name), Tensor)}
-    return tensors | {"totals": list(whole.totals)}
-
-
-def restored(state: dict[str, Any]) -> Trajectory:
-    """From `stored`."""
-    return Trajectory(**(state | {"totals": Totals(*state["totals"])}))
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Self:
+        """The inverse of `state_dict`."""
+        return cls(**(state | {"totals": Totals(*state["totals"])}))

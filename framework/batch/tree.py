@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+S = TypeVar("S", bound=Sized)
 PER_TOKEN = ("tokens", "position", "parent", "end", "branch", "weight")
 """Columns of a batch with one number a token."""
 
@@ -127,15 +128,16 @@ def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
     return Span(root, root + n, tuple(placed))
 
 
-def packs(trees: Sequence[Tree], budget: int) -> Iterator[list[Tree]]:
-    """Trees in their order, as many at a time as have at most `budget` tokens; a larger one comes alone."""
-    together, tokens = list[Tree](), 0
-    for tree in trees:
-        size = len(tree)
+def chunk_by_tokens(items: Iterable[S], budget: int) -> Iterator[list[S]]:
+    """Things with a length in tokens, such as trees, in their order: as many at a time as have at most `budget` tokens
+    together; a larger one comes alone."""
+    together, tokens = list[S](), 0
+    for item in items:
+        size = len(item)
         if together and tokens + size > budget:
             yield together
             together, tokens = [], 0
-        together.append(tree)
+        together.append(item)
         tokens += size
     if together:
         yield together

@@ -1,8 +1,8 @@
 """Checkpoints: saved at whole optimizer steps, found again, and refused where they do not belong.
 
-Called by the command line and, through callbacks, by the Trainer. May import the files beside the rooms. Begin reading at
-`callback` (when a step is saved), then `find` (which file is gone on from) and `provenance` (what it was made from).
-docs/checkpoints.md has the table of who saves what.
+Called by the command line and, through callbacks, by the Trainer. May import the files beside the rooms. Begin
+reading at `callback` (when a step is saved), then `find` (which file is gone on from) and `provenance` (what it was
+made from). docs/checkpoints.md has the table of who saves what.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from leyden.checkpoint.callback import Checkpoint, Randomness
-    from leyden.checkpoint.signals import Stopping
+    from leyden.checkpoint.callback import Checkpoint, RNGState
+    from leyden.checkpoint.signals import GracefulStop
 
-__all__ = ["Checkpoint", "Randomness", "Stopping"]
+__all__ = ["Checkpoint", "GracefulStop", "RNGState"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "callback": "Checkpoint Randomness",
-        "signals": "Stopping",
+        "callback": "Checkpoint RNGState",
+        "signals": "GracefulStop",
     },
 )

@@ -8,13 +8,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from leyden import lightning_loop as moments
+from leyden.distributed import all_gather
 from leyden.errors import UserError, nearest
-from leyden.rng_states import generator_states, set_generator_states
+from leyden.lightning_loop import (
+    is_accumulating,
+    is_last_planned_step,
+    is_stopping_early,
+    logged_metrics,
+    step_metrics,
+    validation_follows,
+)
+from leyden.rng import rng_states, set_rng_states
 
 
 class Checkpoint(ModelCheckpoint):
@@ -104,12 +111,12 @@ class Checkpoint(ModelCheckpoint):
             raise UserError(f"--checkpoint.monitor {self.monitor}: no rows are held out, so it will never be measured")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        if moments.accumulating(trainer):
+        if is_accumulating(trainer):
             return
         if self._is_measured("train/"):
             self._check(trainer)
-        self._due |= self._rhythm(trainer) or moments.ending(trainer)
-        if moments.stopping(trainer) or (self._due and not moments.validates(trainer) and not trainer.is_last_batch):
+        self._due |= self._rhythm(trainer) or is_last_planned_step(trainer)
+        if is_stopping_early(trainer) or (self._due and not validation_follows(trainer) and not trainer.is_last_batch):
             self._keep(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,19 +126,19 @@ class Checkpoint(ModelCheckpoint):
             self._check(trainer)  # an evaluation is left out of the sanity check
         if trainer.sanity_checking:
             return
-        if self.monitor in moments.measured(trainer):
+        if self.monitor in logged_metrics(trainer):
             self._measured, self._due = trainer.global_step, True
-        if moments.stopping(trainer) or (self._due and not trainer.is_last_batch):
+        if is_stopping_early(trainer) or (self._due and not trainer.is_last_batch):
             self._keep(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.monitor in moments.measured(trainer):
+        if self.monitor in logged_metrics(trainer):
             self._measured, self._due = trainer.global_step, True
-        if trainer.is_last_batch and (self._due or moments.stopping(trainer)):
+        if trainer.is_last_batch and (self._due or is_stopping_early(trainer)):
             self._keep(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing: in the middle of a step there is nothing to go on from; see `Stopping`."""
+        """Nothing: in the middle of a step there is nothing to go on from; see `GracefulStop`."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due:  # a validation that came only because training ended
@@ -142,7 +149,7 @@ class Checkpoint(ModelCheckpoint):
 
     def _check(self, trainer: Trainer) -> None:
         """Stop at a measure that there is not, rather than keep nothing for hours."""
-        if self.monitor not in (names := moments.measured(trainer)):
+        if self.monitor not in (names := logged_metrics(trainer)):
             known = ", ".join(sorted(names)) or "nothing"
             hint = nearest(str(self.monitor), names)
             raise UserError(f"--checkpoint.monitor {self.monitor}: no such measure{hint} (logged: {known})")
@@ -166,12 +173,12 @@ class Checkpoint(ModelCheckpoint):
         if trainer.fast_dev_run or step == 0:
             return
         candidates = self._monitor_candidates(trainer)
-        new = self._measured == step or self.monitor in moments.measured_by_step(trainer)
+        new = self._measured == step or self.monitor in step_metrics(trainer)
         if self._judged != step and (self.monitor is None or new):
             self._judged = step
             self._save_topk_checkpoint(trainer, candidates)
         saved = self._last_global_step_saved == step
-        if self._last != step and (self.save_last or (moments.stopping(trainer) and not saved)):
+        if self._last != step and (self.save_last or (is_stopping_early(trainer) and not saved)):
             self._last, asked = step, self.save_last
             self.save_last = asked if asked == "link" and saved else True
             self._save_last_checkpoint(trainer, candidates)
@@ -198,7 +205,7 @@ def interval(text: str | timedelta | None) -> timedelta | None:
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 
-class Randomness(Callback):
+class RNGState(Callback):
     """Keeps the random generators of every process in the checkpoint and sets them back on resume.
 
     They are set as late as possible, when the first batch starts: the sanity check and the loaders draw from them too.
@@ -212,12 +219,7 @@ class Randomness(Callback):
         self._before: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [generator_states()]
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, states[0])
-            states = gathered
-        checkpoint[self._KEY] = states
+        checkpoint[self._KEY] = all_gather(rng_states())
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get(self._KEY)
@@ -232,12 +234,12 @@ class Randomness(Callback):
 
     def on_train_batch_start(self, *args: Any) -> None:
         if self._restored is not None:
-            set_generator_states(self._restored)
+            set_rng_states(self._restored)
             self._restored = None
 
     def on_train_batch_end(self, *args: Any) -> None:
-        self._before = generator_states()  # making an iterator for validation draws too
+        self._before = rng_states()  # making an iterator for validation draws too
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before and not trainer.sanity_checking:
-            set_generator_states(self._before)
+            set_rng_states(self._before)

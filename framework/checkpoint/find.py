@@ -1,4 +1,4 @@
-"""Which checkpoint to go on from, and whether a file is one that this version can go on from."""
+"""Checkpoint files: which one to go on from, whether it is sound and ours, and how one is written and read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from leyden import __version__
+from leyden.atomic import is_whole, replacing, writing
 from leyden.errors import UserError, nearest
-from leyden.run.folder import is_whole
 
 log = logging.getLogger("leyden")
 
@@ -59,7 +60,7 @@ def find_checkpoint(value: str, folder: str | None, dirpath: str | None = None) 
     raise UserError(f"--ckpt_path {value}: no checkpoint in {place}{cut}; --ckpt_path auto starts where there is none")
 
 
-def settle(value: str | None, verb: str, folder: str | None, dirpath: str | None) -> str | None:
+def resolve_ckpt_path(value: str | None, verb: str, folder: str | None, dirpath: str | None) -> str | None:
     """What Lightning is given for what `--ckpt_path` says; see `find_checkpoint`. Only training can start without."""
     if value is None:
         return None
@@ -149,3 +150,17 @@ def check_format(name: str, found: Any) -> None:
             f"{name}: leyden {entry.get('version')} wrote it in format {entry.get('format')}, and leyden {__version__} "
             f"reads format {FORMAT}; go on with that version, or start anew from the run's export (--model.policy.path)"
         )
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, so that a crash never leaves half of one, and reads only sound ones."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        file = Path(path)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)  # to a name, torch's own writer would hide what the system says
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return load(Path(path), lambda: super(AtomicCheckpointIO, self).load_checkpoint(path, *args, **kwargs))

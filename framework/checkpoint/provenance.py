@@ -3,88 +3,98 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from leyden import __version__
 from leyden.checkpoint.find import ENTRY, FORMAT, check_format
 from leyden.errors import UserError
-from leyden.fingerprint import of_text, of_vocabulary
+from leyden.fingerprint import fingerprint_text, fingerprint_vocabulary
 from leyden.policy.policy import Policy
-
-if TYPE_CHECKING:
-    from leyden.algorithm.algorithm import Algorithm
 
 _FLAGS = {"policy": "--model.policy.path", "reference.policy": "--model.reference_policy.path"}
 
 
-class Origin:
+def made_from(algorithm: str, policies: Mapping[str, Policy], tokenizer: Any, data: str) -> dict[str, Any]:
+    """What a run is made from, as plain values.
+
+    Args:
+        algorithm: name of its class.
+        policies: the policy and whatever other models stand beside it, by name.
+        tokenizer: of the policy.
+        data: fingerprint of the rows.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    return {
+        "version": __version__,
+        "algorithm": algorithm,
+        "base": {name: policy.fingerprint() for name, policy in policies.items()},
+        "paths": {name: policy.path for name, policy in policies.items()},
+        "tokenizer": fingerprint_vocabulary(tokenizer),
+        "template": fingerprint_text(template if template is None or isinstance(template, str) else repr(template)),
+        "data": data,
+    }
+
+
+class Provenance:
     """Writes the entry of a checkpoint and holds it against the run that is to go on from there."""
 
     def __init__(self) -> None:
         self._saved = 0.0
 
-    def entry(self, algorithm: Algorithm) -> dict[str, Any]:
-        """What a checkpoint that is saved now says of itself: plain values."""
+    def entry(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What a checkpoint that is saved now says of itself: the facts of `made_from`, format and time."""
         self._saved = max(time.time(), self._saved + 1e-3)  # later than the one before, whatever the clock says
-        return self.facts(algorithm) | {"format": FORMAT, "saved": self._saved}
+        return {**facts, "format": FORMAT, "saved": self._saved}
 
-    def facts(self, algorithm: Algorithm) -> dict[str, Any]:
-        """What a run is made from; to be asked on every process, since weights may be sharded."""
-        return {
-            "version": __version__,
-            "algorithm": type(algorithm).__name__,
-            "base": {name: policy.fingerprint() for name, policy in _policies(algorithm)},
-            "paths": {name: policy.path for name, policy in _policies(algorithm)},
-            "tokenizer": of_vocabulary(algorithm.policy.tokenizer),
-            "template": _template(algorithm),
-            "data": str(getattr(algorithm.data, "fingerprint", "")),
-        }
-
-    def check(self, algorithm: Algorithm, checkpoint: dict[str, Any]) -> None:
+    def check(
+        self,
+        checkpoint: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        weights: Mapping[str, Tensor] | None,
+        training: bool,
+    ) -> None:
         """Before anything is restored.
+
+        Args:
+            checkpoint: as it was read.
+            facts: of this run, from `made_from`.
+            weights: that this run trains, by name; None where the strategy has restored them already.
+            training: whether training goes on from here, and not only a measurement.
 
         Raises:
             UserError: the checkpoint was made from something else; it names that, and what to type.
         """
         check_format("the checkpoint", checkpoint)
         entry = checkpoint[ENTRY]
-        self._saved, fits = float(entry["saved"]), algorithm.trainer.state.fn == "fit"
-        if fits and entry["algorithm"] != type(algorithm).__name__:
+        self._saved = float(entry["saved"])
+        if training and entry["algorithm"] != facts["algorithm"]:
             raise UserError(
-                f"the checkpoint is of {entry['algorithm']} and this run is {type(algorithm).__name__}; go on with "
+                f"the checkpoint is of {entry['algorithm']} and this run is {facts['algorithm']}; go on with "
                 f"--model {entry['algorithm']}, or start a new run from its export: --model.policy.path RUN/export"
             )
-        taken = algorithm.device_mesh is not None  # the strategy has put weights and optimizer in their places already
-        if fits and not taken and "optimizer_states" not in checkpoint:
+        if training and weights is not None and "optimizer_states" not in checkpoint:
             raise UserError(
                 "the checkpoint holds weights alone (--checkpoint.save_weights_only), so training cannot go on from "
                 "it; take another, or start a new run from the export: --model.policy.path RUN/export"
             )
-        for name, policy in _policies(algorithm):
-            if entry["base"].get(name, policy.fingerprint()) != policy.fingerprint():
-                raise UserError(_other_base(name, policy.path, entry["paths"][name]))
-        if entry["tokenizer"] != of_vocabulary(algorithm.policy.tokenizer):
+        for name, base in facts["base"].items():
+            if entry["base"].get(name, base) != base:
+                raise UserError(_other_base(name, facts["paths"][name], entry["paths"][name]))
+        if entry["tokenizer"] != facts["tokenizer"]:
             raise UserError(
-                f"the checkpoint was trained with another tokenizer than that of {algorithm.policy.path}; put the one "
-                "back that it was trained with, or start a new run"
+                f"the checkpoint was trained with another tokenizer than that of {facts['paths']['policy']}; put the "
+                "one back that it was trained with, or start a new run"
             )
-        if fits and entry["template"] != _template(algorithm):
+        if training and entry["template"] != facts["template"]:
             raise UserError(
                 "the checkpoint was trained with another chat template; set --data.chat_template to the one that it "
                 "was trained with, or start a new run"
             )
-        if not taken:
-            _check_shapes(checkpoint["state_dict"], algorithm.state_dict())
-
-
-def _policies(algorithm: Algorithm) -> list[tuple[str, Policy]]:
-    """The policy and whatever other models stand beside it, by name."""
-    return [(name, module) for name, module in algorithm.named_modules() if isinstance(module, Policy)]
-
-
-def _template(algorithm: Algorithm) -> str:
-    template = getattr(algorithm.policy.tokenizer, "chat_template", None)
-    return of_text(template if template is None or isinstance(template, str) else repr(template))
+        if weights is not None:
+            _check_shapes(checkpoint["state_dict"], weights)
 
 
 def _other_base(name: str, here: str, there: str) -> str:
@@ -100,7 +110,7 @@ def _other_base(name: str, here: str, there: str) -> str:
     )
 
 
-def _check_shapes(saved: dict[str, Any], here: dict[str, Any]) -> None:
+def _check_shapes(saved: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
     """That the checkpoint has the very weights that this run trains."""
     if odd := sorted(saved.keys() ^ here.keys()):
         raise UserError(

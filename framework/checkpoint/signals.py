@@ -12,10 +12,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from leyden import lightning_loop as moments
+from leyden.lightning_loop import is_accumulating
 
 
-class Stopping(Callback):
+class GracefulStop(Callback):
     """SIGTERM, Ctrl-C and the signal by which SLURM asks to be put in the queue again end training after the optimizer
     step that is under way, on all processes if it reaches one. A second one ends the process at once.
 
@@ -46,7 +46,7 @@ class Stopping(Callback):
             signal.signal(number, handle)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not moments.accumulating(trainer):
+        if not is_accumulating(trainer):
             self._tell(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

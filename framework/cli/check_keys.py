@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse._parameter_resolvers import get_signature_parameters
 
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.cli.config_keys import Key
 from leyden.errors import UserError, nearest
 
@@ -106,11 +106,11 @@ def _dataclass(annotation: Any) -> Any:
 def _find(key: Key, strict: bool) -> Any:
     """The class that a key names; its full path is written back. None where the value may be plain text after all."""
     name, flag = key.value, ".".join(key.path)
-    known = names.classes()
-    if flag in names.KINDS:
-        path = names.class_path(flag, name, key.where)
+    known = class_names.classes()
+    if flag in class_names.KINDS:
+        path = class_names.class_path(flag, name, key.where)
     elif name in known:
-        path = known[name][0]
+        path = known[name]
     else:
         path = name if "." in name else _on_shelf(name)
     try:

@@ -5,13 +5,38 @@ from __future__ import annotations
 import re
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from leyden.errors import UserError, nearest
+from leyden.lazy import EXPORTS
 
-ROOMS = ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden")
-"""Packages whose classes have short names; where two share one, the earlier wins."""
+PACKAGES = (
+    "leyden.algos",
+    "leyden.datamodules",
+    "leyden.models",
+    "leyden.algorithm",
+    "leyden.checkpoint",
+    "leyden.data",
+    "leyden.diagnostics",
+    "leyden.evaluation",
+    "leyden.on_policy",
+    "leyden.policy",
+    "leyden.rewards",
+    "leyden.run",
+)
+"""What these hand on, users may name without its path. Where two hand on the same name, the earlier wins."""
+MODULES = (
+    "leyden.objectives",
+    "leyden.surrogates",
+    "leyden.advantages",
+    "leyden.precision",
+    "leyden.sharding",
+    "leyden.wandb",
+)
+"""Single files whose classes have short names too."""
 KINDS = {
     "model": "Algorithm",
     "data": "DataModule",
@@ -21,13 +46,25 @@ KINDS = {
     "model.objective": "Objective",
     "model.reward": "Reward",
     "model.engine": "Engine",
+    "model.estimator": "Estimator",
+    "model.surrogate": "Surrogate",
     "eval": "Evaluator",
     "eval.reference": "Policy",
     "eval.reward": "Reward",
+    "eval.measures": "Measure",
 }
 """Flag -> the class in the framework that everything given there descends from."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)
 _ABSTRACT = re.compile(r"^    @(?:abc\.)?abstractmethod\b", re.MULTILINE)
+
+
+class Source(NamedTuple):
+    """What the text of a class says."""
+
+    bases: tuple[str, ...]
+    """Names of the classes that it derives from, without their modules"""
+    abstract: bool
+    """Whether there is an abstract method in its body: then only others build on it"""
 
 
 def folder(package: str) -> Path:
@@ -38,52 +75,50 @@ def folder(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _files(package: str) -> list[Path]:
-    """The source files of a package and of the packages in it."""
-    return list(folder(package).rglob("*.py"))
-
-
-def _dotted(file: Path, package: str) -> str:
-    return ".".join(file.relative_to(folder(package)).with_suffix("").parts)
-
-
 @cache
-def classes() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Short name -> (dotted path, names of its bases) of every public class in the rooms."""
-    found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for room in ROOMS:
-        for file in sorted(_files(room)):
-            module = room if file.stem == "__init__" else f"{room}.{_dotted(file, room)}"
-            for name, bases in _CLASS.findall(file.read_text(encoding="utf-8")):
-                if not name.startswith("_"):
-                    plain = tuple(re.sub(r"\[.*\]", "", base).split(".")[-1].strip() for base in bases.split(","))
-                    found.setdefault(name, (f"{module}.{name}", plain))
+def sources() -> dict[str, Source]:
+    """Every class of the project by its name, from the text of its files.
+
+    Importing them would take seconds, and parsing them whole a tenth of one, while help and typos are to be answered at
+    once; so the lines that begin a class are looked for. tests/test_cli.py holds the result against the real classes.
+    """
+    found: dict[str, Source] = {}
+    for top in ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden"):
+        for file in sorted(folder(top).rglob("*.py")):
+            text = file.read_text(encoding="utf-8")
+            heads = list(_CLASS.finditer(text))
+            for head, after in zip(heads, [*heads[1:], None], strict=False):
+                bases = (re.sub(r"\[.*\]", "", base).split(".")[-1].strip() for base in (head[2] or "").split(","))
+                body = text[head.end() : after.start() if after else len(text)]
+                found.setdefault(head[1], Source(tuple(bases), bool(_ABSTRACT.search(body))))
     return found
 
 
 @cache
-def abstract() -> frozenset[str]:
-    """Names of the rooms' classes that only others build on: there is an abstract method in their body."""
-    found = set[str]()
-    for room in ROOMS:
-        for file in _files(room):
-            # What stands between one class and the next; the text before the first class is left out.
-            parts = re.split(r"^class (\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-            bodies = zip(parts[::2], parts[1::2], strict=True)
-            found |= {
-                name for name, body in bodies if re.search(r"^    @(?:abc\.)?abstractmethod\b", body, re.MULTILINE)
-            }
-    return frozenset(found)
+def classes() -> dict[str, str]:
+    """Short name -> dotted path of every class that users may name without its path."""
+    names: dict[str, str] = {}
+    for package in PACKAGES:
+        import_module(package)
+        for name in EXPORTS.get(package, ()):
+            if name in sources():
+                names.setdefault(name, f"{package}.{name}")
+    for module in MODULES:
+        file = folder("leyden") / f"{module.partition('.')[2]}.py"
+        for name, _ in _CLASS.findall(file.read_text(encoding="utf-8")):
+            if not name.startswith("_"):
+                names.setdefault(name, f"{module}.{name}")
+    return names
 
 
 def of_kind(kind: str) -> dict[str, str]:
     """Short name -> dotted path of the classes that `--model`, `--data` or `--model.policy` accepts."""
-    known, root = classes(), KINDS[kind]
+    known, root = sources(), KINDS[kind]
 
     def descends(name: str) -> bool:
-        return any(base == root or descends(base) for base in known.get(name, ("", ()))[1])
+        return any(base == root or descends(base) for base in (known[name].bases if name in known else ()))
 
-    return {name: path for name, (path, _) in known.items() if descends(name) and name not in abstract()}
+    return {name: path for name, path in classes().items() if descends(name) and not known[name].abstract}
 
 
 def class_path(kind: str, name: str, where: str) -> str:
@@ -112,7 +147,8 @@ def class_path(kind: str, name: str, where: str) -> str:
 
 def _module_file(module: str) -> Path | None:
     """The source of a module of the current folder or of ours."""
-    own = next((room for room in ROOMS if module.startswith(room + ".")), None)
+    tops = ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden")
+    own = next((top for top in tops if f"{module}.".startswith(f"{top}.")), None)
     root, rest = (folder(own), module[len(own) + 1 :]) if own else (Path.cwd(), module)
     stem = root / rest.replace(".", "/")
     return next((file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()), None)

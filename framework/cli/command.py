@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.cli.config_keys import Key, flag_keys, flags, read, render
 from leyden.errors import UserError, nearest
 
@@ -50,11 +50,11 @@ def read_command(verb: str, args: list[str]) -> Command:
     command = Command(verb)
     for name, value in pairs:
         if name == "config":
-            content, found = read(names.config_file(value))
+            content, found = read(class_names.config_file(value))
             command.files.append(content)
             command.keys += found
     # A class is chosen before its arguments are given, in whatever order they were typed.
-    order = {kind: kind.count(".") for kind in names.KINDS}
+    order = {kind: kind.count(".") for kind in class_names.KINDS}
     command.flags = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
     command.keys += flag_keys(command.flags)
     _choose_classes(command)
@@ -64,7 +64,10 @@ def read_command(verb: str, args: list[str]) -> Command:
 def _help_on(flag: list[str]) -> list[str]:
     """`--model.help SFT` with the class's full path, which the parser wants."""
     kind = flag[0].removesuffix(".help")
-    return [flag[0], names.class_path(kind, flag[1], f"--{flag[0]}") if kind in names.KINDS and flag[1] else flag[1]]
+    return [
+        flag[0],
+        class_names.class_path(kind, flag[1], f"--{flag[0]}") if kind in class_names.KINDS and flag[1] else flag[1],
+    ]
 
 
 def _choose_classes(command: Command) -> None:
@@ -72,20 +75,20 @@ def _choose_classes(command: Command) -> None:
     chosen: dict[str, str] = {}
     for key in command.keys:
         kind = ".".join(key.path)
-        if kind in names.KINDS and isinstance(key.value, str):
-            chosen[kind] = key.box[key.slot] = names.class_path(kind, key.value, key.where)
+        if kind in class_names.KINDS and isinstance(key.value, str):
+            chosen[kind] = key.box[key.slot] = class_names.class_path(kind, key.value, key.where)
             key.is_class = True
     for kind in ("model", "data"):
         if kind not in chosen:
             for name in (name for name, _ in command.flags if "." not in name):
                 if typo := nearest(name, ["config", kind]):
                     raise UserError(f"--{name}: no such flag{typo}")
-            known = " or ".join(sorted(names.of_kind(kind)))
+            known = " or ".join(sorted(class_names.of_kind(kind)))
             raise UserError(f"--{kind}: missing; add --config NAME or --{kind} CLASS (such as {known})")
-    for kind, root in names.KINDS.items():  # where there is one class of a kind, nobody has to name it
+    for kind, root in class_names.KINDS.items():  # where there is one class of a kind, nobody has to name it
         place = tuple(kind.split("."))
         if root in _USUAL and any(key.path[: len(place)] == place for key in command.keys):
-            chosen.setdefault(kind, names.class_path(kind, _USUAL[root], f"--{kind}"))
-    command.classes = [[kind, chosen[kind]] for kind in names.KINDS if kind in chosen]
+            chosen.setdefault(kind, class_names.class_path(kind, _USUAL[root], f"--{kind}"))
+    command.classes = [[kind, chosen[kind]] for kind in class_names.KINDS if kind in chosen]
     first = [Key(tuple(pair[0].split(".")), pair, 1, f"--{pair[0]}", is_class=True) for pair in command.classes]
     command.keys = [*first, *command.keys]

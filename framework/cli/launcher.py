@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from leyden import __version__
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.cli.command import read_command
 from leyden.errors import UserError, nearest
 from leyden.run.folder import rank
@@ -116,7 +116,7 @@ def _others() -> dict[str, tuple[str, str]]:
 
     def there(module: str) -> bool:
         package, _, name = module.rpartition(".")
-        return (names.folder(package) / f"{name}.py").is_file()
+        return (class_names.folder(package) / f"{name}.py").is_file()
 
     return {verb: entry for verb, entry in OTHER_VERBS.items() if there(entry[0])}
 
@@ -143,12 +143,12 @@ first run:
 def _verb_help(verb: str) -> str:
     flag_help = {
         "--config NAME": "YAML file or shipped config; several are merged left to right, then flags",
-        "--model CLASS": f"algorithm: {', '.join(sorted(names.of_kind('model')))}, or my_file.MyAlgorithm",
-        "--data CLASS": f"data: {', '.join(sorted(names.of_kind('data')))}, or my_file.MyData",
+        "--model CLASS": f"algorithm: {', '.join(sorted(class_names.of_kind('model')))}, or my_file.MyAlgorithm",
+        "--data CLASS": f"data: {', '.join(sorted(class_names.of_kind('data')))}, or my_file.MyData",
         "--data.path FILE": "jsonl, json, csv, tsv, parquet, a folder or a glob",
         "--model.policy.path": "hub name, model folder, or `tiny`, the embedded model",
         "--model.policy.adapter": "any PEFT config, such as LoraConfig; then --model.policy.adapter.r 8",
-        "--model.reward CLASS": f"reward: {', '.join(sorted(names.of_kind('model.reward')))}, or my_file.Mine",
+        "--model.reward CLASS": f"reward: {', '.join(sorted(class_names.of_kind('model.reward')))}, or my_file.Mine",
         "--model.optimizer.lr": "and the optimizer's other arguments; --model.optimizer CLASS changes it",
         "--trainer.max_steps": "and Lightning's other Trainer arguments",
         "--trainer.default_root_dir": "the run's folder (default: runs/NAME-N)",
@@ -165,5 +165,5 @@ usage: leyden {verb} --config NAME [--config NAME …] [--KEY VALUE …]
 
 {lines}
 
-shipped configs: {", ".join(names.configs())}
+shipped configs: {", ".join(class_names.configs())}
 every key: leyden {verb} --help all; of a class: leyden {verb} --model.help SFT, --data.help InstructionData"""

@@ -15,11 +15,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import __version__
 from leyden.algorithm.algorithm import Algorithm
-from leyden.algorithm.microbatches import LESS, out_of_memory
-from leyden.atomic import AtomicCheckpointIO
-from leyden.checkpoint.callback import Checkpoint, Randomness
-from leyden.checkpoint.find import settle
-from leyden.checkpoint.signals import Stopping
+from leyden.algorithm.microbatches import MEMORY_ADVICE, out_of_memory
+from leyden.checkpoint.callback import Checkpoint, RNGState
+from leyden.checkpoint.find import AtomicCheckpointIO, resolve_ckpt_path
+from leyden.checkpoint.signals import GracefulStop
 from leyden.cli.check_keys import explain, vet
 from leyden.cli.command import Command
 from leyden.cli.console import no_loading_bars, quiet
@@ -29,11 +28,10 @@ from leyden.errors import UserError
 from leyden.evaluation.evaluator import Evaluator
 from leyden.precision import advise
 from leyden.run.callbacks import Export, FinalValidation, RunRecord, Throughput
-from leyden.run.folder import Run, claim
+from leyden.run.folder import RunFolder, claim_folder
 from leyden.run.metrics_csv import MetricsCSV
-from leyden.run.outlook import Outlook
 from leyden.run.predictions import PredictionWriter
-from leyden.run.progress import Progress, Summary
+from leyden.run.progress import Progress, RunEstimate, Summary
 
 
 def run(command: Command) -> int:
@@ -53,7 +51,7 @@ def run(command: Command) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {LESS}") from error
+        raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {MEMORY_ADVICE}") from error
     finally:
         if cli.run is not None:
             cli.run.release()
@@ -77,7 +75,7 @@ class CLI(LightningCLI):
 
     def __init__(self, command: Command) -> None:
         self.command, self.verb = command, command.verb
-        self.run: Run | None = None
+        self.run: RunFolder | None = None
 
     def start(self) -> None:
         """Parse and run.
@@ -141,12 +139,12 @@ class CLI(LightningCLI):
         if trainer.max_epochs is None:  # Lightning would take 1000 epochs
             trainer.max_epochs = 1 if trainer.max_steps < 0 and trainer.max_time is None else -1
         resume = config.get("ckpt_path")
-        config.ckpt_path = settle(resume, self.verb, trainer.default_root_dir, config.checkpoint.dirpath)
+        config.ckpt_path = resolve_ckpt_path(resume, self.verb, trainer.default_root_dir, config.checkpoint.dirpath)
         if self.verb == "fit" and not trainer.fast_dev_run:
             name = config.model.class_path.rpartition(".")[2].lower()
-            self.run = claim(trainer.default_root_dir, name, resume is not None)
+            self.run = claim_folder(trainer.default_root_dir, name, resume is not None)
         elif self.verb == "predict" and config.output is None:
-            self.run = claim(trainer.default_root_dir, "predict", resume=True)
+            self.run = claim_folder(trainer.default_root_dir, "predict", resume=True)
         if self.run is not None:
             trainer.default_root_dir = str(self.run.folder)
         no_loading_bars()
@@ -182,7 +180,7 @@ class CLI(LightningCLI):
         looks = [] if evaluator is None else [evaluator]
         if self.verb != "fit":
             return own + looks
-        own += [Summary(), Throughput(), Outlook(), Randomness(), FinalValidation(), Stopping()]
+        own += [Summary(), Throughput(), RunEstimate(), RNGState(), FinalValidation(), GracefulStop()]
         own += [Diagnostics(), *looks]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leyden.compare.measures import Fact, Measure
-from leyden.compare.run import Run
+from leyden.compare.run import RunFiles
 from leyden.compare.settings import flattened
+from leyden.evaluation.metrics import Column, Fact
 
 SAID: dict[Fact, str] = {
     "prompts": "other prompts",
@@ -38,7 +38,7 @@ class Refusal:
         return f"{', '.join(self.columns)}: without {', '.join(self.runs)} ({self.reason})"
 
 
-def identity(run: Run, fact: Fact) -> tuple[str, str]:
+def identity(run: RunFiles, fact: Fact) -> tuple[str, str]:
     """What tells one run's `fact` from another's, and how to call it; empty where it is not known."""
     if fact in ("algorithm", "tokenizer"):
         found = run.algorithm if fact == "algorithm" else str(run.info.get("tokenizer") or "")
@@ -62,14 +62,14 @@ def _called(known: dict[str, Any]) -> str:
     return f"{known.get('name') or known.get('path') or 'unnamed'}{rows}, {str(known.get('fingerprint', ''))[:8]}"
 
 
-def split(runs: Sequence[Run], measure: Measure) -> tuple[list[Run], list[Refusal]]:
-    """The runs that are compared by a measure: most of those that share what it needs, of two as many the first.
+def split(runs: Sequence[RunFiles], column: Column) -> tuple[list[RunFiles], list[Refusal]]:
+    """The runs that are compared by a column: most of those that share what it needs, of two as many the first.
 
     Runs without the column belong to neither.
     """
-    having = [run for run in runs if measure.column in run.series]
-    kinds: dict[tuple[str, ...], list[Run]] = {}
-    needs = [fact for fact in measure.needs if not _open(fact, having)]
+    having = [run for run in runs if column.column in run.series]
+    kinds: dict[tuple[str, ...], list[RunFiles]] = {}
+    needs = [fact for fact in column.needs if not _open(fact, having)]
     for run in having:
         kinds.setdefault(tuple(identity(run, fact)[0] for fact in needs), []).append(run)
     if len(kinds) < 2:
@@ -79,23 +79,23 @@ def split(runs: Sequence[Run], measure: Measure) -> tuple[list[Run], list[Refusa
         facts = [fact for fact in needs if len({identity(run, fact)[0] for run in having}) > 1]
         each = "; ".join(f"{run.name}: {_names(run, facts)}" for run in having)
         reason = f"no two runs share {' and '.join(_plain(fact) for fact in facts)} ({each})"
-        return [], [Refusal((measure.name,), tuple(run.name for run in having), reason, True)]
-    refused = [_refusal(measure, others, kept[0], needs) for others in kinds.values() if others is not kept]
+        return [], [Refusal((column.name,), tuple(run.name for run in having), reason, True)]
+    refused = [_refusal(column, others, kept[0], needs) for others in kinds.values() if others is not kept]
     return kept, refused
 
 
-def _open(fact: Fact, runs: Sequence[Run]) -> bool:
+def _open(fact: Fact, runs: Sequence[RunFiles]) -> bool:
     """Whether a fact that older runs do not tell gives no reason to refuse them."""
     return fact == "tokenizer" and len({identity(run, fact)[0] for run in runs} - {""}) < 2
 
 
-def _refusal(measure: Measure, others: Sequence[Run], kept: Run, needs: Sequence[Fact]) -> Refusal:
+def _refusal(column: Column, others: Sequence[RunFiles], kept: RunFiles, needs: Sequence[Fact]) -> Refusal:
     apart = [fact for fact in needs if identity(others[0], fact)[0] != identity(kept, fact)[0]]
     reasons = [f"{SAID[fact]}: {_names(others[0], [fact])}; the rest: {_names(kept, [fact])}" for fact in apart]
-    return Refusal((measure.name,), tuple(run.name for run in others), ", and ".join(reasons))
+    return Refusal((column.name,), tuple(run.name for run in others), ", and ".join(reasons))
 
 
-def _names(run: Run, facts: Sequence[Fact]) -> str:
+def _names(run: RunFiles, facts: Sequence[Fact]) -> str:
     return ", ".join(identity(run, fact)[1] or "not known" for fact in facts)
 
 

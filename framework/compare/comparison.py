@@ -5,40 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal, get_args
 
 from leyden.compare.comparable import Refusal, merged, split
-from leyden.compare.groups import Group, doubts, grouped
+from leyden.compare.groups import SeedGroup, doubts, grouped
 from leyden.compare.intervals import Interval, over_prompts, over_seeds
-from leyden.compare.measures import MEASURES, Measure, measure
-from leyden.compare.run import Run
+from leyden.compare.measures import COLUMNS, column_named
+from leyden.compare.run import RunFiles
 from leyden.errors import UserError, nearest
+from leyden.evaluation.metrics import Column, Fact
 
 
 @dataclass
 class Comparison:
-    """Groups of runs, the measures they are compared by, and what cannot be compared.
+    """Groups of runs, the columns they are compared by, and what cannot be compared.
 
     Args:
         groups: the best by the first measure first.
-        measures: in the order of tables.
+        columns: in the order of tables.
         compared: column -> runs that can be compared by it.
         refusals: who is left out of what, and why.
     """
 
-    groups: list[Group]
-    measures: list[Measure]
-    compared: dict[str, list[Run]]
+    groups: list[SeedGroup]
+    columns: list[Column]
+    compared: dict[str, list[RunFiles]]
     refusals: list[Refusal] = field(default_factory=list)
 
     @cached_property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[RunFiles]:
         return [run for group in self.groups for run in group.runs]
 
-    def members(self, group: Group, column: str) -> list[Run]:
+    def members(self, group: SeedGroup, column: str) -> list[RunFiles]:
         """A group's runs that can be compared by a column."""
         return [run for run in group.runs if run in self.compared.get(column, ())]
 
-    def value(self, group: Group, column: str) -> Interval | None:
+    def value(self, group: SeedGroup, column: str) -> Interval | None:
         """A group's last number of a column: over its seeds, or of its one run with what is known within it."""
         runs = self.members(group, column)
         values = [value for run in runs if (value := run.final(column)) is not None]
@@ -59,7 +61,7 @@ class Comparison:
         return found + [f"{note}." for run in self.runs for note in run.notes]
 
 
-def _within(run: Run, column: str, value: float) -> Interval:
+def _within(run: RunFiles, column: str, value: float) -> Interval:
     """One run's number, with the interval over its prompts where the run has measured that."""
     error, low, high = (run.final(f"{column}_{end}") for end in ("se", "low", "high"))
     if error is not None:
@@ -69,15 +71,16 @@ def _within(run: Run, column: str, value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def compare(runs: Sequence[Run], asked: Sequence[str] = (), ignored: Iterable[str] = ()) -> Comparison:
+def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterable[str] = ()) -> Comparison:
     """Compare runs by the measures that are asked for, or by all usual ones that some run has.
 
     Raises:
         UserError: no run has a measure that is asked for.
     """
-    wanted = [measure(column) for column in _columns(runs, asked)]
-    compared, refusals, shown = dict[str, list[Run]](), list[Refusal](), list[Measure]()
-    for one in dict.fromkeys([*wanted, *MEASURES]):
+    known = (*COLUMNS, *declared(runs))
+    wanted = [column_named(name, known) for name in _columns(runs, asked, known)]
+    compared, refusals, shown = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()
+    for one in dict.fromkeys([*wanted, *known]):
         kept, refused = split(runs, one)
         compared[one.column] = kept
         if one in wanted and not (one.asked and refused and not asked):
@@ -89,11 +92,27 @@ def compare(runs: Sequence[Run], asked: Sequence[str] = (), ignored: Iterable[st
     return found
 
 
-def _columns(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
+def declared(runs: Sequence[RunFiles]) -> list[Column]:
+    """The columns of measures of the user's own, as the runs' evaluation.json describes them; what is damaged is
+    shown under its plain name."""
+    columns: dict[str, Column] = {}
+    for run in runs:
+        for said in (run.facts or {}).get("columns") or ():
+            if not isinstance(said, dict) or not isinstance(said.get("column"), str):
+                continue
+            plain = column_named(said["column"])
+            needs = tuple(fact for fact in said.get("needs") or () if fact in get_args(Fact))
+            best: Literal["most", "least"] = "least" if said.get("best") == "least" else "most"
+            name, unit = str(said.get("name") or plain.name), str(said.get("unit") or "")
+            columns.setdefault(plain.column, Column(plain.column, name, unit, needs, best))
+    return [column for name, column in columns.items() if name not in {known.column for known in COLUMNS}]
+
+
+def _columns(runs: Sequence[RunFiles], asked: Sequence[str], known: Sequence[Column]) -> list[str]:
     """Columns by their names, with or without `eval/` and its kind."""
     there = sorted({column for run in runs for column in run.series}, key=lambda name: not name.startswith("eval/"))
     if not asked:
-        return [known.column for known in MEASURES if known.column in there]
+        return [column.column for column in known if column.column in there]
     short = {name: column for column in reversed(there) for name in (column.rpartition("/")[2], column)}
     for name in asked:
         if name not in short:
@@ -102,7 +121,7 @@ def _columns(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
     return [short[name] for name in asked]
 
 
-def _rank(value: Interval | None, by: Measure) -> tuple[bool, float]:
+def _rank(value: Interval | None, by: Column) -> tuple[bool, float]:
     if value is None:
         return True, 0.0
     return False, value.mean if by.best == "least" else -value.mean

@@ -7,8 +7,8 @@ import io
 
 from leyden.compare.comparable import identity
 from leyden.compare.comparison import Comparison
-from leyden.compare.measures import Fact
 from leyden.compare.settings import seed
+from leyden.evaluation.metrics import Fact
 
 FACTS: tuple[Fact, ...] = ("prompts", "reward", "reference", "text", "sampling", "tokenizer")
 FIRST = ("run", "group", "algorithm", "seed", "step")

@@ -8,18 +8,18 @@ from statistics import fmean
 
 from leyden.compare.chart import Chart, Line, Mark
 from leyden.compare.comparison import Comparison
-from leyden.compare.groups import Group
+from leyden.compare.groups import SeedGroup
 from leyden.compare.intervals import Interval
-from leyden.compare.measures import measure
+from leyden.compare.measures import column_named
 from leyden.compare.numbers import cell, number
-from leyden.compare.run import Run
+from leyden.compare.run import RunFiles
 
 MOST = 22
 """Letters of a name in a figure."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class FigureSpec:
     """One figure: a column against another, and what to say of it."""
 
     name: str
@@ -35,17 +35,17 @@ BEST = (
     "Up and to the left is better. Crosses are 95\u00a0% intervals, which may reach beyond the figure; dashed is the "
     "best reward that any run had at this KL or less."
 )
-PLANS = (
-    Plan("frontier", "Reward against KL", "eval/kl", "eval/reward", "reward", BEST),
-    Plan("reward-tokens", "Reward against tokens", TOKENS, "eval/reward", "reward"),
-    Plan("reward-time", "Reward against time", SECONDS, "eval/reward", "reward"),
-    Plan("wins", "Win rate over the reference", TOKENS, "eval/win_rate", "win rate",
+FIGURE_SPECS = (
+    FigureSpec("frontier", "Reward against KL", "eval/kl", "eval/reward", "reward", BEST),
+    FigureSpec("reward-tokens", "Reward against tokens", TOKENS, "eval/reward", "reward"),
+    FigureSpec("reward-time", "Reward against time", SECONDS, "eval/reward", "reward"),
+    FigureSpec("wins", "Win rate over the reference", TOKENS, "eval/win_rate", "win rate",
          "One half is as good as the reference."),
-    Plan("length", "Length of answers", TOKENS, "eval/length", "tokens per answer"),
-    Plan("forgetting", "Forgetting", TOKENS, "eval/forgetting", "nats per token",
+    FigureSpec("length", "Length of answers", TOKENS, "eval/length", "tokens per answer"),
+    FigureSpec("forgetting", "Forgetting", TOKENS, "eval/forgetting", "nats per token",
          "Loss on general text, less that before training: above 0 is forgotten."),
-    Plan("entropy", "Entropy", TOKENS, "eval/entropy", "nats per token"),
-    Plan("validation", "Validation loss", TOKENS, "val/loss", "the algorithm's own loss"),
+    FigureSpec("entropy", "Entropy", TOKENS, "eval/entropy", "nats per token"),
+    FigureSpec("validation", "Validation loss", TOKENS, "val/loss", "the algorithm's own loss"),
 )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ PLANS = (
 class Figure:
     """A figure with its texts: `looks` are the groups in it, by number and name."""
 
-    plan: Plan
+    plan: FigureSpec
     chart: Chart
     looks: Sequence[tuple[int, str]]
     missing: str
@@ -61,14 +61,14 @@ class Figure:
 
 def figures(found: Comparison) -> list[Figure]:
     """All figures for which there is something to draw."""
-    shown = {one.column for one in found.measures}
-    plans = [plan for plan in PLANS if not measure(plan.y).asked or plan.y in shown]
+    shown = {one.column for one in found.columns}
+    plans = [plan for plan in FIGURE_SPECS if not column_named(plan.y).asked or plan.y in shown]
     return [figure for plan in plans if (figure := _figure(found, plan)) is not None]
 
 
-def _figure(found: Comparison, plan: Plan) -> Figure | None:
+def _figure(found: Comparison, plan: FigureSpec) -> Figure | None:
     unit, scale = _unit(found, plan)
-    lines, marks, looks, seen = list[Line](), list[Mark](), list[tuple[int, str]](), list[Run]()
+    lines, marks, looks, seen = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
     for look, group in enumerate(found.groups):
         both = [run for run in found.members(group, plan.y) if run in found.compared.get(plan.x, ())]
         curves = {run: curve for run in both if (curve := _points(run, plan, scale))}
@@ -88,7 +88,7 @@ def _figure(found: Comparison, plan: Plan) -> Figure | None:
     return Figure(plan, chart, looks, f"Not shown: {', '.join(absent)}." if absent else "")
 
 
-def _curves(look: int, group: Group, curves: dict[Run, dict[int, tuple[float, float]]]) -> list[Line]:
+def _curves(look: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]]) -> list[Line]:
     """A group's curves: those of its runs and their mean at the steps that all have, or the one there is."""
     lines = []
     for run, curve in curves.items():
@@ -103,12 +103,14 @@ def _curves(look: int, group: Group, curves: dict[Run, dict[int, tuple[float, fl
     return lines
 
 
-def _mark(found: Comparison, look: int, group: Group, plan: Plan, line: Line) -> Mark:
+def _mark(found: Comparison, look: int, group: SeedGroup, plan: FigureSpec, line: Line) -> Mark:
     """Where a group ended."""
     x, y = line.points[-1]
     high = found.value(group, plan.y)
     wide = found.value(group, plan.x) if plan.x == "eval/kl" else None
-    tip = f"{group.name}: {measure(plan.y).name} {cell(high)}" + (f", KL {cell(wide)}" if wide else f" at {number(x)}")
+    tip = f"{group.name}: {column_named(plan.y).name} {cell(high)}" + (
+        f", KL {cell(wide)}" if wide else f" at {number(x)}"
+    )
     name = group.name if len(group.name) <= MOST else f"{group.name[: MOST - 1]}…"
     return Mark(look, name, tip, _ends(wide, x), _ends(high if wide else None, y))
 
@@ -117,7 +119,7 @@ def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:
     return (at, at, at) if value is None else (value.low, value.mean, value.high)
 
 
-def _points(run: Run, plan: Plan, scale: float) -> dict[int, tuple[float, float]]:
+def _points(run: RunFiles, plan: FigureSpec, scale: float) -> dict[int, tuple[float, float]]:
     """Step -> x and y of one run."""
     if plan.x == "eval/kl":
         known = dict(run.series[plan.x])
@@ -126,7 +128,7 @@ def _points(run: Run, plan: Plan, scale: float) -> dict[int, tuple[float, float]
     return {step: (x / scale, y) for step, (x, y) in found.items() if x is not None}
 
 
-def _unit(found: Comparison, plan: Plan) -> tuple[str, float]:
+def _unit(found: Comparison, plan: FigureSpec) -> tuple[str, float]:
     """What stands at the x axis, and what its numbers are divided by."""
     if plan.x == "eval/kl":
         return "KL from the reference (nats, square-root scale)", 1.0

@@ -8,16 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 
+from leyden.atomic import write_whole
 from leyden.cli.parser import Parser
 from leyden.compare.comparison import compare
 from leyden.compare.export import FIRST, as_csv
 from leyden.compare.finding import find_runs
-from leyden.compare.measures import MEASURES
+from leyden.compare.measures import COLUMNS
 from leyden.compare.page import MARK, page
 from leyden.compare.run import read_run
 from leyden.compare.table import show
 from leyden.errors import UserError
-from leyden.run.folder import write_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +49,7 @@ def _parser() -> Parser:
         "side and the settings that differ. Runs that differ only in seeds are taken together.",
     )
     text = "a run's folder, a folder of runs, or a glob in quotes, such as 'runs/ppo-*'"
-    parser.epilog = f"columns: {'; '.join(f'{one.name}: {one.unit}' for one in MEASURES)}"
+    parser.epilog = f"columns: {'; '.join(f'{one.name}: {one.unit}' for one in COLUMNS)}"
     parser.add_argument("run", nargs="*", metavar="RUN", help=text)
     parser.add_argument("--output", default="report.html", metavar="FILE", help="the page (default: report.html)")
     parser.add_argument("--csv", metavar="FILE", help="also write last numbers as CSV, a row for each run")

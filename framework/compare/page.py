@@ -63,15 +63,15 @@ def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: s
 
 def _results(found: Comparison) -> Iterator[str]:
     yield '<section id="results"><h2>Results</h2>'
-    head = ["group", "runs", *(f'<abbr title="{escape(one.unit)}">{escape(one.name)}</abbr>' for one in found.measures)]
-    values = [[found.value(group, one.column) for one in found.measures] for group in found.groups]
+    head = ["group", "runs", *(f'<abbr title="{escape(one.unit)}">{escape(one.name)}</abbr>' for one in found.columns)]
+    values = [[found.value(group, one.column) for one in found.columns] for group in found.groups]
     rows = [
         [f"{sign(look)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
         for look, (group, row) in enumerate(zip(found.groups, values, strict=True))
     ]
     yield table("Results", head, rows)
     yield f"<p>Each run's last number. {explained(value for row in values for value in row)}</p>"
-    units = "".join(f"<dt>{escape(one.name)}</dt><dd>{escape(one.unit)}</dd>" for one in found.measures if one.unit)
+    units = "".join(f"<dt>{escape(one.name)}</dt><dd>{escape(one.unit)}</dd>" for one in found.columns if one.unit)
     yield f'<details><summary>What the columns are</summary><dl class="units">{units}</dl></details>' if units else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes())
     yield f'<ul class="notes">{notes}</ul>' if notes else ""

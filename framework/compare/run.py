@@ -11,7 +11,7 @@ from leyden.compare.records import is_diagnostic, is_sample, read_config, read_o
 
 
 @dataclass(eq=False)
-class Run:
+class RunFiles:
     """A run as its folder tells it.
 
     `config` is config.yaml, `facts` evaluation.json (None: the run was not evaluated), `info` run.json; each is empty
@@ -57,9 +57,9 @@ class Run:
         return found[-1] if found else 0.0 if step == 0 and column in self.series else None
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: Path, name: str) -> RunFiles:
     """Read a run's folder; `name` is what to call it."""
-    run = Run(folder, name)
+    run = RunFiles(folder, name)
     notes = run.notes
     run.series = read_metrics(folder / "metrics.csv", notes)
     run.config = read_config(folder / "config.yaml", notes)

@@ -12,7 +12,7 @@ from typing import Any
 from leyden.compare.chart import sign
 from leyden.compare.comparison import Comparison
 from leyden.compare.numbers import number
-from leyden.compare.run import Run
+from leyden.compare.run import RunFiles
 
 OPEN, MOST = 20, 200
 """Prompts that are open to see, and prompts in the page at all."""
@@ -24,11 +24,11 @@ class Asked:
     """One prompt with each run's answer, and the references' answers with the names of the runs that have them."""
 
     prompt: list[dict[str, Any]]
-    given: dict[Run, dict[str, Any]] = field(default_factory=dict)
+    given: dict[RunFiles, dict[str, Any]] = field(default_factory=dict)
     references: dict[tuple[str, float | None], list[str]] = field(default_factory=dict)
 
 
-def asked(runs: list[Run]) -> list[Asked]:
+def asked(runs: list[RunFiles]) -> list[Asked]:
     """Prompts of all runs in the order of their rows. Where a prompt stands in a file more than once, the first meets
     the first, and so on: rows of different files may have the same number."""
     found: dict[tuple[str, int], Asked] = {}
@@ -64,7 +64,7 @@ def answers(found: Comparison) -> Iterator[str]:
     yield "</section>"
 
 
-def _card(row: Asked, looks: dict[Run, int], scored: set[Run]) -> str:
+def _card(row: Asked, looks: dict[RunFiles, int], scored: set[RunFiles]) -> str:
     prompt = "".join(
         f'<div class="turn"><span class="role">{escape(str(turn.get("role", "")))}</span>{_text(turn["content"])}</div>'
         for turn in row.prompt

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.compare.comparison import Comparison
-from leyden.compare.measures import Measure
 from leyden.compare.numbers import cell, explained
+from leyden.evaluation.metrics import Column
 
 NAME = 30
 """Most letters of a group's name in a line."""
@@ -23,29 +23,29 @@ GAP = PADDING + 1
 
 def show(found: Comparison, console: Console) -> None:
     """Print the groups by the measures, what the intervals are, and what has to be known beside them."""
-    cells = {one.column: [cell(found.value(group, one.column)) for group in found.groups] for one in found.measures}
-    widths = [max(map(cell_len, [one.name, *cells[one.column]])) + GAP for one in found.measures]
+    cells = {one.column: [cell(found.value(group, one.column)) for group in found.groups] for one in found.columns}
+    widths = [max(map(cell_len, [one.name, *cells[one.column]])) + GAP for one in found.columns]
     taken = min(NAME, max((cell_len(group.name) for group in found.groups), default=0)) + len("runs") + PADDING + GAP
-    for measures in _blocks(found.measures, widths, console.width - taken):
+    for columns in _blocks(found.columns, widths, console.width - taken):
         table = Table(box=SIMPLE_HEAD, padding=(0, PADDING, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("", max_width=NAME, overflow="fold")
         table.add_column("runs", justify="right")
-        for one in measures:
+        for one in columns:
             table.add_column(one.name, justify="right", no_wrap=True)
         for at, group in enumerate(found.groups):
-            numbers = [cells[one.column][at] for one in measures]
+            numbers = [cells[one.column][at] for one in columns]
             table.add_row(Text(group.name), str(len(group.runs)), *numbers)
         console.print(table, "")
-    values = [found.value(group, one.column) for group in found.groups for one in found.measures]
+    values = [found.value(group, one.column) for group in found.groups for one in found.columns]
     console.print(Text(f"Each run's last number. {explained(values)}".strip()))
     for note in found.notes():
         console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
 
 
-def _blocks(measures: Sequence[Measure], widths: Sequence[int], room: int) -> Iterator[list[Measure]]:
-    """Measures by tables: as many in one as there is room for, at least one."""
-    block, left = list[Measure](), room
-    for one, width in zip(measures, widths, strict=True):
+def _blocks(columns: Sequence[Column], widths: Sequence[int], room: int) -> Iterator[list[Column]]:
+    """Columns by tables: as many in one as there is room for, at least one."""
+    block, left = list[Column](), room
+    for one, width in zip(columns, widths, strict=True):
         if block and width > left:
             yield block
             block, left = [], room

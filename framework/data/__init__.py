@@ -1,7 +1,7 @@
 """Examples to planned batches: what every DataModule shares, whatever files its rows come from.
 
-Called by the DataModules in `leyden.datamodules` and, through the Trainer, by algorithms. May import `batch` and `policy`
-and below. Begin reading at `step_plan`, which decides what a step holds; `datamodule` hands it to Lightning,
+Called by the DataModules in `leyden.datamodules` and, through the Trainer, by algorithms. May import `batch` and
+`policy` and below. Begin reading at `step_plan`, which decides what a step holds; `datamodule` hands it to Lightning,
 `chat_template` turns messages into token trees.
 """
 
@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from leyden.data.chat_template import Template
-    from leyden.data.datamodule import DataModule
-    from leyden.data.step_plan import PlannedLoader, Trees
+    from leyden.data.chat_template import ChatTemplate
+    from leyden.data.datamodule import DataModule, PlannedData
+    from leyden.data.prompts import Prompt, PromptLoader
+    from leyden.data.step_plan import PlannedLoader, StepPlan, Trees
 
-__all__ = ["DataModule", "PlannedLoader", "Template", "Trees"]
+__all__ = ["ChatTemplate", "DataModule", "PlannedData", "PlannedLoader", "Prompt", "PromptLoader", "StepPlan", "Trees"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "datamodule": "DataModule",
-        "step_plan": "PlannedLoader Trees",
-        "chat_template": "Template",
+        "datamodule": "DataModule PlannedData",
+        "prompts": "Prompt PromptLoader",
+        "step_plan": "PlannedLoader StepPlan Trees",
+        "chat_template": "ChatTemplate",
     },
 )

@@ -18,7 +18,7 @@ Span = tuple[int, int]
 _MARK = "leyden-answer"
 
 
-class Template:
+class ChatTemplate:
     """One tokenizer with its chat template.
 
     The prompt is what generation will see: the template's text for the turns before the answer, generation prompt
@@ -29,7 +29,8 @@ class Template:
 
     Args:
         tokenizer: any transformers tokenizer.
-        chat_template: None is the tokenizer's own, "plain" the template `leyden.data.tokenizer.PLAIN`, else a Jinja file or text.
+        chat_template: None is the tokenizer's own, `plain` is that of
+            `leyden.data.tokenizer.PLAIN`, else a Jinja file or text.
         system_prompt: put first in conversations that have no system turn.
         stop: further token ids that end a turn, such as those of a generation config.
 

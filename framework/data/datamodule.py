@@ -1,4 +1,4 @@
-"""Files to batches: what every DataModule shares."""
+"""Files to batches: what every DataModule is, and those that plan their batches ahead."""
 
 from __future__ import annotations
 
@@ -11,48 +11,76 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from leyden.data.step_plan import Plan, PlannedLoader, Trees, limited, plan
+from leyden.data.step_plan import PlannedLoader, StepPlan, Trees, limited, plan_steps
 from leyden.errors import UserError
-from leyden.fingerprint import of_trees
-from leyden.rng import MEASURED, chosen
+from leyden.fingerprint import fingerprint_trees
+from leyden.rng import EVALUATION_SEED, resolve_seed
 
 
 class DataModule(LightningDataModule):
-    """Plans batches over tokenised examples and hands them to the algorithm.
-
-    A subclass sets `train_trees` (and `val_trees`, `test_trees` where there are such rows) in `setup`.
+    """What algorithms ask of data. Derive from `PlannedData` where rows are trained on as they are, and from this class
+    where something else is handed on, such as prompts.
 
     Args:
-        batch_size: examples in one optimizer step, over all ranks and accumulated micro-batches.
+        batch_size: examples in one optimizer step (or prompts in one rollout), over all ranks and accumulated
+            micro-batches.
         max_tokens: most tokens in one micro-batch: what fits the device.
         seed: of the order of rows, and of rows drawn where a file counts in part; None is that of `--seed_everything`.
             What is held out does not depend on it, so that seeds can be compared.
     """
 
-    train_trees: Trees | None = None
-    val_trees: Trees | None = None
-    test_trees: Trees | None = None
     chat_template: str | None = None
     """The Jinja chat template used instead of the tokenizer's own, if any."""
+    fingerprint: str = ""
+    """Hex digits that differ where the training rows do, as they are trained on; not where their files stand."""
+    longest_row: int = 0
+    """Tokens of the longest row there is: the positions that a model needs."""
 
     def __init__(self, batch_size: int = 32, max_tokens: int = 16384, seed: int | None = None) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"--data.batch_size {batch_size}: a step needs at least one example; give 1 or more")
-        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, chosen(seed)
-        self._plan: Plan | None = None
+        self.batch_size, self.max_tokens, self.seed = batch_size, max_tokens, resolve_seed(seed)
 
     @abstractmethod
     def source(self, row: int) -> str:
         """Where an example stands, as `file:line`, by the stable id that batches carry."""
 
+    def val_dataloader(self) -> Any:
+        """Held-out rows; none by default."""
+        return []
+
+    def test_dataloader(self) -> Any:
+        raise UserError("there is nothing to test on; give --data.test_path FILE")
+
+    def _trainer(self) -> Any:
+        if self.trainer is None:
+            raise RuntimeError("a DataModule needs a Trainer; pass it to trainer.fit(model, datamodule=...)")
+        return self.trainer
+
+
+class PlannedData(DataModule):
+    """Plans batches over tokenised examples and hands them to the algorithm.
+
+    A subclass sets `train_trees` (and `val_trees`, `test_trees` where there are such rows) in `setup`.
+    """
+
+    train_trees: Trees | None = None
+    val_trees: Trees | None = None
+    test_trees: Trees | None = None
+    _planned: StepPlan | None = None
+
+    @abstractmethod
+    def source(self, row: int) -> str:
+        """Where an example stands, as for every DataModule."""
+
     def train_rows(self) -> Sequence[int]:
         """Indices of the training rows of one epoch; a row may come more than once."""
         return range(len(self.train_trees or ()))
 
-    def train_plan(self) -> Plan:
+    def train_plan(self) -> StepPlan:
         """The optimizer steps of one epoch."""
-        if self._plan is None:
+        if self._planned is None:
             trainer, trees = self._trainer(), self.train_trees
             if trees is None or not len(self.train_rows()):
                 raise UserError("no training rows are left; look at the counts above and at --data.path")
@@ -61,7 +89,7 @@ class DataModule(LightningDataModule):
                     f"{trainer.world_size} processes share a step of {self.batch_size} rows, so some would never have "
                     f"one; set --data.batch_size {trainer.world_size} or more"
                 )
-            whole = plan(
+            whole = plan_steps(
                 self.train_rows(),
                 trees.lengths,
                 self.batch_size,
@@ -70,13 +98,13 @@ class DataModule(LightningDataModule):
                 trainer.world_size,
                 self.seed,
             )
-            self._plan = whole
+            self._planned = whole
             if trainer.limit_train_batches:
                 # cut in whole steps, so that totals stay exact, and only once: Lightning must not do it again
                 micro = limited(len(whole.steps) * whole.accumulate, trainer.limit_train_batches)
-                self._plan = Plan(whole.steps[: math.ceil(micro / whole.accumulate)], whole.world)
+                self._planned = StepPlan(whole.steps[: math.ceil(micro / whole.accumulate)], whole.world)
                 trainer.limit_train_batches = 1.0
-        return self._plan
+        return self._planned
 
     @property
     def steps_per_epoch(self) -> int:
@@ -84,21 +112,14 @@ class DataModule(LightningDataModule):
         return len(self.train_plan().steps)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hex digits that differ where the training rows do, as they are trained on; not where their files stand."""
-        return of_trees(self.train_trees or ())
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return fingerprint_trees(self.train_trees or ())
 
     @property
-    def longest_row(self) -> int:
-        """Tokens of the longest row there is."""
+    def longest_row(self) -> int:  # type: ignore[override]
         return max(
             (max(t.lengths, default=0) for t in (self.train_trees, self.val_trees, self.test_trees) if t), default=0
         )
-
-    def _trainer(self) -> Any:
-        if self.trainer is None:
-            raise RuntimeError("a DataModule needs a Trainer; pass it to trainer.fit(model, datamodule=...)")
-        return self.trainer
 
     def train_dataloader(self) -> Any:
         assert self.train_trees is not None
@@ -119,7 +140,7 @@ class DataModule(LightningDataModule):
         size = max(self.batch_size, trainer.world_size)
         kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
-        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(MEASURED)).tolist()
+        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(EVALUATION_SEED)).tolist()
         return self._pass(trees, drawn[: max(int(kept), 1)])
 
     def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:
@@ -129,22 +150,20 @@ class DataModule(LightningDataModule):
         by_length = sorted(rows, key=lambda r: trees.lengths[r])
         while True:  # there is nothing to keep: fewer rows a batch where they do not fit
             try:
-                whole = plan(by_length, trees.lengths, size, budget, 1, trainer.world_size)
+                whole = plan_steps(by_length, trees.lengths, size, budget, 1, trainer.world_size)
                 break
             except UserError:
                 size = max(size // 2, 1)
         return PlannedLoader(trees, whole, trainer.global_rank, whole=True)
 
-    def sweep(self) -> list[PlannedLoader]:
+    def all_rows(self) -> list[PlannedLoader]:
         """Loaders over all rows that training and validation will see, for what is worked out before training."""
         trained = {r for step in self.train_plan().steps for micro in step for r in micro}
-        chosen = [(self.train_trees, sorted(trained)), (self.val_trees, range(len(self.val_trees or ())))]
-        return [self._pass(trees, rows) for trees, rows in chosen if trees is not None and len(rows)]
+        wanted = [(self.train_trees, sorted(trained)), (self.val_trees, range(len(self.val_trees or ())))]
+        return [self._pass(trees, rows) for trees, rows in wanted if trees is not None and len(rows)]
 
     def val_dataloader(self) -> Any:
         return self._measure(self.val_trees, "val")
 
     def test_dataloader(self) -> Any:
-        if self.test_trees is None:
-            raise UserError("there is nothing to test on; give --data.test_path FILE")
-        return self._measure(self.test_trees, "test")
+        return super().test_dataloader() if self.test_trees is None else self._measure(self.test_trees, "test")

@@ -40,7 +40,7 @@ class Trees(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Optimizer steps, each cut into the same number of micro-batches: `steps[s][m]` are indices of rows.
 
     Micro-batch m belongs to accumulation m // world and rank m % world.
@@ -65,7 +65,7 @@ def balance(rows: Sequence[int], lengths: Sequence[int], parts: int) -> list[lis
     return sorted(bins, key=lambda one: -sum(lengths[r] for r in one))
 
 
-def plan(
+def plan_steps(
     rows: Sequence[int],
     lengths: Sequence[int],
     batch_size: int,
@@ -73,7 +73,7 @@ def plan(
     accumulate: int = 1,
     world: int = 1,
     seed: int | None = None,
-) -> Plan:
+) -> StepPlan:
     """Cut rows into optimizer steps of `batch_size` rows, shuffled by `seed` (None keeps their order).
 
     Args:
@@ -105,7 +105,7 @@ def plan(
             f"a micro-batch would hold {heaviest} tokens but --data.max_tokens is {max_tokens}; "
             f"set --trainer.accumulate_grad_batches {fits}, --data.max_tokens {heaviest} or a smaller --data.batch_size"
         )
-    return Plan(steps, world)
+    return StepPlan(steps, world)
 
 
 def _accumulation_that_fits(
@@ -137,7 +137,9 @@ class PlannedLoader:
     rows = ""
     """What the rows are, as the DataModule's fingerprint says it."""
 
-    def __init__(self, trees: Trees, plan: Plan, rank: int = 0, seed: int | None = None, whole: bool = False) -> None:
+    def __init__(
+        self, trees: Trees, plan: StepPlan, rank: int = 0, seed: int | None = None, whole: bool = False
+    ) -> None:
         self.trees, self.plan, self.rank, self.seed = trees, plan, rank, seed
         self.whole = self._totals(range(len(plan.steps))) if whole else None
         self.epoch, self.done, self._resume = -1, 0, False

@@ -1,7 +1,7 @@
 """Sentences by which a run says that something is going wrong, each once, with what to type.
 
-Called as a callback of the Trainer. May import `run` and the files beside the rooms. Begin reading at `rules`: a rule is
-a function of the run's history.
+Called by the Trainer, as a callback. May import `run` and the files beside the rooms. Begin reading at `rules`: a
+rule is a function of the run's history.
 """
 
 from __future__ import annotations

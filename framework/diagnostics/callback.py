@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from leyden import lightning_loop as moments
+from leyden.atomic import write_whole, writing
 from leyden.diagnostics.history import History
 from leyden.diagnostics.rules import RULES
-from leyden.run.folder import write_whole, writing
-from leyden.run.progress import Progress
+from leyden.lightning_loop import pending_metrics
+from leyden.run.progress import print_line
 
 FILE = "diagnostics.jsonl"
 ARGUMENTS = ("entropy_coef", "stop_kl", "value_weight", "value_clip", "samples", "sft_weight")
@@ -75,19 +74,11 @@ class Diagnostics(Callback):
                 continue
             self.said.append(rule.__name__)
             if trainer.is_global_zero:
-                self._say(trainer, f"step {step} · {finding.sentence}")
+                print_line(trainer, f"step {step} · {finding.sentence}")
                 line = json.dumps({"step": step, **asdict(finding)}, ensure_ascii=False)
                 file = self._file(trainer)
                 with writing(file), file.open("a", encoding="utf-8") as stream:
                     stream.write(line + "\n")
-
-    @staticmethod
-    def _say(trainer: Trainer, text: str) -> None:
-        shown = trainer.progress_bar_callback
-        if isinstance(shown, Progress):
-            shown.print(text)
-        else:
-            print(text, file=sys.stderr)
 
     def _file(self, trainer: Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir) / FILE
@@ -106,20 +97,20 @@ class Diagnostics(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """With what this step has measured and no logger was told yet: it is not logged again on resume."""
         whole = History()
-        whole.load(self.history.state())
-        whole.add(trainer.global_step, moments.unlogged(trainer))
-        checkpoint[self._KEY] = {"history": whole.state(), "said": list(self.said)}
+        whole.load_state_dict(self.history.state_dict())
+        whole.add(trainer.global_step, pending_metrics(trainer))
+        checkpoint[self._KEY] = {"history": whole.state_dict(), "said": list(self.said)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._KEY in checkpoint:
-            self.history.load(checkpoint[self._KEY]["history"])
+            self.history.load_state_dict(checkpoint[self._KEY]["history"])
             self.said = list(checkpoint[self._KEY]["said"])
 
 
 def settings(trainer: Trainer, module: Any) -> dict[str, Any]:
     """What rules know of an algorithm, by the names of its arguments."""
     found = {name: getattr(module, name) for name in ARGUMENTS if hasattr(module, name)}
-    if (price := getattr(module, "price", None)) is not None:
+    if (price := getattr(module, "kl_controller", None)) is not None:
         found |= {"kl_coef": price.coefficient, "kl_target": price.target}
     if (objective := getattr(module, "objective", None)) is not None:
         found["beta"] = getattr(objective, "beta", None)

@@ -9,7 +9,7 @@ from typing import Any
 
 FIRST, LATEST = 8, 64
 """How many values of a measure are kept from its beginning and from its end."""
-PER_STEP = ("ppo/clip_fraction",)
+PER_STEP = ("policy/clip_fraction",)
 """Measures of steps that mean something over a whole rollout only: its first step is always within the clip."""
 WATCHED = (
     "rollout/entropy",
@@ -89,11 +89,11 @@ class History:
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         parts = {"points": self._points, "first": self._first}
         return {part: {name: list(points) for name, points in kept.items()} for part, kept in parts.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._points, self._first = (
             {name: [(int(at), float(value)) for at, value in points] for name, points in state[part].items()}
             for part in ("points", "first")

@@ -12,9 +12,49 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean, median
+from typing import NamedTuple
 
-from leyden.diagnostics.advice import Advice, either, livelier, nearer, set_to, slower
 from leyden.diagnostics.history import History
+
+
+class Advice(NamedTuple):
+    """A key, as it stands in the configuration, and what to try in words."""
+
+    key: str
+    text: str
+
+
+def set_to(key: str, value: float | str) -> Advice:
+    """`--model.kl_coef 0.1`"""
+    return Advice(f"model.{key}", f"--model.{key} {value if isinstance(value, str) else f'{value:.3g}'}")
+
+
+def lower_rate(history: History) -> Advice:
+    """A third of the learning rate."""
+    rate = history.settings.get("lr")
+    return set_to("optimizer.lr", rate / 3) if rate else Advice("model.optimizer.lr", "a smaller --model.optimizer.lr")
+
+
+def stronger_kl(history: History) -> Advice:
+    """A higher price on KL, where the algorithm has one; it is steered where there is a target."""
+    price, target = history.settings.get("kl_coef"), history.settings.get("kl_target")
+    if price is None:
+        return lower_rate(history)
+    first = set_to("kl_target", target / 2) if target else set_to("kl_coef", 2 * price if price else 0.05)
+    return either(first, lower_rate(history))
+
+
+def more_entropy(history: History) -> Advice:
+    """A bonus on entropy, where the algorithm has one."""
+    bonus = history.settings.get("entropy_coef")
+    return (
+        lower_rate(history) if bonus is None else either(set_to("entropy_coef", 3 * bonus or 0.01), lower_rate(history))
+    )
+
+
+def either(first: Advice, second: Advice) -> Advice:
+    """The first, or the second."""
+    return Advice(first.key, f"{first.text} or {second.text}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +85,7 @@ def entropy_collapse(history: History) -> Finding | None:
     if not before or not now or before[0] < 0.05 or fmean(now) > before[0] / 5:
         return None
     seen = f"rollout entropy fell from {before[0]:.2g} to {fmean(now):.2g} nats a token: answers become all the same"
-    return _finding("entropy_collapse", fmean(now), seen, livelier(history))
+    return _finding("entropy_collapse", fmean(now), seen, more_entropy(history))
 
 
 def entropy_rise(history: History) -> Finding | None:
@@ -54,7 +94,7 @@ def entropy_rise(history: History) -> Finding | None:
     if not before or not now or fmean(now) < max(3 * before[0], 1.0):
         return None
     seen = f"rollout entropy rose from {before[0]:.2g} to {fmean(now):.2g} nats a token: answers turn into noise"
-    return _finding("entropy_rise", fmean(now), seen, slower(history))
+    return _finding("entropy_rise", fmean(now), seen, lower_rate(history))
 
 
 def kl_jump(history: History) -> Finding | None:
@@ -70,7 +110,7 @@ def kl_jump(history: History) -> Finding | None:
         f"answers are {fmean(kl):.3g} nats from the reference, {fmean(kl) / fmean(length):.2g} a token: the policy no "
         "longer says what the reference would"
     )
-    return _finding("kl_jump", fmean(kl), seen, nearer(history))
+    return _finding("kl_jump", fmean(kl), seen, stronger_kl(history))
 
 
 def kl_acceleration(history: History) -> Finding | None:
@@ -85,7 +125,7 @@ def kl_acceleration(history: History) -> Finding | None:
     if not (c > 2 * b and c - b > max(2 * (b - a), fmean(length) / 4)):
         return None
     seen = f"KL from the reference speeds up: {a:.2g}, {b:.2g}, {c:.2g} nats an answer over the last nine rollouts"
-    return _finding("kl_acceleration", c, seen, nearer(history))
+    return _finding("kl_acceleration", c, seen, stronger_kl(history))
 
 
 def length_gaming(history: History) -> Finding | None:
@@ -112,12 +152,14 @@ def length_gaming(history: History) -> Finding | None:
 
 def clipping(history: History) -> Finding | None:
     """More than three tenths of the tokens beyond the clip, on average over two rollouts. Healthy: 0.03."""
-    now = history.latest("ppo/clip_fraction by rollout", 2)
+    now = history.latest("policy/clip_fraction by rollout", 2)
     if not now or fmean(now) < 0.3:
         return None
     seen = f"{fmean(now):.0%} of the tokens are beyond the clip: the policy moves too far within a rollout"
     stop = history.settings.get("stop_kl")
-    return _finding("clipping", fmean(now), seen, either(slower(history), set_to("stop_kl", stop / 2 if stop else 0.1)))
+    return _finding(
+        "clipping", fmean(now), seen, either(lower_rate(history), set_to("stop_kl", stop / 2 if stop else 0.1))
+    )
 
 
 def value_function(history: History) -> Finding | None:
@@ -173,7 +215,7 @@ def chosen_collapse(history: History) -> Finding | None:
     )
     weight, beta = history.settings.get("sft_weight") or 0.0, history.settings.get("beta") or 0.1
     advice = either(set_to("sft_weight", 3 * weight or 0.1), set_to("objective.beta", 3 * beta))
-    return _finding("chosen_collapse", fmean(now), seen, either(advice, slower(history)))
+    return _finding("chosen_collapse", fmean(now), seen, either(advice, lower_rate(history)))
 
 
 def _trend(values: Sequence[float]) -> float:
@@ -199,7 +241,7 @@ def overoptimisation(history: History) -> Finding | None:
         f"from {trained[0]:.3g} to {trained[-1]:.3g}: the policy learns the reward's mistakes"
     )
     best = Advice("checkpoint.monitor", "--checkpoint.monitor eval/reward --checkpoint.mode max to keep the best")
-    return _finding("overoptimisation", held[-1], seen, either(nearer(history), best))
+    return _finding("overoptimisation", held[-1], seen, either(stronger_kl(history), best))
 
 
 def gradient(history: History) -> Finding | None:
@@ -208,7 +250,7 @@ def gradient(history: History) -> Finding | None:
     if not before or not now or median(now) < max(20 * median(before), 10.0):
         return None
     seen = f"the gradient norm rose from {median(before):.3g} to {median(now):.3g}: training is about to diverge"
-    return _finding("gradient", median(now), seen, slower(history))
+    return _finding("gradient", median(now), seen, lower_rate(history))
 
 
 RULES: tuple[Rule, ...] = (

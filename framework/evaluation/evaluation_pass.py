@@ -1,104 +1,104 @@
-"""One look at a policy: its answers to prompts, their scores, how they compare with a reference, and what it forgot."""
+"""One pass over the held-out questions: answers, their scores, how they compare with a reference, what was forgotten,
+and the files that this leaves in the run's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
+from leyden.atomic import write_whole, writing
 from leyden.batch.forest import Batch, pack
-from leyden.batch.tree import Tree, packs
-from leyden.on_policy.engine import Engine, Native
-from leyden.on_policy.rollout_file import row_of, samples_of
-from leyden.on_policy.rollout_loader import Prompt
-from leyden.policy.policy import Policy, Reference, Sampling
-from leyden.rewards.reward import score
-from leyden.run.progress import Progress
+from leyden.batch.tree import Tree, chunk_by_tokens
+from leyden.data.prompts import Prompt
+from leyden.on_policy.rollout import AnsweredPrompt
+from leyden.policy.policy import Reference
 
 Row = dict[str, Any]
 """See `leyden.evaluation.metrics.Row`."""
 
 
-def answered(
-    trainer: Trainer,
-    policy: Policy,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    reward: Callable[..., Any],
-    engine: Engine | None = None,
-) -> list[Row]:
-    """One scored answer to each prompt, with noise that depends on the number of the prompt alone."""
-    engine = engine or Native()
-    engine.sync(policy)
-    tokens, keys = [prompt.tokens for prompt in prompts], [prompt.row for prompt in prompts]
-    groups = engine.generate(tokens, 1, sampling, keys, _counter(trainer, len(prompts)))
-    rows = [row_of(prompt, group, {}) for prompt, group in zip(prompts, groups, strict=True)]
-    samples = [s for prompt, row in zip(prompts, rows, strict=True) for s in samples_of(prompt, row)]
-    return [
-        {
-            "row": prompt.row,
-            "prompt": row["prompt"],
-            "response": row["responses"][0],
-            "tokens": row["tokens"][0],
-            "finished": row["finished"][0],
-            "reward": value,
-        }
-        for prompt, row, value in zip(prompts, rows, score(reward, samples).tolist(), strict=True)
-    ]
+def answer_row(answered: AnsweredPrompt) -> Row:
+    """The first answer to a prompt as the row that measures are taken from."""
+    response, scores = answered.responses[0], answered.scores
+    assert scores is not None
+    return {
+        "row": answered.prompt.row,
+        "prompt": answered.prompt.example.messages,
+        "response": response.text,
+        "tokens": response.tokens,
+        "finished": response.finished,
+        "reward": scores[0],
+    }
 
 
-def compare(
+def add_divergence(
     module: Any, prompts: Sequence[Prompt], rows: list[Row], reference: Reference | None, temperature: float
 ) -> None:
     """Add to each answer its `entropy` and, where there is a reference, its `kl`: log policy / reference."""
 
-    def seen(batch: Batch) -> tuple[Tensor, Tensor]:
+    def measure(batch: Batch) -> tuple[Tensor, Tensor]:
         batch = batch.to(module.device)
         out = module.policy(batch, {"logp", "entropy"}, temperature)
         ratio = 0 * out.logp if reference is None else out.logp - reference(batch, temperature)
         return batch.per_branch(ratio), batch.per_branch(out.entropy)
 
     trees = [Tree(p.tokens, [row["tokens"]], row=p.row) for p, row in zip(prompts, rows, strict=True)]
-    parts = [part for few in packs(trees, module.budget) for part in module.pieces.run(seen, pack(few))]
+    chunks = chunk_by_tokens(trees, module.budget)
+    parts = [part for few in chunks for part in module.micro_batches.run(measure, pack(few))]
     kl = [value for part, _ in parts for value in part.tolist()]
     entropy = [value for _, part in parts for value in part.tolist()]
     for row, nats, spread in zip(rows, kl, entropy, strict=True):
         row |= {"entropy": spread} | ({} if reference is None else {"kl": nats})
 
 
-def text_loss(module: Any, trees: Sequence[Tree]) -> tuple[float, float]:
+def sum_text_loss(module: Any, trees: Sequence[Tree]) -> tuple[float, float]:
     """Summed loss of text in nats, and how many tokens it has."""
 
     def loss(batch: Batch) -> float:
         batch = batch.to(module.device)
         return -float((module.policy(batch, {"logp"}).logp * batch.weight).sum())
 
-    parts = [part for few in packs(trees, module.budget) for part in module.pieces.run(loss, pack(few))]
+    chunks = chunk_by_tokens(trees, module.budget)
+    parts = [part for few in chunks for part in module.micro_batches.run(loss, pack(few))]
     return sum(parts), sum(tree.totals().tokens for tree in trees)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Dropout off inside, and every part in the mode that it was in afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+class EvaluationFiles:
+    """evaluation.json and samples.jsonl in a folder.
 
+    Args:
+        folder: of the run; None keeps nothing.
+    """
 
-def _counter(trainer: Trainer, total: int) -> Callable[[int], None]:
-    """Tells how many of this process's prompts are answered, where progress is shown."""
-    shown, done = trainer.progress_bar_callback, [0]
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
-    def add(count: int) -> None:
-        done[0] += count
-        if isinstance(shown, Progress) and trainer.is_global_zero:
-            shown.say(f"evaluation · {done[0]:,}/{total:,} answers")
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Start anew, with what the measures depend on: runs that differ in it cannot be compared."""
+        self._write("evaluation.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
+        self._write("samples.jsonl", "")
 
-    return add
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append the answers of one pass."""
+        if self.folder is not None:
+            file = self.folder / "samples.jsonl"
+            with writing(file), file.open("a", encoding="utf-8") as out:
+                out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def truncate(self, step: int) -> None:
+        """Forget what came after a step, to go on from a checkpoint that knows no more."""
+        file = None if self.folder is None else self.folder / "samples.jsonl"
+        if file is not None and file.is_file():
+            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
+            self._write(file.name, "".join(line for line in whole if json.loads(line)["step"] <= step))
+
+    def _write(self, name: str, text: str) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder / name):
+                write_whole(self.folder / name, text)

@@ -16,25 +16,25 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from leyden.batch.tree import Tree
-from leyden.data.chat_template import Template
-from leyden.distributed import gathered, share
+from leyden.data.chat_template import ChatTemplate
+from leyden.data.prompts import Prompt
+from leyden.distributed import all_gather_list, local_share
 from leyden.errors import UserError
-from leyden.evaluation import metrics as answers
-from leyden.evaluation.evaluation_pass import Row, answered, compare, evaluating, text_loss
-from leyden.evaluation.looks import Looks
-from leyden.fingerprint import of_text, of_weights
-from leyden.lightning_loop import accumulating
-from leyden.on_policy.rollout_loader import Prompt
-from leyden.policy.policy import Policy, Reference, Sampling
-from leyden.policy.reference import Other, frozen
+from leyden.evaluation.evaluation_pass import EvaluationFiles, Row, add_divergence, answer_row, sum_text_loss
+from leyden.evaluation.metrics import MEASURES, Measure, measure_answers
+from leyden.fingerprint import fingerprint_text, fingerprint_weights
+from leyden.lightning_loop import is_accumulating
+from leyden.on_policy.sampler import answer_prompts
+from leyden.policy.policy import Policy, Reference, Sampling, eval_mode
+from leyden.policy.reference import OtherPolicy
 from leyden.rewards.reward import Reward, attach, name_of
-from leyden.rng import MEASURED
-from leyden.run.progress import Progress
-from leyden.run.tracker import Tracker
+from leyden.rng import EVALUATION_SEED
+from leyden.run.metrics_csv import Tracker
+from leyden.run.progress import progress_of
 from leyden.sharding import assembled
 
 log = logging.getLogger("leyden")
-SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=MEASURED)
+SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=EVALUATION_SEED)
 
 
 class Evaluator(Callback, ABC):
@@ -50,7 +50,8 @@ class Evaluator(Callback, ABC):
             measured.
         sampling: how answers are sampled, with seed 0 unless one is given. KL and entropy are those of the distribution
             at this temperature.
-        every_n_steps: optimizer steps between two looks, beside those of validations.
+        every_n_steps: optimizer steps between two passes, beside those of validations.
+        measures: what is measured beside what every evaluation measures: a `Measure` of yours, or several.
     """
 
     def __init__(
@@ -59,11 +60,14 @@ class Evaluator(Callback, ABC):
         reference: Policy | None = None,
         sampling: Sampling = SAMPLING,
         every_n_steps: int | None = None,
+        measures: Measure | list[Measure] | None = None,
     ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"--eval.every_n_steps {every_n_steps}: give 1 or more, or leave it out")
         self.sampling, self.every_n_steps = replace(sampling, seed=sampling.seed or 0), every_n_steps
         self._reward, self._other = reward, reference
+        self.measures = measures if isinstance(measures, list) else [] if measures is None else [measures]
+        self._check_measures()
         self._reference: Reference | None = None
         self._prompts: list[Prompt] | None = None
         self._text: list[Tree] = []
@@ -72,16 +76,28 @@ class Evaluator(Callback, ABC):
         self._known: dict[str, Any] = {}
         """What a checkpoint held."""
         self._at = -1
-        """The optimizer step of the latest look."""
-        self._looks = Looks(None)
+        """The optimizer step of the latest pass."""
+        self._files = EvaluationFiles(None)
+
+    def _check_measures(self) -> None:
+        """That no measure of the user's takes the column of another one."""
+        taken = {column.column for measure in MEASURES for column in measure.columns}
+        for measure in self.measures:
+            for column in measure.columns:
+                if not column.column.startswith("eval/") or column.column in taken:
+                    raise UserError(
+                        f"--eval.measures {type(measure).__name__}: its column {column.column} is taken, or does not "
+                        "begin with eval/; name it otherwise"
+                    )
+                taken.add(column.column)
 
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
     @abstractmethod
-    def prompts(self, template: Template) -> list[Prompt]:
+    def prompts(self, template: ChatTemplate) -> list[Prompt]:
         """The prompts, each with a number of its own, in the order in which they are shown."""
 
-    def text(self, template: Template) -> list[Tree]:
+    def text(self, template: ChatTemplate) -> list[Tree]:
         """General text, to see what the model forgets: trees without prompts. None by default."""
         return []
 
@@ -108,34 +124,34 @@ class Evaluator(Callback, ABC):
         """Make the reference and the reward, before the weights of a checkpoint arrive."""
         attach(self._reward, module.policy)
         if self._other is not None:
-            self._reference = Other(self._other, module.policy)
-            module.spread(self._other)
-        elif module.trainer.state.fn == "fit" and not module.compares:
-            self._reference = frozen(module)
+            self._reference = OtherPolicy(self._other, module.policy)
+            module.shard_policy(self._other)
+        elif module.trainer.state.fn == "fit" and not module.has_reference:
+            self._reference = module.frozen_reference()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         kept = trainer.is_global_zero and not trainer.fast_dev_run
-        self._looks = Looks(Path(trainer.default_root_dir) if kept else None)
+        self._files = EvaluationFiles(Path(trainer.default_root_dir) if kept else None)
         if trainer.ckpt_path is not None:
-            return self._looks.cut(self._at)
+            return self._files.truncate(self._at)
         self._read(trainer, pl_module)
-        self._looks.begin(self._facts(pl_module))
-        self._say(trainer, pl_module)
+        self._files.begin(self._facts(pl_module))
+        self._evaluate_now(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         due = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        if due and not accumulating(trainer) and self._at != trainer.global_step:
-            self._say(trainer, pl_module)
+        if due and not is_accumulating(trainer) and self._at != trainer.global_step:
+            self._evaluate_now(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
-            pl_module.log_dict(self.look(trainer, pl_module), logger=False)
+            pl_module.log_dict(self.evaluate(trainer, pl_module), logger=False)
 
     on_test_epoch_end = on_validation_epoch_end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._at != trainer.global_step:
-            self._say(trainer, pl_module)
+            self._evaluate_now(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         theirs = list(self._theirs.values()) or self._known.get("reference", [])
@@ -144,50 +160,51 @@ class Evaluator(Callback, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._known, self._at = state_dict, int(state_dict["at"])
 
-    def _say(self, trainer: Trainer, module: Any) -> None:
-        """Look outside of a validation: show the measures, and let nobody take the time for that of steps."""
-        began, shown = time.monotonic(), trainer.progress_bar_callback
-        found = self.look(trainer, module)
-        if isinstance(shown, Progress):
-            shown.measures(trainer, found)
+    def _evaluate_now(self, trainer: Trainer, module: Any) -> None:
+        """Evaluate outside of a validation: show the measures, and let nobody take the time for that of steps."""
+        began = time.monotonic()
+        metrics = self.evaluate(trainer, module)
+        if (shown := progress_of(trainer)) is not None:
+            shown.show_metrics(trainer, metrics)
         for part in (module, *trainer.callbacks):  # type: ignore[attr-defined]
             if (pause := getattr(part, "pause", None)) is not None:
                 pause(time.monotonic() - began)
 
-    # -- the look ----------------------------------------------------------------------------------------------------
+    # -- the pass ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def look(self, trainer: Trainer, module: Any) -> dict[str, float]:
+    def evaluate(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """Answer, score and measure: logged and given back as eval/…, the same on every process."""
         self._read(trainer, module)
-        prompts, reference = share(self._prompts or [], trainer), self._compared(module)
+        prompts, reference = local_share(self._prompts or [], trainer), self._compared(module)
         whole = assembled(module), assembled(reference or nn.Module())
-        with evaluating(module), whole[0], whole[1], trainer.precision_plugin.forward_context():
-            mine = answered(
-                trainer, module.policy, prompts, self.sampling, self.reward(module), getattr(module, "engine", None)
-            )
+        with eval_mode(module), whole[0], whole[1], trainer.precision_plugin.forward_context():
+            engine = getattr(module, "engine", None)
+            answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
+            mine = list(map(answer_row, answered))
             self._meet(trainer, module, prompts, mine)
-            compare(module, prompts, mine, reference, self.sampling.temperature or 1.0)
-            losses = text_loss(module, share(self._text, trainer))
+            add_divergence(module, prompts, mine, reference, self.sampling.temperature or 1.0)
+            losses = sum_text_loss(module, local_share(self._text, trainer))
         for row in mine:
             if (other := self._theirs.get(row["row"])) is not None:
                 row |= {"reference": other["response"], "reference_reward": other["reward"]}
-        rows, text = gathered(mine, trainer), gathered([losses], trainer)
-        found = {f"eval/{name}": value for name, value in answers.measured(rows, text).items()}
+        rows, text = all_gather_list(mine), all_gather_list([losses])
+        measured = measure_answers(rows, text, self.measures)
+        metrics = {f"eval/{name}": value for name, value in measured.items()}
         self._at = trainer.global_step
         hidden = ("tokens", "kl", "entropy")
         shown = [{"step": self._at} | {k: v for k, v in row.items() if k not in hidden} for row in rows]
-        self._looks.add(shown)
+        self._files.add(shown)
         for logger in trainer.loggers:
-            logger.log_metrics(found, step=self._at - 1)
+            logger.log_metrics(metrics, step=self._at - 1)
             if isinstance(logger, Tracker):
                 logger.samples(shown)
-        return found
+        return metrics
 
     def reward(self, module: Any) -> Any:
         """What scores answers; None where nothing does."""
-        found = self._reward if self._reward is not None else getattr(module, "reward", None)
-        return found.to(module.device) if isinstance(found, nn.Module) else found
+        reward = self._reward if self._reward is not None else getattr(module, "reward", None)
+        return reward.to(module.device) if isinstance(reward, nn.Module) else reward
 
     def _meet(self, trainer: Trainer, module: Any, prompts: Sequence[Prompt], mine: list[Row]) -> None:
         """Have the reference's answers: its own, those of the policy before training, or what a checkpoint knows."""
@@ -196,26 +213,26 @@ class Evaluator(Callback, ABC):
             return
         if self._known.get("prompts") == self._mark():
             self._theirs = {row["row"]: row for row in self._known["reference"]}
-        elif isinstance(reference, Other) and (self._other or module.has_other):
-            theirs = answered(trainer, reference.policy, prompts, self.sampling, self.reward(module))
-            self._theirs = {row["row"]: row for row in gathered(theirs, trainer)}
+        elif isinstance(reference, OtherPolicy) and (self._other or module.has_reference_policy):
+            theirs = answer_prompts(trainer, reference.policy, prompts, self.sampling, self.reward(module))
+            self._theirs = {row["row"]: row for row in all_gather_list(list(map(answer_row, theirs)))}
         elif trainer.global_step == 0:
-            self._theirs = {row["row"]: dict(row) for row in gathered(mine, trainer)}
+            self._theirs = {row["row"]: dict(row) for row in all_gather_list(mine)}
 
     def _compared(self, module: Any) -> Reference | None:
         """What the policy is held against; None where that would be the policy itself."""
         if self._reference is not None:
             return self._reference.to(module.device)
-        known = module.compares and (module.trainer.state.fn == "fit" or module.has_other)
+        known = module.has_reference and (module.trainer.state.fn == "fit" or module.has_reference_policy)
         return module.reference if known else None
 
-    # -- what is looked at -------------------------------------------------------------------------------------------
+    # -- what is asked ----------------------------------------------------------------------------------------------
 
     def _read(self, trainer: Any, module: Any) -> None:
         """Read prompts and text, once."""
         if self._prompts is not None:
             return
-        template = getattr(trainer.datamodule, "template", None) or Template(module.policy.tokenizer)
+        template = getattr(trainer.datamodule, "template", None) or ChatTemplate(module.policy.tokenizer)
         self._prompts, self._text = self.prompts(template), self.text(template)
         if not self._prompts:
             raise UserError("--eval.path: no prompt in it leaves room to answer; give another file")
@@ -226,25 +243,32 @@ class Evaluator(Callback, ABC):
 
     def _mark(self) -> str:
         """Differs where the prompts do, as they are written."""
-        return of_text("".join(repr(prompt.example.messages) for prompt in self._prompts)) if self._prompts else ""
+        return (
+            fingerprint_text("".join(repr(prompt.example.messages) for prompt in self._prompts))
+            if self._prompts
+            else ""
+        )
 
     def _facts(self, module: Any) -> dict[str, Any]:
         """What `eval/*` depend on, by the measures that do."""
         paths, reference, reward = self.facts(), self._compared(module), self.reward(module)
         text = "".join(repr((tree.prompt, tree.responses)) for tree in self._text)
         other = getattr(reference, "policy", module.policy)
+        own = [column.as_dict() for measure in self.measures for column in measure.columns]
         return {
             "prompts": {"path": paths.get("prompts"), "rows": len(self._prompts or ()), "fingerprint": self._mark()},
             "reward": {"name": name_of(reward), "fingerprint": _identity(reward)},
             "reference": reference and {"path": other.path, "fingerprint": other.fingerprint()},
-            "text": {"path": paths.get("text"), "fingerprint": of_text(text)} if self._text else None,
+            "text": {"path": paths.get("text"), "fingerprint": fingerprint_text(text)} if self._text else None,
             "sampling": vars(self.sampling),
-        }
+        } | ({"columns": own} if own else {})
 
 
 def _identity(reward: Any) -> str:
     """What tells one reward from another: a model's weights, else the class and what it was given."""
     if isinstance(reward, nn.Module):
-        return of_weights(reward.named_parameters())
+        return fingerprint_weights(reward.named_parameters())
     own = sorted((name, repr(value)) for name, value in getattr(reward, "__dict__", {}).items())
-    return of_text(re.sub(r" at 0x[0-9a-f]+", "", repr((name_of(reward), own))))  # addresses differ between runs
+    return fingerprint_text(
+        re.sub(r" at 0x[0-9a-f]+", "", repr((name_of(reward), own)))
+    )  # addresses differ between runs

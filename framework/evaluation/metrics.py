@@ -1,15 +1,20 @@
-"""What is measured on answers: reward, KL, wins over the reference, diversity, language and speech level."""
+"""What is measured on answers: reward, KL, wins over the reference, diversity, language and speech level.
+
+A measure is a class with its columns, what `leyden compare` calls them, and what two runs must share to be compared by
+them. One of yours stands in a file of yours: `--eval.measures my_file.MyMeasure`; `compare` shows it beside the others.
+"""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import torch
-
+Fact = Literal["prompts", "reward", "reference", "text", "sampling", "tokenizer", "algorithm", "rows"]
 Row = Mapping[str, Any]
 """An answer with what is known of it: `prompt` (messages), `response`, `tokens`, `finished`, `reward`, `entropy` (nats,
 summed over its tokens); `kl` (nats, summed), `reference` and `reference_reward` where there is a reference."""
@@ -88,46 +93,187 @@ def wins(mine: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 def bootstrap(values: Sequence[float], draws: int = 2000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean of values under resampling (Efron 1979): always the same for the same."""
+    import torch  # here, since `leyden compare` reads the columns below and needs no tensors
+
     drawn = torch.randint(len(values), (draws, len(values)), generator=torch.Generator().manual_seed(seed))
     low, high = torch.quantile(torch.tensor(values)[drawn].mean(1), torch.tensor([0.025, 0.975])).tolist()
     return low, high
 
 
-def error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
     """Standard error of the mean; 0 of one value."""
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
-def measured(rows: Sequence[Row], text: Sequence[tuple[float, float]] = ()) -> dict[str, float]:
-    """The measures of one look at a policy.
+@dataclass(frozen=True)
+class Column:
+    """A column of metrics.csv, as `leyden compare` shows it.
 
     Args:
-        rows: one answer to each prompt.
-        text: general text: summed loss in nats and trained tokens, by parts.
-
-    Returns:
-        reward and kl (nats, summed per answer), each with its standard error as _se; length (tokens); eos_rate, the
-        share of answers that ended by themselves; entropy (nats a token); distinct_2; win_rate against the reference
-        with its interval as _low and _high; what `korean` finds; retained_loss (nats a token). What is not known is
-        left out.
+        column: its name there.
+        name: what it is called in tables.
+        unit: of its numbers, in a few words.
+        needs: what runs must share to be compared by it.
+        best: whether more or less of it is better, for sorting.
+        asked: whether it is only shown where all runs that have it can be compared by it.
     """
-    rewards, tokens = [row["reward"] for row in rows], [len(row["tokens"]) for row in rows]
-    texts, asked = [row["response"] for row in rows], [row["prompt"][-1]["content"] for row in rows]
-    found = {
-        "reward": fmean(rewards),
-        "reward_se": error(rewards),
-        "length": fmean(tokens),
-        "eos_rate": fmean(float(row["finished"]) for row in rows),
-        "entropy": sum(row["entropy"] for row in rows) / max(sum(tokens), 1),
-        "distinct_2": distinct(texts),
-    } | korean(asked, texts)
-    if all("kl" in row for row in rows):
+
+    column: str
+    name: str
+    unit: str = ""
+    needs: tuple[Fact, ...] = ()
+    best: Literal["most", "least"] = "most"
+    asked: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """For evaluation.json, from where `compare` learns of measures that are not its own."""
+        return asdict(self) | {"needs": list(self.needs)}
+
+
+ANSWERS: tuple[Fact, ...] = ("prompts", "sampling")
+"""What all runs must share whose answers are compared."""
+TEXT: tuple[Fact, ...] = ("text", "tokenizer")
+
+
+class Measure(ABC):
+    """Numbers about the answers of one pass. Write one, and name it by `--eval.measures my_file.MyMeasure`."""
+
+    columns: ClassVar[tuple[Column, ...]]
+    """Every number that it gives; one that says how sure another is ends in _se, or in _low and _high, and is none."""
+
+    @abstractmethod
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        """Numbers by their column without `eval/`; what is not known is left out.
+
+        Args:
+            rows: one answer to each prompt, in the order of the prompts.
+            text: general text: summed loss in nats and trained tokens, by parts.
+        """
+
+
+class RewardMeasure(Measure):
+    """reward: mean score, with its standard error over prompts."""
+
+    columns = (Column("eval/reward", "reward", "mean per answer", (*ANSWERS, "reward")),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        rewards = [row["reward"] for row in rows]
+        return {"reward": fmean(rewards), "reward_se": standard_error(rewards)}
+
+
+class KLMeasure(Measure):
+    """kl: nats, summed per answer, with its standard error over prompts; only where there is a reference."""
+
+    columns = (Column("eval/kl", "KL", "nats per answer, from the reference", (*ANSWERS, "reference"), "least"),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        if not all("kl" in row for row in rows):
+            return {}
         nats = [row["kl"] for row in rows]
-        found |= {"kl": fmean(nats), "kl_se": error(nats)}
-    if all("reference_reward" in row for row in rows):
-        won = wins(rewards, [row["reference_reward"] for row in rows])
+        return {"kl": fmean(nats), "kl_se": standard_error(nats)}
+
+
+class WinRateMeasure(Measure):
+    """win_rate: share of prompts whose answer scores higher than the reference's, ties half, with its interval."""
+
+    columns = (
+        Column(
+            "eval/win_rate",
+            "win rate",
+            "share of answers that beat the reference's; a tie is half a win",
+            (*ANSWERS, "reward", "reference"),
+        ),
+    )
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        if not all("reference_reward" in row for row in rows):
+            return {}
+        won = wins([row["reward"] for row in rows], [row["reference_reward"] for row in rows])
         low, high = bootstrap(won)
-        found |= {"win_rate": fmean(won), "win_rate_low": low, "win_rate_high": high}
-    if trained := sum(count for _, count in text):
-        found["retained_loss"] = sum(loss for loss, _ in text) / trained
-    return found
+        return {"win_rate": fmean(won), "win_rate_low": low, "win_rate_high": high}
+
+
+class LengthMeasure(Measure):
+    """length: tokens of an answer."""
+
+    columns = (Column("eval/length", "length", "tokens per answer", (*ANSWERS, "tokenizer"), "least"),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {"length": fmean(len(row["tokens"]) for row in rows)}
+
+
+class RetainedLossMeasure(Measure):
+    """retained_loss: nats a token of general text. What it grew by since before training is forgetting, which `compare`
+    works out."""
+
+    columns = (
+        Column(
+            "eval/forgetting", "forgetting", "nats per token of general text, more than before training", TEXT, "least"
+        ),
+        Column("eval/retained_loss", "retained loss", "nats per token of general text", TEXT, "least"),
+    )
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        tokens = sum(count for _, count in text)
+        return {"retained_loss": sum(loss for loss, _ in text) / tokens} if tokens else {}
+
+
+class EosRateMeasure(Measure):
+    """eos_rate: share of answers that ended by themselves."""
+
+    columns = (Column("eval/eos_rate", "ended", "share of answers that end by themselves", ANSWERS),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {"eos_rate": fmean(float(row["finished"]) for row in rows)}
+
+
+class EntropyMeasure(Measure):
+    """entropy: nats a token."""
+
+    columns = (Column("eval/entropy", "entropy", "nats per token", (*ANSWERS, "tokenizer")),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {"entropy": sum(row["entropy"] for row in rows) / max(sum(len(row["tokens"]) for row in rows), 1)}
+
+
+class DistinctMeasure(Measure):
+    """distinct_2: share of word pairs that are different ones over all answers."""
+
+    columns = (Column("eval/distinct_2", "distinct-2", "share of different word pairs in all answers", ANSWERS),)
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return {"distinct_2": distinct([row["response"] for row in rows])}
+
+
+class KoreanMeasure(Measure):
+    """korean_rate, formality and polite_rate; see `korean`."""
+
+    columns = (
+        Column("eval/korean_rate", "Korean", "share of Korean prompts answered in Korean", ANSWERS),
+        Column("eval/formality", "formality", "share of Korean answers that keep to one speech level", ANSWERS),
+        Column("eval/polite_rate", "polite", "share of Korean sentences that are polite", ANSWERS),
+    )
+
+    def __call__(self, rows: Sequence[Row], text: Sequence[tuple[float, float]]) -> dict[str, float]:
+        return korean([row["prompt"][-1]["content"] for row in rows], [row["response"] for row in rows])
+
+
+MEASURES: tuple[Measure, ...] = (
+    RewardMeasure(),
+    KLMeasure(),
+    WinRateMeasure(),
+    LengthMeasure(),
+    RetainedLossMeasure(),
+    EosRateMeasure(),
+    EntropyMeasure(),
+    DistinctMeasure(),
+    KoreanMeasure(),
+)
+"""Taken in every evaluation, in the order of tables."""
+
+
+def measure_answers(
+    rows: Sequence[Row], text: Sequence[tuple[float, float]] = (), own: Sequence[Measure] = ()
+) -> dict[str, float]:
+    """All measures of one pass, those of the user last; see `Measure`."""
+    return {name: value for measure in (*MEASURES, *own) for name, value in measure(rows, text).items()}

@@ -1,76 +1,144 @@
-"""What policy-gradient algorithms share: rewards with a price on moving away, and the clipped surrogate."""
+"""What policy-gradient algorithms share: rewards with a price on moving away, an estimator, and a surrogate."""
 
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from leyden.advantages import Estimator
 from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
-from leyden.batch.tree import Tree
 from leyden.errors import UserError
-from leyden.lightning_loop import skip_rest
-from leyden.losses import clipped_surrogate, kl_estimate
+from leyden.lightning_loop import skip_rest_of_epoch
+from leyden.losses import kl_estimate
 from leyden.on_policy.metrics import divergence
 from leyden.on_policy.on_policy import OnPolicy
-from leyden.on_policy.scores import ScoreShape
+from leyden.on_policy.rollout import Rollout
 from leyden.policy.policy import Outputs
+from leyden.surrogates import Clip, Surrogate
 
 log = logging.getLogger("leyden")
 
 
 @dataclass
-class KLPrice:
-    """What a nat of KL from the reference costs, in units of the reward.
+class KLController:
+    """β, what a nat of KL from the reference costs in units of the reward.
 
     Args:
-        coefficient: the price, at first.
-        target: nats a response that the price is steered to; None keeps it (Ziegler et al. 2019, section 2.2).
-        horizon: responses over which it is steered.
+        coefficient: β, at first.
+        target: nats a response that β is adapted to reach; None keeps β (Ziegler et al. 2019, section 2.2).
+        horizon: responses over which β is adapted.
     """
 
     coefficient: float = 0.05
     target: float | None = None
     horizon: float = 10_000.0
 
-    def steer(self, kl: float, responses: int) -> None:
-        """Dearer when the policy is too far away, by at most a fifth per `horizon` responses; cheaper when too near."""
+    def update(self, kl: float, responses: int) -> None:
+        """Raise β where the KL is above its target and lower it where it is below, by at most a fifth a `horizon`."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coefficient *= 1 + error * responses / self.horizon
 
 
-class PolicyGradient(OnPolicy):
-    """Make tokens that did better than expected likelier, as far as the clip allows (Schulman et al. 2017, eq. 7).
-
-    The reward of a token is -b log(policy / reference), k1, and its response's score at the last token (Ouyang et al.
-    2022, eq. 2 without the pretraining term). A subclass writes `advantages`.
+@dataclass
+class ScoreTransform:
+    """What is done to scores before they become rewards, in this order: the penalty, normalisation, clipping.
 
     Args:
-        clip: how far the probability of a token may move within a rollout before its gradient ends.
-        kl_coef: b.
-        kl_target: nats a response that b is steered to; None keeps b.
-        kl_horizon: responses over which b is steered.
+        eos_penalty: taken off a response that was cut at the length limit.
+        normalise: take off the mean of all scores so far and divide by their standard deviation, so that β and the
+            learning rate mean the same for every reward.
+        clip: most that a score may be away from 0.
+    """
+
+    eos_penalty: float = 0.0
+    normalise: bool = False
+    clip: float | None = None
+    _moments: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0], init=False, repr=False)
+    """Count, mean and summed squared distance from it, of all scores so far (Welford 1962)."""
+
+    def __call__(
+        self, batch: Trajectory, stop: Collection[int], reduce: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The scores [N] as they become rewards, and what to log.
+
+        Args:
+            batch: responses with scores.
+            stop: token ids that end a response.
+            reduce: sums over the processes that hold the rest of the rollout.
+        """
+        ended = torch.isin(batch.tokens[batch.last], torch.tensor(sorted(stop), dtype=torch.long))
+        score = batch.score - self.eos_penalty * (~ended).float()
+        metrics: dict[str, float] = {}
+        if self.normalise:
+            self._take(score.double(), reduce)
+            count, mean, squares = self._moments
+            deviation = (squares / count) ** 0.5
+            score = (score - mean) / max(deviation, 1e-6)
+            metrics |= {"rollout/score_mean": mean, "rollout/score_std": deviation}
+        if self.clip is not None:
+            beyond = (score.abs() > self.clip).double()
+            share = reduce(torch.stack([beyond.sum(), torch.ones_like(beyond).sum()]))
+            metrics["rollout/score_clipped"] = float(share[0] / share[1])
+            score = score.clamp(-self.clip, self.clip)
+        return score, metrics
+
+    def _take(self, score: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Add scores [N] of this process, and those of the others, to the moments."""
+        count, mean, squares = self._moments
+        new, summed = reduce(torch.stack([torch.ones_like(score).sum(), score.sum()])).tolist()
+        here = summed / new
+        total, apart = count + new, here - mean
+        squares += float(reduce(((score - here) ** 2).sum())) + apart**2 * count * new / total
+        self._moments = [total, mean + apart * new / total, squares]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments."""
+        return {"moments": list(self._moments)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._moments = list(state["moments"])
+
+
+class PolicyGradient(OnPolicy):
+    """Make tokens that did better than expected likelier, as far as the surrogate allows (Schulman et al. 2017, eq. 7).
+
+    The reward of a token is -β log(π / π_ref), k1, and its response's score at the last token (Ouyang et al. 2022, eq.
+    2 without the pretraining term). A subclass names an estimator of advantages.
+
+    Args:
+        estimator: advantages from rewards.
+        surrogate: the loss of a token from its log-ratio and advantage; None is PPO's clip.
+        clip: ε of PPO's clip, how far the probability of a token may move within a rollout before its gradient ends.
+        kl_coef: β.
+        kl_target: nats a response that β is adapted to reach; None keeps β.
+        kl_horizon: responses over which β is adapted.
         score: what is done to scores before they become rewards.
         entropy_coef: weight of the mean entropy of a token in nats, which is added to what is maximised.
         stop_kl: leave the rest of a rollout out once the policy has moved this far from the one that sampled it: mean
             nats a token (k3). None never does.
     """
 
+    has_values: ClassVar[bool] = False
+    """Whether there is a value function, which some estimators need."""
+
     def __init__(
         self,
         *args: Any,
+        estimator: Estimator,
+        surrogate: Surrogate | None = None,
         clip: float = 0.2,
         kl_coef: float = 0.05,
         kl_target: float | None = None,
         kl_horizon: float = 10_000.0,
-        score: ScoreShape | None = None,
+        score: ScoreTransform | None = None,
         entropy_coef: float = 0.0,
         stop_kl: float | None = None,
         **kwargs: Any,
@@ -82,35 +150,45 @@ class PolicyGradient(OnPolicy):
                 f"{type(self).__name__}: it trains the distribution that is sampled, so --model.sampling takes a "
                 "temperature above 0 and neither top_k nor top_p; leave them out"
             )
-        self.clip, self.entropy_coef, self.stop_kl = clip, entropy_coef, stop_kl
-        self.price = KLPrice(kl_coef, kl_target, kl_horizon)
-        self.score_shape = score or ScoreShape()
+        if surrogate is not None and clip != 0.2:
+            raise UserError(
+                f"--model.clip {clip}: of PPO's clip, and --model.surrogate is given; set its own arguments"
+            )
+        if estimator.needs_values and not self.has_values:
+            raise UserError(f"--model.estimator {type(estimator).__name__}: it needs values; use PPO")
+        if self.samples < estimator.least_samples:
+            raise UserError(
+                f"--model.samples {self.samples}: a response is compared with the others to its prompt; give "
+                f"{estimator.least_samples} or more, or use PPO"
+            )
+        self.estimator, self.surrogate = estimator, surrogate or Clip(clip)
+        self.entropy_coef, self.stop_kl = entropy_coef, stop_kl
+        self.kl_controller = KLController(kl_coef, kl_target, kl_horizon)
+        self.score_transform = score or ScoreTransform()
 
-    @abstractmethod
-    def advantages(self, whole: Trajectory, reward: Tensor) -> None:
-        """Fill in `whole.advantage` [T], and what else the loss needs, from the reward [T] of each token."""
-
-    def credit(self, trees: list[Tree], seen: Trajectory) -> Trajectory:
-        shaped, found = self.score_shape(seen, self.policy.stop)
-        reward = -self.price.coefficient * kl_estimate(seen.old_logp - seen.ref_logp) * seen.weight
-        reward[seen.last] += shaped
-        self.found |= found | {"rollout/kl_coef": self.price.coefficient}
-        self.advantages(seen, reward)
-        self.price.steer(float(divergence(seen).mean()), len(seen.group))
-        return seen
+    def credit(self, rollout: Rollout) -> Trajectory:
+        batch = super().credit(rollout)
+        score, metrics = self.score_transform(batch, self.policy.stop, self.all_reduce)
+        reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
+        reward[batch.last] += score
+        self.rollout_metrics |= metrics | {"rollout/kl_coef": self.kl_controller.coefficient}
+        batch.advantage, batch.returns = self.estimator(batch, reward, self.all_reduce)
+        kl = divergence(batch).double()
+        total, responses = self.all_reduce(torch.stack([kl.sum(), torch.ones_like(kl).sum()])).tolist()
+        self.kl_controller.update(total / responses, int(responses))
+        return batch
 
     def policy_loss(self, batch: Trajectory, out: Outputs) -> Tensor:
-        """The clipped surrogate, less the entropy bonus; logs what it did under ppo/."""
+        """The surrogate, less the entropy bonus; logs what it did under policy/."""
         log_ratio = out.logp - batch.old_logp
-        ratio = log_ratio.exp()
-        loss = batch.token_mean(clipped_surrogate(ratio, batch.advantage, self.clip))
+        loss = batch.token_mean(self.surrogate(batch, log_ratio, batch.advantage))
         with torch.no_grad():
-            self.note("ppo/policy_loss", loss)
-            self.note("ppo/approx_kl", batch.token_mean(kl_estimate(-log_ratio, "k3")))
-            self.note("ppo/clip_fraction", batch.token_mean(((ratio - 1).abs() > self.clip).float()))
+            self.note("policy/loss", loss)
+            self.note("policy/approx_kl", batch.token_mean(kl_estimate(-log_ratio, "k3")))
+            self.note("policy/clip_fraction", batch.token_mean(self.surrogate.clipped(batch, log_ratio).float()))
         if out.entropy is not None:
             entropy = batch.token_mean(out.entropy)
-            self.note("ppo/entropy", entropy)
+            self.note("policy/entropy", entropy)
             loss = loss - self.entropy_coef * entropy
         return loss
 
@@ -123,23 +201,25 @@ class PolicyGradient(OnPolicy):
         assert isinstance(batch, Trajectory)
         return self.policy_loss(batch, self.policy(batch, self.want, self.temperature))
 
-    def watch(self, now: Mapping[str, float]) -> None:
-        """Stop learning from this rollout once the policy has left it behind; every rank sees the same number."""
-        if self.stop_kl is not None and now["ppo/approx_kl"] > self.stop_kl and self.experiences is not None:
+    def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Stop learning from this rollout once the policy has left it behind; every process sees the same number."""
+        if self.stop_kl is not None and metrics["policy/approx_kl"] > self.stop_kl and self.rollout_loader is not None:
             log.info(
-                "approx_kl %.3g: the rest of rollout %s is left out", now["ppo/approx_kl"], self.experiences.rollout
+                "approx_kl %.3g: the rest of rollout %s is left out",
+                metrics["policy/approx_kl"],
+                self.rollout_loader.rollout,
             )
-            self.experiences.stop()
-            skip_rest(self.trainer)
+            self.rollout_loader.stop()
+            skip_rest_of_epoch(self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["rewards"] = {"kl_coef": self.price.coefficient, **self.score_shape.state()}
+        checkpoint["rewards"] = {"kl_coef": self.kl_controller.coefficient, **self.score_transform.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if "rewards" in checkpoint and self.trainer.state.fn == "fit":
-            state = dict(checkpoint["rewards"])
-            if self.price.target is not None:  # a fixed price is the configuration's
-                self.price.coefficient = state["kl_coef"]
-            self.score_shape.load(state)
+            state = checkpoint["rewards"]
+            if self.kl_controller.target is not None:  # a fixed β is the configuration's
+                self.kl_controller.coefficient = state["kl_coef"]
+            self.score_transform.load_state_dict(state)

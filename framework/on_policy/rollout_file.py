@@ -1,62 +1,27 @@
-"""Sampled and scored responses as rows of a JSONL file: what a run keeps, and goes on from when it broke off."""
+"""rollouts.jsonl: every answer with its score, from where a run that broke off in a rollout goes on."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from leyden.batch.forest import Tree
-from leyden.example import Sample
-from leyden.fingerprint import of_text, of_weights
-from leyden.on_policy.rollout_loader import Prompt
-from leyden.policy.policy import Response
-from leyden.run.folder import write_whole, writing
+from leyden.atomic import write_whole, writing
+from leyden.fingerprint import fingerprint_text, fingerprint_weights
+from leyden.on_policy.rollout import AnsweredPrompt
 
 Row = dict[str, Any]
-"""`{"prompt", "responses", "scores", "finished", "tokens", "rollout", "draw", "marks", "row"}`: preference data of
-the format "scored", and instruction data by its best response. `tokens` are the ids of each response; `scores` are
-null where the reward failed."""
+"""See `AnsweredPrompt.to_row`."""
 
 
-def samples_of(prompt: Prompt, row: Row) -> list[Sample]:
-    """The responses to one prompt as a reward sees them."""
-    example, answers = prompt.example, zip(row["responses"], row["finished"], strict=True)
-    return [Sample(example.messages, text, example.row, finished, example.source) for text, finished in answers]
-
-
-def row_of(prompt: Prompt, responses: Sequence[Response], marks: Row) -> Row:
-    """One prompt's responses as a row, without scores yet; `marks` say which rollout they belong to."""
-    return {
-        "prompt": prompt.example.messages,
-        "responses": [r.text for r in responses],
-        "scores": None,
-        "finished": [r.finished for r in responses],
-        "tokens": [r.tokens for r in responses],
-        **marks,
-        "row": dict(prompt.example.row),
-    }
-
-
-def fits(prompt: Prompt, row: Row) -> bool:
-    """Whether a row of a file answers this prompt."""
-    return bool(row["prompt"] == prompt.example.messages and row["row"] == dict(prompt.example.row))
-
-
-def tree_of(prompt: Prompt, row: Row) -> Tree:
-    """The same as token ids with scores, best response first as in preference data; of equal ones the earlier."""
-    order = sorted(range(len(row["scores"])), key=lambda k: (-row["scores"][k], k))
-    return Tree(prompt.tokens, [row["tokens"][k] for k in order], [row["scores"][k] for k in order], row=prompt.row)
-
-
-def fingerprint(module: nn.Module, *settings: object) -> str:
+def sampling_fingerprint(module: nn.Module, *settings: object) -> str:
     """Hex digits that differ where trained weights or settings do: what sampled responses depend on."""
     trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
-    return of_text(repr(settings) + of_weights(trained))
+    return fingerprint_text(repr(settings) + fingerprint_weights(trained))
 
 
 class RolloutFile:
@@ -68,6 +33,7 @@ class RolloutFile:
 
     def __init__(self, file: Path | None) -> None:
         self.file, self._begun, self._again = file, False, False
+        self._rollout, self._fingerprint = 0, ""
 
     def rows(self) -> Iterator[Row]:
         """The rows that are there; a last line that was cut off is none."""
@@ -77,33 +43,37 @@ class RolloutFile:
                     if line.endswith("\n"):
                         yield json.loads(line)
 
-    def begin(self, rollout: int, marks: str, resumed: bool) -> dict[int, Row]:
+    def begin(self, rollout: int, fingerprint: str, resumed: bool) -> Mapping[int, Row]:
         """Cut the file to the rollouts before this one, and give back what was sampled of this one in the same way.
-
-        Scores are not taken over: the reward may be another one now.
 
         Args:
             rollout: the number of the rollout that starts.
-            marks: what its responses depend on; see `fingerprint`.
+            fingerprint: of what its responses depend on; see `sampling_fingerprint`.
             resumed: whether the run goes on from a checkpoint; else older rollouts belong to another run.
 
         Returns:
             Rows of this rollout by the number of the draw.
         """
+        self._rollout, self._fingerprint = rollout, fingerprint
         if self._begun or self.file is None:
             return {}
         rows = list(self.rows())
         before = [row for row in rows if resumed and row["rollout"] < rollout]
-        found = [row | {"scores": None} for row in rows if row["rollout"] == rollout and row["marks"] == marks]
+        known = [
+            row | {"scores": None}
+            for row in rows
+            if row["rollout"] == rollout and row.get("fingerprint") == fingerprint and "logp" in row
+        ]
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._write([*before, *found])
-        self._begun, self._again = True, bool(found)
-        return {row["draw"]: row for row in found}
+        self._write([*before, *known])
+        self._begun, self._again = True, bool(known)
+        return {row["draw"]: row for row in known}
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add rows and hand them to the disk."""
+    def append(self, answered: Sequence[AnsweredPrompt]) -> None:
+        """Add rows of the rollout that has begun, and hand them to the disk."""
         if self.file is None:
             return
+        rows = [one.to_row(self._rollout, self._fingerprint) for one in answered]
         with writing(self.file), self.file.open("a", encoding="utf-8") as out:
             out.write(_lines(rows))
             out.flush()

@@ -1,144 +1,170 @@
-"""Prompts in, batches out: a rollout is sampled when the first of its minibatches is asked for, and then trained on."""
+"""Prompts in, batches out: a rollout is sampled when the first of its minibatches is asked for, and then trained on.
+
+Every process keeps the prompts that it answered. Which prompts make which optimizer step is the same for any number of
+processes: a permutation of the whole rollout, drawn anew for every pass. Who answers which prompt is decided before, so
+that every process has about equally many in each of these steps.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
-from leyden.batch.forest import Totals, Tree
-from leyden.batch.trajectory import Trajectory, restored, stored
+from leyden.batch.trajectory import Trajectory
+from leyden.batch.tree import Totals, Tree
+from leyden.data.prompts import Prompt, PromptLoader
 from leyden.data.step_plan import balance
+from leyden.distributed import Reduce
 from leyden.errors import UserError
-from leyden.example import Example
 
 log = logging.getLogger("leyden")
 
 
-class Prompt(NamedTuple):
-    """A prompt to sample answers to."""
+class LocalStep(NamedTuple):
+    """What one process has of one optimizer step."""
 
-    row: int
-    """A stable id, for errors."""
-    example: Example
-    """Its messages and the row they came from, so that rewards can see answers."""
-    tokens: list[int]
-
-
-class PromptLoader:
-    """An endless sequence of prompts, each once a pass in an order that depends only on seed and pass.
-
-    Args:
-        prompts: all there are.
-        size: prompts in one rollout.
-        seed: of the order.
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], size: int, seed: int = 0) -> None:
-        self.prompts, self.size, self.seed = prompts, size, seed
-
-    def __len__(self) -> int:
-        """Rollouts until every prompt has come."""
-        return math.ceil(len(self.prompts) / self.size)
-
-    def draw(self, rollout: int) -> list[tuple[int, Prompt]]:
-        """The prompts of a rollout, each with its number in the whole sequence, which no other draw has."""
-        orders: dict[int, list[int]] = {}
-        drawn = []
-        for number in range(rollout * self.size, (rollout + 1) * self.size):
-            turn, place = divmod(number, len(self.prompts))
-            if turn not in orders:
-                generator = torch.Generator().manual_seed(self.seed + 1_000_003 * turn)
-                orders[turn] = torch.randperm(len(self.prompts), generator=generator).tolist()
-            drawn.append((number, self.prompts[orders[turn][place]]))
-        return drawn
+    micro_batches: list[list[int]]
+    """Numbers of trees, one list for each micro-batch that it runs"""
+    totals: Totals
+    """Of all processes"""
 
 
-class Experience:
-    """The minibatches of one rank, rollout after rollout: `passes` times over each rollout, in `minibatches` steps.
+class RolloutLoader:
+    """The minibatches of one process, rollout after rollout: `passes` times over each, in `minibatches` steps.
 
     Sized, so that Lightning asks for a batch only when it is due and a rollout is sampled with the weights of the step
     before. Stateful: a checkpoint holds the rollout that is being trained on, and resuming goes on in the middle of it.
-    Every rank holds the whole rollout, so all plan the same steps.
 
     Args:
-        collect: samples and scores the rollout of this number; the same result on every rank.
+        collect: samples and scores this process's part of the rollout of this number.
+        prompts: what is drawn from.
         passes: over each rollout.
         minibatches: optimizer steps a pass.
-        accumulate: micro-batches a rank runs in one step.
-        world: number of ranks.
-        rank: which share of every step to deliver.
-        seed: of the order of responses.
+        accumulate: micro-batches a process runs in one step.
+        world: number of processes.
+        rank: which of them this is.
+        reduce: sums a tensor over processes.
+        gather: the trajectories of all processes, on the first; None on the others.
+        fingerprint: of the prompts, as the DataModule says it.
     """
 
     def __init__(
         self,
-        collect: Callable[[int], Trajectory],
+        collect: Callable[[int, list[tuple[int, Prompt]]], Trajectory],
+        prompts: PromptLoader,
         passes: int,
         minibatches: int,
         accumulate: int = 1,
         world: int = 1,
         rank: int = 0,
-        seed: int = 0,
+        reduce: Reduce = lambda x: x,
+        gather: Callable[[Trajectory], list[Trajectory] | None] = lambda x: [x],
+        fingerprint: str = "",
     ) -> None:
-        self.collect, self.passes, self.minibatches = collect, passes, minibatches
-        self.accumulate, self.world, self.rank, self.seed = accumulate, world, rank, seed
+        self.collect, self.prompts, self.passes, self.minibatches = collect, prompts, passes, minibatches
+        self.accumulate, self.world, self.rank = accumulate, world, rank
+        self.reduce, self.gather, self.fingerprint = reduce, gather, fingerprint
         self.rollout, self.done, self._resume = -1, 0, False
-        self.rows = ""
-        """What the prompts are, as the DataModule's fingerprint says it."""
-        self.whole: Trajectory | None = None
-        self._sizes: list[tuple[int, Totals]] = []
-        """Tokens and totals of each tree of the rollout, once a minibatch was asked for."""
+        self.batch: Trajectory | None = None
+        """This process's part of the rollout that is being trained on."""
+        self._steps: list[LocalStep] = []
 
     def __len__(self) -> int:
         return self.passes * self.minibatches * self.accumulate
 
     def stop(self) -> None:
-        """Leave the rest of this rollout out. To be called on every rank."""
+        """Leave the rest of this rollout out. To be called on every process."""
         self.done = len(self)
 
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
-            self.rollout, self.done, self.whole = self.rollout + 1, 0, None  # code after the last yield never runs
-            self.whole, self._sizes = self.collect(self.rollout), []
+            self.rollout, self.done, self.batch = self.rollout + 1, 0, None  # code after the last yield never runs
+            self.batch = self.collect(self.rollout, self.share(self.rollout))
+            self._steps = []
         self._resume = False
-        assert self.whole is not None
+        assert self.batch is not None
+        if not self._steps:
+            self._steps = self._plan(self.batch)
         while self.done < len(self):
             step, part = divmod(self.done, self.accumulate)
             self.done += 1
-            yield self._batch(self.whole, step, part)
+            yield self._micro_batch(self.batch, self._steps[step], part)
 
-    def _batch(self, whole: Trajectory, step: int, part: int) -> Trajectory:
-        """One micro-batch; without responses left for it, a few tokens of weight 0 that every rank can run."""
-        spans = whole.structure()
-        if len(self._sizes) != len(spans):
-            self._sizes = [(span.stop - span.start, _totals(whole, tree)) for tree, span in enumerate(spans)]
-        turn, number = divmod(step, self.minibatches)
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (self.rollout * self.passes + turn + 1))
-        mine = torch.randperm(len(spans), generator=generator).tolist()[number :: self.minibatches]
-        totals = sum((self._sizes[tree][1] for tree in mine), Totals(0.0, 0, 0))
-        trees = balance(mine, [length for length, _ in self._sizes], self.accumulate * self.world)[
-            part * self.world + self.rank
+    # -- who has what ------------------------------------------------------------------------------------------------
+
+    def share(self, rollout: int) -> list[tuple[int, Prompt]]:
+        """This process's prompts of a rollout, each with the number of its draw."""
+        owners = self.owners(rollout)
+        return [one for one, owner in zip(self.prompts.draw(rollout), owners, strict=True) if owner == self.rank]
+
+    def owners(self, rollout: int) -> tuple[int, ...]:
+        """The process that answers each prompt of a rollout."""
+        size, world = self.prompts.size, self.world
+        return (0,) * size if world == 1 else _owners(size, world, tuple(map(tuple, self._order(rollout, size))))
+
+    def _order(self, rollout: int, count: int) -> list[list[int]]:
+        """The optimizer steps of a rollout: for each the numbers of its prompts, among those that have responses."""
+        steps = []
+        for turn in range(self.passes):
+            seed = self.prompts.seed + 1_000_003 * (rollout * self.passes + turn + 1)
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+            steps += [order[number :: self.minibatches] for number in range(self.minibatches)]
+        return steps
+
+    def most_trees(self, rollouts: int = 16) -> int:
+        """The most prompts that a micro-batch of the first rollouts holds."""
+        most = 0
+        for rollout in range(rollouts if self.world > 1 else 1):
+            owners = self.owners(rollout)
+            for step in self._order(rollout, self.prompts.size):
+                most = max(most, *(sum(owners[at] == rank for at in step) for rank in range(self.world)))
+        return -(-most // self.accumulate)
+
+    def _plan(self, batch: Trajectory) -> list[LocalStep]:
+        """Find this process's trees in the steps of the whole rollout, and the totals of all processes."""
+        spans, places = batch.structure(), (batch.draw - self.rollout * self.prompts.size).tolist()
+        there = torch.zeros(self.prompts.size, dtype=torch.float64)
+        there[places] = 1.0
+        there = self.reduce(there)
+        number = (there.cumsum(0) - 1).long().tolist()  # prompts whose responses are all left out have none
+        mine = {number[place]: tree for tree, place in enumerate(places)}
+        lengths, totals = [span.stop - span.start for span in spans], [_totals(batch, tree) for tree in mine.values()]
+        steps = [[mine[n] for n in step if n in mine] for step in self._order(self.rollout, int(there.sum()))]
+        sums = [sum((totals[tree] for tree in trees), Totals(0.0, 0, 0)) for trees in steps]
+        whole = self.reduce(torch.tensor(sums, dtype=torch.float64)).tolist()
+        return [
+            LocalStep(balance(trees, lengths, self.accumulate), Totals(tokens, int(responses), int(prompts)))
+            for trees, (tokens, responses, prompts) in zip(steps, whole, strict=True)
         ]
+
+    @staticmethod
+    def _micro_batch(batch: Trajectory, step: LocalStep, part: int) -> Trajectory:
+        """One micro-batch; without responses left for it, a few tokens of weight 0 that every process can run."""
+        trees, spans = step.micro_batches[part], batch.structure()
         if len(trees) == len(spans) > 0:
-            return replace(whole, totals=totals)
+            return replace(batch, totals=step.totals)
         if trees:
-            return replace(whole.select(sorted(trees)), totals=totals)
-        somewhere = whole.tokens[spans[0].start :][:2].tolist() if spans else [0, 0]
-        return replace(Trajectory.of([Tree(somewhere, [])]), totals=totals)
+            return replace(batch.select(sorted(trees)), totals=step.totals)
+        somewhere = batch.tokens[spans[0].start :][:2].tolist() if spans else [0, 0]
+        return replace(Trajectory.of([Tree(somewhere, [])]), totals=step.totals)
+
+    # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        going = self.whole is not None and self.done < len(self)
+        """With the whole rollout, in the order of its draws, whatever process holds it. To be called on all of them."""
+        going = self.batch is not None and self.done < len(self)
+        parts = self.gather(self.batch) if going and self.batch is not None else None
         return {
             "rollout": self.rollout,
-            "rows": self.rows,
+            "prompts": self.fingerprint,
             "done": self.done,
             "steps": [self.passes, self.minibatches, self.accumulate, self.world],
-            "whole": stored(self.whole) if going and self.whole is not None else None,
+            "trajectory": None if parts is None else _in_order(parts).state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -147,9 +173,9 @@ class Experience:
         Raises:
             UserError: the checkpoint is from the middle of a rollout that was to be cut into other steps.
         """
-        self.rollout, self.done = state["rollout"], state["done"]
-        self._resume = state["whole"] is not None
-        if self.rows != state["rows"]:  # the rollout that is trained on stands in the checkpoint
+        self.rollout, self.done, self._steps = state["rollout"], state["done"], []
+        self._resume = state["trajectory"] is not None
+        if self.fingerprint != state["prompts"]:  # the rollout that is trained on stands in the checkpoint
             log.info("the prompts are others than those of the checkpoint; the next rollout takes the new")
         if not self._resume:
             return
@@ -159,30 +185,59 @@ class Experience:
                 "--trainer.accumulate_grad_batches and the number of processes must be the same; resume with them, or "
                 "from the end of a rollout"
             )
-        self.whole = restored(state["whole"])
+        batch = Trajectory.from_state_dict(state["trajectory"])
+        if self.world > 1:
+            owners, first = self.owners(self.rollout), self.rollout * self.prompts.size
+            batch = batch.select([n for n, draw in enumerate(batch.draw.tolist()) if owners[draw - first] == self.rank])
+        self.batch = batch
 
 
-def _totals(whole: Trajectory, tree: int) -> Totals:
-    """What one tree of a rollout adds to the totals of its step."""
-    span = whole.structure()[tree]
-    if not span.responses:
-        return Totals(0.0, 0, 0)
-    return Totals(float(whole.weight[span.cut : span.stop].sum()), len(span.responses), 1)
+@lru_cache(maxsize=32)
+def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Give each prompt to the process that has fewest in its steps, and fewest at all where these are equal."""
+    owners, loads = [0] * size, [[0] * world for _ in steps]
+    of: list[list[int]] = [[] for _ in range(size)]
+    for number, step in enumerate(steps):
+        for at in step:
+            of[at].append(number)
+    total = [0] * world
+    for at in dict.fromkeys(at for step in steps for at in step):
+        rank = min(range(world), key=lambda r: (sum(loads[s][r] for s in of[at]), total[r], r))
+        owners[at] = rank
+        total[rank] += 1
+        for number in of[at]:
+            loads[number][rank] += 1
+    return tuple(owners)
 
 
-def check_room(algorithm: Any, loader: PromptLoader) -> None:
+def _in_order(parts: Sequence[Trajectory]) -> Trajectory:
+    """The parts of all processes as one, its prompts in the order of their draws."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = Trajectory.cat(parts)
+    draws = whole.draw.tolist()
+    return whole.select(sorted(range(len(draws)), key=draws.__getitem__))
+
+
+def _totals(batch: Trajectory, tree: int) -> Totals:
+    """What one tree adds to the totals of its step."""
+    span = batch.structure()[tree]
+    return Totals(float(batch.weight[span.cut : span.stop].sum()), len(span.responses), 1)
+
+
+def check_room(algorithm: Any, loader: RolloutLoader) -> None:
     """That the longest minibatch there can be fits, before hours are spent on sampling.
 
     Raises:
         UserError: it does not, or prompts cannot be cut into equal minibatches; it names the settings that fit.
     """
-    parts, budget, samples = algorithm.minibatches, algorithm.budget, algorithm.samples
-    if loader.size % parts:
+    prompts, parts, budget, samples = loader.prompts, algorithm.minibatches, algorithm.budget, algorithm.samples
+    if prompts.size % parts:
         raise UserError(
-            f"--data.batch_size {loader.size} prompts cannot be cut into --model.minibatches {parts} equal parts; set "
-            f"--data.batch_size {-(-loader.size // parts) * parts}"
+            f"--data.batch_size {prompts.size} prompts cannot be cut into --model.minibatches {parts} equal parts; set "
+            f"--data.batch_size {-(-prompts.size // parts) * parts}"
         )
-    longest = max((len(prompt.tokens) for prompt in loader.prompts), default=0)
+    longest = max((len(prompt.tokens) for prompt in prompts.prompts), default=0)
     new, trainer = algorithm.sampling.max_new_tokens, algorithm.trainer
     tree = longest + samples * new
     if tree > budget:
@@ -190,10 +245,9 @@ def check_room(algorithm: Any, loader: PromptLoader) -> None:
             f"a prompt of {longest} tokens with {samples} answers of {new} may have {tree} tokens but a micro-batch "
             f"holds {budget}; set --data.max_tokens {tree} or more, or fewer --model.samples"
         )
-    step = loader.size // parts
-    trees = -(-step // (trainer.accumulate_grad_batches * trainer.world_size))
+    trees = loader.most_trees()
     if trees * tree > budget:
-        wanted = -(-step // (budget // tree * trainer.world_size))
+        wanted = -(-trees * trainer.accumulate_grad_batches // (budget // tree))
         raise UserError(
             f"a micro-batch of {trees} prompts may have {trees * tree} tokens but --data.max_tokens is {budget}; set "
             f"--trainer.accumulate_grad_batches {wanted}, --data.max_tokens {trees * tree} or more --model.minibatches"

@@ -1,7 +1,7 @@
-"""A policy turns tokens into log-probabilities and prompts into responses; a reference is one that stands still.
+"""A policy turns tokens into log-probabilities and prompts into responses; a reference stands still.
 
-Called by algorithms, rewards and evaluation; implemented by `leyden.models.CausalLM`, or by a class of yours. May import
-`batch` and the files beside the rooms. Begin reading at `policy`.
+Called by algorithms, rewards and evaluation; implemented by `leyden.models.CausalLM`, or by a class of yours. May
+import `batch` and the files beside the rooms. Begin reading at `policy`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
+    from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling, eval_mode
 
-__all__ = ["Outputs", "Policy", "Reference", "ReferenceKind", "Response", "Sampling"]
+__all__ = ["eval_mode", "Outputs", "Policy", "Reference", "ReferenceKind", "Response", "Sampling"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "policy": "Outputs Policy Reference ReferenceKind Response Sampling",
+        "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode",
     },
 )

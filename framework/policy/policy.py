@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from leyden.batch.forest import Batch
 from leyden.errors import UserError
-from leyden.fingerprint import of_weights
-from leyden.rng import chosen
+from leyden.fingerprint import fingerprint_weights
+from leyden.rng import resolve_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Sampling:
 
     def seeded(self) -> Sampling:
         """The same with a seed that is settled."""
-        return replace(self, seed=chosen(self.seed))
+        return replace(self, seed=resolve_seed(self.seed))
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -203,8 +206,22 @@ class Policy(nn.Module, ABC):
     def fingerprint(self) -> str:
         """Hex digits that differ where the weights that this policy was built from do, the same before and after
         training. By default those of its frozen weights: trained ones may have begun anywhere."""
-        return of_weights((name, weight) for name, weight in self.named_parameters() if not weight.requires_grad)
+        return fingerprint_weights(
+            (name, weight) for name, weight in self.named_parameters() if not weight.requires_grad
+        )
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+@contextmanager
+def eval_mode(module: M) -> Iterator[M]:
+    """Dropout off inside, and every part in the mode that it was in afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in modes:
+            part.training = training

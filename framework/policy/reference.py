@@ -1,4 +1,4 @@
-"""References that need no second look at the policy: another model, and log-probs worked out before training."""
+"""References beside the policy's own: another model, and log-probs of all rows worked out before training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from leyden.batch.forest import Batch
+from leyden.distributed import all_gather
 from leyden.errors import UserError
-from leyden.policy.policy import Policy, Reference, ReferenceKind
+from leyden.policy.policy import Policy, Reference, eval_mode
 
 log = logging.getLogger("leyden")
 
 
-class Other(Reference):
+class OtherPolicy(Reference):
     """Another model as the reference.
 
     Args:
@@ -41,7 +42,7 @@ class Other(Reference):
         policy.build(dropout=False)
         self.policy = policy.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Other:
+    def train(self, mode: bool = True) -> OtherPolicy:
         return super().train(False)
 
     @torch.no_grad()
@@ -52,19 +53,7 @@ class Other(Reference):
         return self.policy.fingerprint()[:8]
 
 
-def frozen(algorithm: Any, kind: ReferenceKind = "auto") -> Reference:
-    """An algorithm's policy as it is now, sharded where the policy is: copies cannot take the place of sharded weights,
-    so there the model is loaded again, unless it is the policy without its adapter."""
-    found = algorithm.policy.reference(kind)
-    if algorithm.device_mesh is None or found.kind == "adapter_off":
-        return found  # type: ignore[no-any-return]
-    twin = algorithm.policy.twin()
-    found = Other(twin, algorithm.policy)
-    algorithm.spread(twin)
-    return found
-
-
-class Itself(Reference):
+class CurrentPolicy(Reference):
     """The policy as it is at the moment: only of use before training."""
 
     kind = "itself"
@@ -75,12 +64,8 @@ class Itself(Reference):
 
     @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
-        policy = self._policy[0]
-        training = policy.training
-        policy.eval()
-        logp = policy(batch, {"logp"}, temperature).logp
-        policy.train(training)
-        return logp  # type: ignore[no-any-return]
+        with eval_mode(self._policy[0]) as policy:
+            return policy(batch, {"logp"}, temperature).logp  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
         return "changing"
@@ -111,11 +96,7 @@ class Precomputed(Reference):
             logp = reference(batch.to(device)).cpu()
             spans = [span for span in batch.structure() if span.responses]
             rows |= {row: logp[s.cut : s.stop].clone() for row, s in zip(batch.row.tolist(), spans, strict=True)}
-        if torch.distributed.is_initialized():
-            shares: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(shares, rows)
-            rows = {row: logp for share in shares for row, logp in share.items()}
-        return cls(rows)
+        return cls({row: logp for share in all_gather(rows) for row, logp in share.items()})
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         if temperature != 1.0:
@@ -134,8 +115,8 @@ class Precomputed(Reference):
             digest.update(str(row).encode() + logp.numpy().tobytes())
         return digest.hexdigest()[:8]
 
-    def stored(self) -> dict[str, Tensor]:
-        """As tensors, for a checkpoint."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """The log-probs as three tensors: ids of rows, lengths, and all log-probs one after the other."""
         ids = sorted(self.rows)
         return {
             "row": torch.tensor(ids, dtype=torch.long),
@@ -144,7 +125,7 @@ class Precomputed(Reference):
         }
 
     @classmethod
-    def restored(cls, stored: dict[str, Tensor]) -> Precomputed:
-        """From `stored`."""
-        parts = torch.split(stored["logp"], stored["length"].tolist())
-        return cls(dict(zip(stored["row"].tolist(), (part.clone() for part in parts), strict=True)))
+    def from_state_dict(cls, state: dict[str, Tensor]) -> Precomputed:
+        """The inverse of `state_dict`."""
+        parts = torch.split(state["logp"], state["length"].tolist())
+        return cls(dict(zip(state["row"].tolist(), (part.clone() for part in parts), strict=True)))

@@ -1,7 +1,8 @@
 """What an answer is worth: samples to floats, by class path.
 
-Called by the on-policy sampler, by evaluation and by `leyden data label`. May import `policy` and below. Begin reading at
-`reward`, the contract; `function` is the shortest implementation. A trained reward model is `leyden.models.ModelReward`.
+Called by the on-policy sampler, by evaluation and by `leyden data label`. May import `policy` and below. Begin
+reading at `reward`, the contract; `function` is the shortest implementation. A trained reward model is
+`leyden.models.ModelReward`.
 """
 
 from __future__ import annotations

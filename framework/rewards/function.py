@@ -5,19 +5,15 @@ A trained reward model is `leyden.models.ModelReward`. What all of them are stan
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from leyden.errors import UserError, nearest
+from leyden.class_paths import import_object
+from leyden.errors import UserError
 from leyden.example import Sample
 from leyden.policy.policy import Policy
 from leyden.rewards.gold import COLUMNS, Gold, Parts
@@ -47,37 +43,15 @@ class Function(Reward):
 
 def _load(path: str) -> Callable[[Sequence[Sample]], Any]:
     """The function at an import path."""
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise UserError(f"Function {path}: give MODULE.FUNCTION, such as my_rewards.{path}")
-    loaded = vars(_module(path, module))
-    found = loaded.get(name)
-    if found is None:
-        functions = [other for other, value in loaded.items() if callable(value) and not other.startswith("_")]
-        raise UserError(f"Function {path}: {module} has no function '{name}'{nearest(name, functions)}")
-    if isinstance(found, type):
+    function = import_object(path, "Function", "my_rewards")
+    name = path.rpartition(".")[2]
+    if isinstance(function, type):
         raise UserError(
             f"Function {path}: {name} is a class; give it as a reward itself, such as --model.reward {path}"
         )
-    if not callable(found):
-        raise UserError(f"Function {path}: {name} is no function but {type(found).__name__}; name a function")
-    return found  # type: ignore[no-any-return]
-
-
-def _module(path: str, module: str) -> ModuleType:
-    """Import a module of the current folder or of an installed package."""
-    if os.getcwd() not in sys.path:  # last, so that a file here hides nothing installed
-        sys.path.append(os.getcwd())
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            here = [file.stem for file in Path.cwd().glob("*.py")]
-            raise UserError(f"Function {path}: no module '{module}' in this folder{nearest(module, here)}") from None
-        problem = (str(error).splitlines() or [""])[0]  # of what the module itself does or imports
-        raise UserError(
-            f"Function {path}: {module} cannot be imported ({type(error).__name__}: {problem}); mend it"
-        ) from error
+    if not callable(function):
+        raise UserError(f"Function {path}: {name} is no function but {type(function).__name__}; name a function")
+    return function  # type: ignore[no-any-return]
 
 
 class WeightedSum(nn.Module, Reward):

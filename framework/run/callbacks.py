@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 import time
 from collections import deque
@@ -14,12 +12,59 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
-from leyden import lightning_loop as moments
-from leyden.run.flops import peak, per_token
-from leyden.run.folder import changed_settings, remove_unfinished, revision, write_whole, writing
-from leyden.run.metrics_csv import MetricsCSV
-from leyden.run.tracker import Tracker
+from leyden.atomic import remove_unfinished, replacing, write_whole, writing
+from leyden.lightning_loop import is_accumulating, is_last_planned_step, pending_metrics, validation_follows
+from leyden.run.folder import changed_settings, revision
+from leyden.run.metrics_csv import MetricsCSV, Tracker
+
+PEAKS = {
+    "B200": 2250.0,
+    "GH200": 989.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
+"""10^12 operations a second of dense bf16 matrix products, as the makers of the cards give them; longer names first."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Operations a second of a device at most, in bf16; None where nobody says."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((tera * 1e12 for known, tera in PEAKS.items() if known in name), None)
+
+
+def flops_per_token(module: nn.Module, has_reference: bool = False) -> float:
+    """Operations that training on one token takes, attention itself and recomputed activations left out.
+
+    A weight costs 2 forward, 2 for the gradient of its input and, where it is trained, 2 for its own (Kaplan et al.
+    2020, table 1): 6 a weight for full weights, 4 for what an adapter stands on. Four-bit weights count unpacked, since
+    they are unpacked before they are used; embeddings that are only looked up cost nothing.
+
+    Args:
+        module: the policy.
+        compares: whether a reference of the same size reads every token too.
+    """
+    looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    used = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    total = 0.0
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    for parameter in module.parameters():
+        if id(parameter) in looked_up - used:  # tied embeddings are a head as well
+            continue
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count * (2 + 2 * trains + 2 * parameter.requires_grad + 2 * has_reference)
+    return total
 
 
 class Throughput(Callback):
@@ -39,9 +84,11 @@ class Throughput(Callback):
         """What a token a second is of the peak of all devices."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (most := peak(pl_module.device)) is not None:
+        if (most := peak_flops(pl_module.device)) is not None:
             sampled = getattr(pl_module, "experiences", None) is not None  # its reference reads while it samples
-            self._share = per_token(pl_module.policy, pl_module.compares and not sampled) / most / trainer.world_size
+            self._share = (
+                flops_per_token(pl_module.policy, pl_module.has_reference and not sampled) / most / trainer.world_size
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds}
@@ -108,13 +155,13 @@ class RunRecord(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in _metrics(trainer):
-            checkpoint["metrics"] = logger.kept(trainer.global_step, moments.unlogged(trainer))
+            checkpoint["metrics"] = logger.state_dict(trainer.global_step, pending_metrics(trainer))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._row = checkpoint.get("metrics")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        facts = pl_module.origin.facts(pl_module) | {"git": revision()}
+        facts = pl_module.made_from() | {"git": revision()}
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path is not None:
@@ -122,7 +169,7 @@ class RunRecord(Callback):
             for line in changed_settings(self.folder, self.config):
                 print(f"  changed: {line}", file=sys.stderr)
             for logger in _metrics(trainer):
-                logger.cut(trainer.global_step, self._row)
+                logger.truncate(trainer.global_step, self._row)
         with writing(self.folder / "config.yaml"):
             write_whole(self.folder / "config.yaml", self.config)
             write_whole(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
@@ -146,7 +193,7 @@ class FinalValidation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """In the hook of the step, so that its checkpoint comes after it and can be gone on from."""
-        if not moments.accumulating(trainer) and moments.ending(trainer) and not moments.validates(trainer):
+        if not is_accumulating(trainer) and is_last_planned_step(trainer) and not validation_follows(trainer):
             first = trainer._logger_connector._first_loop_iter
             self._run(trainer, pl_module)
             trainer._logger_connector._first_loop_iter = first
@@ -179,14 +226,8 @@ class Export(Callback):
             if pl_module.device_mesh is not None:
                 pl_module.policy.save(None)
             return
-        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}")
-        try:
-            with writing(self.folder):
-                pl_module.policy.save(temporary)
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.replace(temporary, self.folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with writing(self.folder), replacing(self.folder) as temporary:
+            pl_module.policy.save(temporary)
         print(f"exported to {self.folder}")
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -28,7 +25,7 @@ def rank() -> int:
 
 
 @dataclass
-class Run:
+class RunFolder:
     """A claimed folder."""
 
     folder: Path
@@ -42,14 +39,14 @@ class Run:
                 path.rmdir()
 
 
-def claim(folder: str | None, name: str, resume: bool) -> Run:
+def claim_folder(folder: str | None, name: str, resume: bool) -> RunFolder:
     """Take the folder of a run: the given one, or `runs/<name>-<next free number>`.
 
     Raises:
         UserError: the folder holds a run already and this one does not resume it, or it cannot be written to.
     """
     if rank() > 0:
-        return Run(Path(folder or os.environ.get(_SHARED, ".")))
+        return RunFolder(Path(folder or os.environ.get(_SHARED, ".")))
     if folder is not None and not resume and _holds_run(Path(folder)):
         raise UserError(
             f"{folder} already holds a run; go on with it by --ckpt_path last (auto, if it has no checkpoint yet), or "
@@ -60,7 +57,7 @@ def claim(folder: str | None, name: str, resume: bool) -> Run:
     return run
 
 
-def _make_next(name: str) -> Run:
+def _make_next(name: str) -> RunFolder:
     """`runs/<name>-<number>` for the first number that is free, also if another run starts at this moment."""
     for number in count(1):
         try:
@@ -74,7 +71,7 @@ def _holds_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints"))
 
 
-def _make(folder: Path, exist_ok: bool = True) -> Run:
+def _make(folder: Path, exist_ok: bool = True) -> RunFolder:
     """Create a folder with its parents and make sure that it can be written to."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -89,22 +86,7 @@ def _make(folder: Path, exist_ok: bool = True) -> Run:
         raise UserError(
             f"{folder}: not a folder that can be written to ({reason}); name another by --trainer.default_root_dir"
         ) from error
-    return Run(folder, missing)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write: files and folders named `.NAME.PROCESS`."""
-    for path in [*folder.glob(".*"), *folder.glob("checkpoints/.*")]:
-        if path.suffix[1:].isdigit() and path.suffix[1:] != str(os.getpid()):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def is_whole(file: Path) -> bool:
-    """Whether a checkpoint was written to its end: the archive's directory is its last part."""
-    return zipfile.is_zipfile(file)
+    return RunFolder(folder, missing)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -132,57 +114,3 @@ def revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-@contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file of a run is written, a full disk above all, into one line.
-
-    Libraries hide the system's error behind their own, so it is looked for in what the error came from.
-
-    Raises:
-        UserError: the file could not be written.
-    """
-    try:
-        yield
-    except Exception as error:
-        if (cause := _system_error(error)) is None:
-            raise
-        raise UserError(
-            f"{file}: cannot be written ({cause}); what was saved before is whole: make room, then go on with "
-            "--ckpt_path last"
-        ) from error
-
-
-def _system_error(error: BaseException | None) -> str | None:
-    """What the system said, somewhere in a chain of errors."""
-    while error is not None:
-        if isinstance(error, OSError) and error.strerror:
-            return error.strerror
-        if "No space left on device" in str(error):  # as safetensors says it
-            return "No space left on device"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def sync_folder(folder: Path) -> None:
-    """Let the names in a folder reach the disk; other systems than POSIX cannot, and do not need to."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a text file (UTF-8) whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,18 +1,40 @@
-"""metrics.csv: one row per optimizer step at which something was logged."""
+"""Loggers: metrics.csv, and what a logger may be given beyond numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from leyden.atomic import write_whole, writing
 from leyden.errors import UserError
-from leyden.run.folder import write_whole, writing
+
+
+class Tracker(Logger):
+    """A logger that hears of a run's folder. Everything is called on the first process alone."""
+
+    @abstractmethod
+    def begin(self, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Training starts or goes on. Numbers may have been logged before.
+
+        Args:
+            folder: of the run.
+            config: the resolved configuration.
+            facts: what the run is made from: algorithm, version, git, and fingerprints of base, tokenizer and data.
+        """
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Answers of one look of the evaluation, as rows of samples.jsonl."""
+
+    def keep(self, export: Path) -> None:
+        """The trained model is in this folder."""
 
 
 class MetricsCSV(Logger):
@@ -56,16 +78,16 @@ class MetricsCSV(Logger):
             self._row = {"step": finished}
         self._row |= metrics
 
-    def kept(self, step: int, unlogged: dict[str, float]) -> dict[str, Any]:
+    def state_dict(self, step: int, pending: Mapping[str, float]) -> dict[str, Any]:
         """For a checkpoint: the row of a step with what is still to be logged of it. Rows before it go to the disk."""
         if self._row.get("step") != step:
             self.flush()
         if self.file.is_file():
             with writing(self.file), self.file.open("a", encoding="utf-8") as stream:
                 os.fsync(stream.fileno())
-        return {"step": step} | {name: _number(value) for name, value in (self._row | unlogged).items()}
+        return {"step": step} | {name: _number(value) for name, value in {**self._row, **pending}.items()}
 
-    def cut(self, step: int, row: dict[str, Any] | None = None) -> None:
+    def truncate(self, step: int, row: dict[str, Any] | None = None) -> None:
         """Forget everything after a step, to go on from a checkpoint taken there. The step's row can still grow.
 
         Args:

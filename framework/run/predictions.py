@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from leyden.atomic import write_whole
 from leyden.errors import UserError
-from leyden.run.folder import write_whole
 
 
 class PredictionWriter(Callback):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
+
+from leyden.run.callbacks import peak_memory_gb
 
 _HELD_OUT = ("val/", "test/", "eval/")
 _INTERVALS = ("_se", "_low", "_high")
@@ -58,7 +60,7 @@ class Progress(ProgressBar):
         self._start, self._shown = (time.monotonic(), trainer.global_step), 0.0
 
     def pause(self, seconds: float) -> None:
-        """So long something was done that is no part of training."""
+        """Leave time out of the speed and the time left: an evaluation, say."""
         self._start = (self._start[0] + seconds, self._start[1])
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -76,19 +78,19 @@ class Progress(ProgressBar):
             self._write(self._line(trainer, time.monotonic(), total_steps(trainer)), last=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
         if not self._enabled or trainer.sanity_checking:
             return
         if trainer.state.fn == "fit":
-            self.measures(trainer, found)
+            self.show_metrics(trainer, metrics)
         else:  # what `validate` and `test` are asked for
-            print("\n".join(f"{k} {v:.4g}" for k, v in found.items()))
+            print("\n".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
     on_test_end = on_validation_end
 
-    def measures(self, trainer: Trainer, found: Mapping[str, float]) -> None:
+    def show_metrics(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Show what was measured on held-out rows, in a line of its own."""
-        shown = [f"{name} {value:.4g}" for name, value in found.items() if not name.endswith(_INTERVALS)]
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(_INTERVALS)]
         self.print(f"step {trainer.global_step} · " + " · ".join(shown))
 
     def _line(self, trainer: Trainer, now: float, total: int | None) -> str:
@@ -122,6 +124,47 @@ def total_steps(trainer: Trainer) -> int | None:
     return min(ends) if ends else None
 
 
+class RunEstimate(Callback):
+    """Says once how much memory the run has needed, how fast it is and how long it will go on.
+
+    The longest micro-batch comes first and optimizers make their state at the first step, so the memory of two steps is
+    that of the run, except for algorithms that sample: they are looked at when their first rollout is learnt from.
+
+    Args:
+        after: seconds of training to wait for, so that the speed is that of more than two steps.
+        steps: optimizer steps that are enough, however short they were.
+    """
+
+    def __init__(self, after: float = 20.0, steps: int = 20) -> None:
+        self.after, self.steps = after, steps
+        self._began, self._first, self._said = 0.0, 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began, self._first, self._said = time.monotonic(), trainer.global_step, False
+
+    def pause(self, seconds: float) -> None:
+        """Leave time out of the speed: an evaluation, say."""
+        self._began += seconds
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        done, took = trainer.global_step - self._first, time.monotonic() - self._began
+        if self._said or not trainer.is_global_zero or done < 2 or trainer.fit_loop._should_accumulate():
+            return
+        samples = getattr(pl_module, "experiences", None) is not None
+        if trainer.is_last_batch if samples else took >= self.after or done >= self.steps:
+            self._said = True
+            self._say(trainer, pl_module, took / done)
+
+    def _say(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
+        total, speed = total_steps(trainer), trainer.callback_metrics.get("perf/tokens_per_second")
+        parts = [f"{peak_memory_gb(pl_module.device):.2f} GB at most so far"]
+        parts += [f"{float(speed):,.0f} tokens/s"] if speed is not None else []
+        if total is not None and total > trainer.global_step:
+            parts.append(f"about {clock(seconds * (total - trainer.global_step))} left")
+        if trainer.progress_bar_callback is not None:
+            print_line(trainer, f"step {trainer.global_step} · " + " · ".join(parts))
+
+
 class Summary(Callback):
     """Says once how many parameters the model has, how many are trained, and the bytes of both."""
 
@@ -152,6 +195,20 @@ def _scales(state: Any) -> int:
     return sum(x.numel() * x.element_size() for x in parts) + _scales(getattr(state, "state2", None))
 
 
+def progress_of(trainer: Trainer) -> Progress | None:
+    """The line of progress of a run, where it has one and this process shows it."""
+    shown = trainer.progress_bar_callback
+    return shown if isinstance(shown, Progress) and trainer.is_global_zero else None
+
+
+def print_line(trainer: Trainer, text: str) -> None:
+    """Print a line, above the line of progress where there is one."""
+    if (shown := progress_of(trainer)) is not None:
+        shown.print(text)
+    else:
+        print(text, file=sys.stderr)
+
+
 class RolloutBar:
     """Tells how far a rollout is, where the run shows its progress.
 
@@ -161,10 +218,8 @@ class RolloutBar:
         total: responses of this process.
     """
 
-    def __init__(self, trainer: Any, rollout: int, total: int) -> None:
-        shown = trainer.progress_bar_callback
-        self.progress = shown if isinstance(shown, Progress) and trainer.global_rank == 0 else None
-        self.rollout, self.total, self.done = rollout, total, 0
+    def __init__(self, trainer: Trainer, rollout: int, total: int) -> None:
+        self.progress, self.rollout, self.total, self.done = progress_of(trainer), rollout, total, 0
 
     def add(self, responses: int) -> None:
         """So many more have been sampled."""
@@ -175,3 +230,15 @@ class RolloutBar:
     def scored(self, responses: int) -> None:
         """So many in all have been sampled and scored."""
         self.done = responses
+
+
+def count_answers(trainer: Trainer, total: int) -> Callable[[int], None]:
+    """Tells how many of this process's prompts are answered in an evaluation, where the run shows its progress."""
+    shown, done = progress_of(trainer), [0]
+
+    def add(count: int) -> None:
+        done[0] += count
+        if shown is not None:
+            shown.say(f"evaluation · {done[0]:,}/{total:,} answers")
+
+    return add

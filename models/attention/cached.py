@@ -1,9 +1,9 @@
 """Reading and sampling with the cache inside attention.
 
 A model that takes a forest mixes tokens nowhere but in attention, so attention itself can keep the cache, and the model
-is called as if it had none. First it reads prompts as a packed forest (`Reading`). Then at every step it gets the
-newest token of each row, side by side as in a packed batch (`Step`); a query sees two sets of keys, its prompt's and
-its row's own, which are attended to apart and joined.
+is called as if it had none. First it reads prompts as a packed forest (`Prefill`). Then at every step it gets the
+newest token of each row, side by side as in a packed batch (`DecodeStep`); a query sees two sets of keys, its prompt's
+and its row's own, which are attended to apart and joined.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.batch.forest import Batch
-from leyden.models.attention.forest import Ask, Forest
+from leyden.models.attention.forest import AttentionArgs, Forest
 from leyden.models.attention.kv_cache import Cache
 from leyden.models.attention.partial import join, partial
 
@@ -21,7 +21,7 @@ UNSEEN = -1e9
 Masks = tuple[Tensor | None, Tensor | None]
 
 
-class Reading(Forest):
+class Prefill(Forest):
     """Prompts being read: attention as for any forest, while their keys and values are kept.
 
     Args:
@@ -43,7 +43,7 @@ class Reading(Forest):
                 kept[place, :, : stop - start] = x[0, :, start:stop]
 
 
-class Step:
+class DecodeStep:
     """The newest token of each of R rows: what its query sees is worked out once and shared by all layers."""
 
     def __init__(self, cache: Cache) -> None:
@@ -74,18 +74,20 @@ class Step:
                 self._masks[window] = _added(shared & (far[:, None, :, None] - position < window)), _added(alone & near)
         return self._masks[window]
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Tensor:
+    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, args: AttentionArgs) -> Tensor:
         """Attention of a layer: [1, R, H, D] from queries [1, H, R, D], keys and values [1, K, R, D]."""
         layer, heads, rows = self.cache.layer(module, key, value), key.shape[1], query.shape[2]
         for kept, x in zip(layer.own, (key, value), strict=True):
             kept[:rows, :, self.cache.at] = x[0].transpose(0, 1)
-        shared, alone = self.masks(ask.window)
+        shared, alone = self.masks(args.window)
         q = query[0].transpose(0, 1).reshape(rows, heads, -1, query.shape[-1])  # [R, K, G, D]: G heads share a key's
-        own = partial(q, [x[:rows, :, self.seen] for x in layer.own], alone, ask)
-        prompt = self._prompts(q, layer.prompts, shared, ask)
+        own = partial(q, [x[:rows, :, self.seen] for x in layer.own], alone, args)
+        prompt = self._prompts(q, layer.prompts, shared, args)
         return join(prompt, own).flatten(1, 2)[None]
 
-    def _prompts(self, q: Tensor, kept: list[Tensor], mask: Tensor | None, ask: Ask) -> tuple[Tensor, Tensor]:
+    def _prompts(
+        self, q: Tensor, kept: list[Tensor], mask: Tensor | None, args: AttentionArgs
+    ) -> tuple[Tensor, Tensor]:
         """Attention of queries [R, K, G, D] to their prompts: [R, K, G, D] and its log-sum-exp [R, K, G]."""
         plan, group = self.plan, q.shape[2]
         prompts = len(plan.lengths)
@@ -93,7 +95,7 @@ class Step:
         q = q.view(prompts, plan.most, *q.shape[1:]).transpose(1, 2).flatten(2, 3)  # [P, K, m * G, D]
         if mask is not None and mask.shape[2] > 1:
             mask = mask.repeat_interleave(group, 2)
-        found = partial(q, [x[:prompts, :, : plan.longest] for x in kept], mask, ask)
+        found = partial(q, [x[:prompts, :, : plan.longest] for x in kept], mask, args)
         places = (prompts, q.shape[1], plan.most, group)
         out, lse = (x.reshape(*places, *x.shape[3:]).transpose(1, 2).flatten(0, 1) for x in found)
         return (out, lse) if plan.there is None else (out[plan.back], lse[plan.back])

@@ -12,7 +12,7 @@ attention function of every layer. Sliding windows count in `position`, not in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,46 +20,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from leyden.errors import UserError
-from leyden.models.attention import flex, segments, varlen
-from leyden.models.attention.cached import Reading, Step
-from leyden.models.attention.forest import Ask, Forest
-
-__all__ = ["BACKENDS", "FOREST", "Forest", "choose", "forest_attention"]
+from leyden.class_paths import import_class
+from leyden.errors import UserError, nearest
+from leyden.models.attention.backend import Backend
+from leyden.models.attention.cached import DecodeStep, Prefill
+from leyden.models.attention.flex import Flex
+from leyden.models.attention.forest import AttentionArgs, Forest
+from leyden.models.attention.segments import Segments
+from leyden.models.attention.varlen import Varlen
 
 FOREST = "leyden_forest"
 """The name under which transformers knows this attention."""
 
 
-def _dense(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
-    repeat = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(repeat, 1) if repeat > 1 else x for x in (key, value))
-    mask = forest.mask(ask.window)
-    if ask.softcap is None:
-        out = F.scaled_dot_product_attention(query, key, value, mask, ask.dropout, scale=ask.scale)
-    else:
-        scale = query.shape[-1] ** -0.5 if ask.scale is None else ask.scale
-        scores = ask.softcap * torch.tanh(query @ key.transpose(-1, -2) * (scale / ask.softcap))
-        weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype)
-        out = F.dropout(weights, ask.dropout) @ value
-    return out.transpose(1, 2)
+class Dense(Backend):
+    """One T x T mask."""
+
+    name = "dense"
+    dropout = softcap = True
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        repeat = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(repeat, 1) if repeat > 1 else x for x in (key, value))
+        mask = forest.mask(args.window)
+        if args.softcap is None:
+            out = F.scaled_dot_product_attention(query, key, value, mask, args.dropout, scale=args.scale)
+        else:
+            scale = query.shape[-1] ** -0.5 if args.scale is None else args.scale
+            scores = args.softcap * torch.tanh(query @ key.transpose(-1, -2) * (scale / args.softcap))
+            weights = scores.float().masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype)
+            out = F.dropout(weights, args.dropout) @ value
+        return out.transpose(1, 2)
 
 
-BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Forest, Ask], Tensor]] = {
-    "segments": segments.attend,
-    "varlen": varlen.attend,
-    "flex": flex.attend,
-    "dense": _dense,
-}
+BACKENDS: dict[str, Backend] = {one.name: one for one in (Varlen(), Flex(), Segments(), Dense())}
+"""By name, the fastest first: `auto` takes the first that can serve the model."""
 
 
-def _obstacle(name: str, device: torch.device, dtype: torch.dtype, softcap: float | None) -> str | None:
-    """Why a back-end cannot serve a model on this device, or None if it can."""
-    if softcap and name in ("segments", "varlen"):
-        return "it knows no soft-capped scores"
-    if name == "varlen":
-        return varlen.obstacle(device, dtype)
-    return flex.obstacle(device) if name == "flex" else None
+@cache
+def backend_named(name: str) -> Backend:
+    """A back-end by its name, or by the path of its class.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if "." not in name:
+        known = ", ".join(["auto", *BACKENDS, "rows"])
+        raise UserError(f"--model.policy.attention {name}: unknown{nearest(name, BACKENDS) or f'; use {known}'}")
+    return import_class(name, "--model.policy.attention", Backend)()  # type: ignore[no-any-return]
 
 
 def choose(
@@ -76,10 +86,8 @@ def choose(
         UserError: the back-end asked for cannot run here.
     """
     if wanted == "auto":
-        order = ("varlen", "flex", "segments", "dense") if device.type == "cuda" else ("segments", "dense")
-        return next(name for name in order if _obstacle(name, device, dtype, softcap) is None)
-    problem = _obstacle(wanted, device, dtype, softcap)
-    if problem is not None:
+        return next(name for name, backend in BACKENDS.items() if backend.lacks(device, dtype, softcap) is None)
+    if (problem := backend_named(wanted).lacks(device, dtype, softcap)) is not None:
         raise UserError(f"attention {wanted} cannot run here: {problem}; use --model.policy.attention auto")
     return wanted
 
@@ -94,7 +102,7 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    forest: Forest | Step | None = None,
+    forest: Forest | DecodeStep | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer.
@@ -116,17 +124,24 @@ def forest_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # not every kernel is known to autocast, and rotary embeddings leave fp32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    if isinstance(forest, Step):
-        return forest.attend(module, query, key, value, Ask(scaling, 0.0, sliding_window, softcap)), None
-    if isinstance(forest, Reading):
+    if isinstance(forest, DecodeStep):
+        return forest.attend(module, query, key, value, AttentionArgs(scaling, 0.0, sliding_window, softcap)), None
+    if isinstance(forest, Prefill):
         forest.keep(module, key, value)
-    backend = forest.backend
-    if dropout and backend in ("flex", "varlen"):  # kernels without dropout
-        backend = "segments"
-    if softcap is not None and backend == "segments":
-        backend = "dense"
-    out = BACKENDS[backend](query, key, value, forest, Ask(scaling, dropout, sliding_window, softcap))
+    args = AttentionArgs(scaling, dropout, sliding_window, softcap)
+    out = _able(backend_named(forest.backend), args).attend(query, key, value, forest, args)
     return out.contiguous(), None
+
+
+def _able(backend: Backend, args: AttentionArgs) -> Backend:
+    """The back-end, or where it lacks what a layer asks for the first of the others that runs everywhere and can."""
+
+    def able(one: Backend) -> bool:
+        return (
+            (one.dropout or not args.dropout) and (one.softcap or not args.softcap) and (one.window or not args.window)
+        )
+
+    return backend if able(backend) else next(one for one in BACKENDS.values() if one.devices is None and able(one))
 
 
 AttentionInterface.register(FOREST, forest_attention)

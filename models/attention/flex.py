@@ -16,20 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from leyden.models.attention.forest import Ask, Forest
+from leyden.models.attention.backend import Backend
+from leyden.models.attention.forest import AttentionArgs, Forest
 
 BLOCK = 128
 SHORTEST = 1024
 """Rows are padded to this many tokens or the next power of two, since every length is compiled anew."""
 COMPILATIONS = 64
 """Lengths, with and without gradients, with and without a window. Beyond torch's limit of 8 it would be an error."""
-
-
-def obstacle(device: torch.device) -> str | None:
-    """Why this back-end cannot train here, or None if it can."""
-    if device.type != "cuda":
-        return "it trains on GPUs alone"
-    return None if find_spec("triton") else "it needs the package triton"
 
 
 def padded(length: int) -> int:
@@ -106,13 +100,24 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
-    """One call of FlexAttention for the whole row, padded: [1, T, H, D]. It knows no dropout."""
-    used = query.shape[2]
-    mask = forest.once(("flex", ask.window), lambda: _mask(forest, ask.window))
-    q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)) for x in (query, key, value))
-    run: Any = _compiled() if query.device.type == "cuda" else flex_attention
-    squeeze = None if ask.softcap is None else _capped(ask.softcap)
-    gqa = q.shape[1] != k.shape[1]
-    out: Tensor = run(q, k, v, score_mod=squeeze, block_mask=mask, scale=ask.scale, enable_gqa=gqa)
-    return out[:, :, :used].transpose(1, 2)
+class Flex(Backend):
+    """One call of FlexAttention for the whole row, padded."""
+
+    name = "flex"
+    devices = ("cuda",)
+    softcap = True
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda":
+            return "it trains on GPUs alone"
+        return None if find_spec("triton") else "it needs the package triton"
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        used = query.shape[2]
+        mask = forest.once(("flex", args.window), lambda: _mask(forest, args.window))
+        q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)) for x in (query, key, value))
+        run: Any = _compiled() if query.device.type == "cuda" else flex_attention
+        squeeze = None if args.softcap is None else _capped(args.softcap)
+        gqa = q.shape[1] != k.shape[1]
+        out: Tensor = run(q, k, v, score_mod=squeeze, block_mask=mask, scale=args.scale, enable_gqa=gqa)
+        return out[:, :, :used].transpose(1, 2)

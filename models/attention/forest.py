@@ -11,7 +11,7 @@ from torch import Tensor
 from leyden.batch.forest import Batch
 
 
-class Ask(NamedTuple):
+class AttentionArgs(NamedTuple):
     """What a layer asks of its attention beside the forest."""
 
     scale: float | None = None

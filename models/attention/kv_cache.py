@@ -68,17 +68,17 @@ class Cache:
         """The present step, the column that it writes, and how many columns were written."""
         self.stamp = torch.full((COLUMNS,), -1, device=device)
         """[C] the step that wrote each column last, -1 where none has"""
-        self._plan: Plan | None = None
+        self._plan: RowMap | None = None
 
     @property
     def columns(self) -> int:
         return len(self.stamp)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> RowMap:
         """Which row belongs to which prompt."""
         if self._plan is None:
-            self._plan = Plan(self)
+            self._plan = RowMap(self)
         return self._plan
 
     def layer(self, module: nn.Module, key: Tensor, value: Tensor) -> Layer:
@@ -147,7 +147,7 @@ class Cache:
         self.at = old - 1
 
 
-class Plan:
+class RowMap:
     """Which row belongs to which prompt; it holds until rows or prompts come or go.
 
     P prompts, R rows, and m, the most rows that a prompt has: queries of the prompts' keys are laid out as [P, m].

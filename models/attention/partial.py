@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from leyden.models.attention.forest import Ask
+from leyden.models.attention.forest import AttentionArgs
 
 Part = tuple[Tensor, Tensor]
 """What attention gives, [B, K, M, D], and its log-sum-exp, [B, K, M] fp32."""
@@ -20,7 +20,7 @@ FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", N
 """The kernel behind torch's attention on a processor, which also returns the log-sum-exp."""
 
 
-def partial(query: Tensor, kept: Sequence[Tensor], mask: Tensor | None, ask: Ask) -> Part:
+def partial(query: Tensor, kept: Sequence[Tensor], mask: Tensor | None, args: AttentionArgs) -> Part:
     """Attention of queries [B, K, M, D] over some keys.
 
     Args:
@@ -30,16 +30,16 @@ def partial(query: Tensor, kept: Sequence[Tensor], mask: Tensor | None, ask: Ask
     """
     key, value = kept
     same = key.shape[-1] == value.shape[-1]
-    if query.device.type == "cpu" and FUSED is not None and ask.softcap is None and same:
-        return FUSED(query, key, value, 0.0, False, attn_mask=mask, scale=ask.scale)  # type: ignore[no-any-return]
-    return _plain(query, key, value, mask, ask)
+    if query.device.type == "cpu" and FUSED is not None and args.softcap is None and same:
+        return FUSED(query, key, value, 0.0, False, attn_mask=mask, scale=args.scale)  # type: ignore[no-any-return]
+    return _plain(query, key, value, mask, args)
 
 
-def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ask: Ask) -> Part:
-    scale = query.shape[-1] ** -0.5 if ask.scale is None else ask.scale
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, args: AttentionArgs) -> Part:
+    scale = query.shape[-1] ** -0.5 if args.scale is None else args.scale
     scores = (query @ key.mT).float() * scale
-    if ask.softcap is not None:
-        scores = ask.softcap * torch.tanh(scores / ask.softcap)
+    if args.softcap is not None:
+        scores = args.softcap * torch.tanh(scores / args.softcap)
     if mask is not None:
         scores = scores + mask
     lse = scores.logsumexp(-1)

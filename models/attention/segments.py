@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leyden.models.attention.forest import Ask, Forest, Segment
+from leyden.models.attention.backend import Backend
+from leyden.models.attention.forest import AttentionArgs, Forest, Segment
 
 BLOCK = 1 << 19
 """Scores of all heads to work on at a time in the backward pass: what a processor's cache holds."""
@@ -37,14 +38,19 @@ def segment_mask(forest: Forest, queries: int, before: int, window: int | None) 
     return mask
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
-    """Attention within segments: [1, T, H, D]."""
-    if query.device.type == "cpu" and not ask.dropout:
-        return _Attention.apply(query, key, value, forest, ask)  # type: ignore[no-any-return, no-untyped-call]
-    return _forward(query, key, value, forest, ask)
+class Segments(Backend):
+    """Scaled dot-product attention per prompt and per response."""
+
+    name = "segments"
+    dropout = True
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        if query.device.type == "cpu" and not args.dropout:
+            return _Attention.apply(query, key, value, forest, args)  # type: ignore[no-any-return, no-untyped-call]
+        return _forward(query, key, value, forest, args)
 
 
-def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
+def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
     """One call of torch's attention a segment: [1, T, H, D]."""
     gqa = query.shape[1] != key.shape[1]
     if gqa and query.device.type != "cpu":  # the fast kernels there take a mask, or fewer key heads, but not both
@@ -59,10 +65,10 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask
         k, v = keys[i], values[i]
         if s.before:
             k, v = (torch.cat([x[number[s.first]], x[i]], 2) for x in (keys, values))
-        mask = segment_mask(forest, s.queries, s.before, ask.window)
+        mask = segment_mask(forest, s.queries, s.before, args.window)
         out.append(
             F.scaled_dot_product_attention(
-                queries[i], k, v, mask, ask.dropout, is_causal=mask is None, scale=ask.scale, enable_gqa=gqa
+                queries[i], k, v, mask, args.dropout, is_causal=mask is None, scale=args.scale, enable_gqa=gqa
             ).transpose(1, 2)
         )
     return torch.cat(out, 1)
@@ -72,17 +78,17 @@ class _Attention(torch.autograd.Function):
     """`_forward` with the backward pass of the module's formulas. G query heads share each of K key heads."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:  # type: ignore[override]
-        out = _forward(query, key, value, forest, ask)
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:  # type: ignore[override]
+        out = _forward(query, key, value, forest, args)
         ctx.save_for_backward(query, key, value, out)
-        ctx.forest, ctx.ask = forest, ask
+        ctx.forest, ctx.args = forest, args
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, out = ctx.saved_tensors
         dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
-        scale = query.shape[-1] ** -0.5 if ctx.ask.scale is None else ctx.ask.scale
+        scale = query.shape[-1] ** -0.5 if ctx.args.scale is None else ctx.args.scale
         k, v = key[0], value[0]  # [K, T, D]
         # the heads of a group side by side, so that one product serves them all: [K, T * G, D]
         q, do, o = (_grouped(x, len(k)) for x in (query[0].transpose(0, 1), grad[0], out[0]))
@@ -94,10 +100,10 @@ class _Attention(torch.autograd.Function):
         for s in ctx.forest.segments:
             ks, vs = (torch.cat([x[:, s.first : s.cut], x[:, s.start : s.stop]], 1) for x in (k, v))
             ks_wide, vs_wide = (x.to(wide).transpose(1, 2) for x in (ks, vs))
-            for a, b, low in _blocks(s, query.shape[1], ctx.ask.window):
+            for a, b, low in _blocks(s, query.shape[1], ctx.args.window):
                 rows, seen = slice((s.start + a) * group, (s.start + b) * group), slice(low, s.before + b)
                 z = torch.bmm(q_wide[:, rows], ks_wide[..., seen]).mul_(scale)
-                hidden = _hidden(ctx.forest, b - a, s.before + a - low, ctx.ask.window)
+                hidden = _hidden(ctx.forest, b - a, s.before + a - low, ctx.args.window)
                 z.view(len(k), b - a, group, -1)[..., -hidden.shape[1] :].masked_fill_(hidden[:, None], float("-inf"))
                 p = z.softmax(-1)
                 dz = torch.bmm(do_wide[:, rows], vs_wide[..., seen]).sub_(inner[:, rows]).mul_(p).to(dtype)

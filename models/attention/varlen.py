@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from leyden.models.attention.forest import Ask, Forest
+from leyden.models.attention.backend import Backend
+from leyden.models.attention.forest import AttentionArgs, Forest
 
 varlen_attn: Any
 try:
@@ -26,19 +27,6 @@ except ImportError:
 NEEDED = {"scale", "window_size", "enable_gqa"}
 """Arguments that the kernel did not have when it was new."""
 USABLE = varlen_attn is not None and set(inspect.signature(varlen_attn).parameters) >= NEEDED
-
-
-def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this back-end cannot run here, or None if it can."""
-    if not USABLE:
-        return "this version of torch lacks the kernel"
-    if device.type != "cuda" or torch.version.hip is not None:
-        return "the kernel is one of NVIDIA GPUs"
-    if torch.cuda.get_device_capability(device) < (8, 0) or not torch.backends.cuda.is_flash_attention_available():
-        return "this GPU has no flash attention"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"the kernel knows no {str(dtype).removeprefix('torch.')} weights, only bfloat16 and float16"
-    return None
 
 
 class Layout(NamedTuple):
@@ -83,22 +71,37 @@ class _Gather(torch.autograd.Function):
         return total.index_add_(0, source, grad.float()).to(grad.dtype), None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, ask: Ask) -> Tensor:
-    """One call of the kernel for the whole row: [1, T, H, D]. It knows neither dropout nor soft caps."""
-    plan: Layout = forest.once("varlen", lambda: layout(forest))
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if plan.source is not None:
-        k, v = (_Gather.apply(x, plan.source) for x in (k, v))  # type: ignore[no-untyped-call]
-    out: Tensor = varlen_attn(
-        q,
-        k,
-        v,
-        plan.queries,
-        plan.keys,
-        plan.most_queries,
-        plan.most_keys,
-        scale=ask.scale,
-        window_size=(-1 if ask.window is None else ask.window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return out[None]
+class Varlen(Backend):
+    """One call of the kernel for the whole row."""
+
+    name = "varlen"
+    devices = ("cuda",)
+    dtypes = (torch.bfloat16, torch.float16)
+
+    def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if not USABLE:
+            return "this version of torch lacks the kernel"
+        if device.type != "cuda" or torch.version.hip is not None:
+            return "the kernel is one of NVIDIA GPUs"
+        if torch.cuda.get_device_capability(device) < (8, 0) or not torch.backends.cuda.is_flash_attention_available():
+            return "this GPU has no flash attention"
+        return None
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        plan: Layout = forest.once("varlen", lambda: layout(forest))
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        if plan.source is not None:
+            k, v = (_Gather.apply(x, plan.source) for x in (k, v))  # type: ignore[no-untyped-call]
+        out: Tensor = varlen_attn(
+            q,
+            k,
+            v,
+            plan.queries,
+            plan.keys,
+            plan.most_queries,
+            plan.most_keys,
+            scale=args.scale,
+            window_size=(-1 if args.window is None else args.window - 1, 0),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        return out[None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from leyden.data.chat_template import Template
+from leyden.data.chat_template import ChatTemplate
 from leyden.errors import RowError, UserError
 from leyden.example import Message
 
@@ -20,7 +20,7 @@ class Conversation:
         system: the system prompt; empty for none.
     """
 
-    def __init__(self, template: Template, positions: int | None, room: int, system: str = "") -> None:
+    def __init__(self, template: ChatTemplate, positions: int | None, room: int, system: str = "") -> None:
         self.template, self.positions = template, positions
         self.room = room if positions is None else min(room, positions // 4)
         self.system = ""

@@ -12,7 +12,7 @@ from leyden.cli.parser import Parser
 from leyden.errors import UserError
 
 if TYPE_CHECKING:
-    from leyden.data.chat_template import Template
+    from leyden.data.chat_template import ChatTemplate
     from leyden.models.causal_lm import CausalLM
 
 ABOUT = """Talk to a model. Every line is a turn; lines that start with / are commands (/help). Through a pipe, answers
@@ -111,10 +111,10 @@ def load(path: str, dtype: str | None = None) -> CausalLM:
     return policy.to(device)
 
 
-def _template(policy: CausalLM, given: str | None) -> Template:
-    from leyden.data.chat_template import Template
+def _template(policy: CausalLM, given: str | None) -> ChatTemplate:
+    from leyden.data.chat_template import ChatTemplate
 
-    template = Template(policy.tokenizer, given, stop=policy.stop)
+    template = ChatTemplate(policy.tokenizer, given, stop=policy.stop)
     if template.source is None:
         raise UserError(
             f"{policy.path}: a base model, without a chat template; add --chat-template plain, or a Jinja file's path"

@@ -6,8 +6,10 @@ import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from leyden.atomic import replacing
 from leyden.checkpoint.find import find_checkpoint
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
@@ -56,14 +58,13 @@ def export(asked: Namespace) -> Path:
     out = Path(asked.output) if asked.output else run / f"export-{name}"
     if out.exists():
         raise UserError(f"{out}: it is there already; remove it, or name another folder")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".") as beside:
         trained = run / "export"
         if asked.checkpoint is not None:
             checkpoint = find_checkpoint(asked.checkpoint, str(run))
             assert checkpoint is not None  # only `auto` may find none
-            trained = temporary.with_name(f"{temporary.name}-trained")
+            trained = Path(beside) / "trained"
             restored(checkpoint).save(trained)
         if not trained.is_dir():
             raise UserError(f"{run}: it has no export, since it has not ended; add --checkpoint last")
@@ -75,10 +76,6 @@ def export(asked: Namespace) -> Path:
         else:
             shutil.copytree(trained, temporary)
         (temporary / "README.md").write_text(card(run, config, temporary, checkpoint, cost), encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        for left in (temporary, temporary.with_name(f"{temporary.name}-trained")):
-            shutil.rmtree(left, ignore_errors=True)
     return out
 
 

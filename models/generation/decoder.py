@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
-from leyden.models.attention.cached import Reading, Step
+from leyden.models.attention.cached import DecodeStep, Prefill
 from leyden.models.attention.kv_cache import Cache, close
+from leyden.models.backbone import Backbone
 from leyden.models.generation.sampling import choose
-from leyden.models.load import base_of, parts
 from leyden.policy.policy import Sampling
-
-if TYPE_CHECKING:
-    from leyden.models.causal_lm import CausalLM
 
 ROWS = {"cpu": 64, "cuda": 256}
 """Samples decoded side by side, where memory allows."""
@@ -43,7 +39,7 @@ class Draft:
 
 
 @dataclass(eq=False)
-class Group:
+class DraftGroup:
     """A prompt and the drafts that answer it."""
 
     prompt: list[int]
@@ -55,26 +51,30 @@ class Group:
     """[H] hidden state of the prompt's last token, once it is read"""
 
 
-Pair = tuple[Group, Draft]
+Pair = tuple[DraftGroup, Draft]
 
 
 class Writer:
     """The model's head and the choice of tokens.
 
     Args:
+        backbone: the model.
+        stop: token ids that end a response.
+        sampling: how tokens are chosen.
         report: called with the number of responses that were just completed.
         show: called with every token as it is chosen, and the draft that it was appended to.
     """
 
     def __init__(
         self,
-        policy: CausalLM,
+        backbone: Backbone,
+        stop: Collection[int],
         sampling: Sampling,
         report: Callable[[int], None],
         show: Callable[[Draft, int], None] = lambda draft, token: None,
     ) -> None:
-        self.policy, self.sampling, self.report, self.show, self.stop = policy, sampling, report, show, policy.stop
-        self.body, self.head, self.squash = parts(policy.model)
+        self.backbone, self.stop, self.sampling, self.report, self.show = backbone, stop, sampling, report, show
+        self.body, self.head, self.squash = backbone.body, backbone.head, backbone.squash
 
     def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
         """Append a token to each draft from hidden states [R, H] that predict it; which drafts are complete."""
@@ -85,7 +85,7 @@ class Writer:
         for i, ((group, draft), t, lp) in enumerate(zip(pairs, token.tolist(), logp.tolist(), strict=True)):
             if not math.isfinite(lp):
                 raise UserError(
-                    f"{self.policy.path}: its logits are no finite numbers, so nothing can be sampled; if this came "
+                    f"{self.backbone.path}: its logits are no finite numbers, so nothing can be sampled; if this came "
                     "with training, lower the learning rate"
                 )
             draft.tokens.append(t)
@@ -107,14 +107,14 @@ class Decoder:
         groups: in the order in which they are read, the longest prompt first.
     """
 
-    def __init__(self, writer: Writer, groups: Sequence[Group]) -> None:
-        self.writer, self.policy = writer, writer.policy
+    def __init__(self, writer: Writer, groups: Sequence[DraftGroup]) -> None:
+        self.writer, self.backbone = writer, writer.backbone
         self.waiting = deque((group, draft) for group in groups for draft in group.drafts)
         self.live: list[Pair] = []
-        self.open: list[Group] = []
+        self.open: list[DraftGroup] = []
         longest, limit = len(groups[0].prompt), max(group.limit for group in groups)
-        self.rows, prompts = places(self.policy, len(groups), len(groups[0].drafts), longest, limit)
-        self.cache = Cache(self.rows, prompts, longest, self.policy.device)
+        self.rows, prompts = places(self.backbone, len(groups), len(groups[0].drafts), longest, limit)
+        self.cache = Cache(self.rows, prompts, longest, self.backbone.device)
 
     def run(self) -> None:
         while self.waiting or self.live:
@@ -141,7 +141,7 @@ class Decoder:
 
     def admit(self, coming: list[Pair]) -> None:
         """Read the prompts that are new, write everyone's first token, and let in who goes on."""
-        new: list[Group] = []
+        new: list[DraftGroup] = []
         for group in dict.fromkeys(group for group, _ in coming if group.state is None):
             if new and sum(len(g.prompt) for g in [*new, group]) > READ:
                 self.read(new)
@@ -157,10 +157,10 @@ class Decoder:
         self.live += entering
         self.forget()
 
-    def read(self, groups: list[Group]) -> None:
+    def read(self, groups: list[DraftGroup]) -> None:
         """Run the model over prompts, which stay in the cache."""
-        batch = pack([Tree(group.prompt, []) for group in groups]).to(self.policy.device)
-        forest = Reading(batch, self.policy.backend(self.policy.device), self.cache)
+        batch = pack([Tree(group.prompt, []) for group in groups]).to(self.backbone.device)
+        forest = Prefill(batch, self.backbone.backend(self.backbone.device), self.cache)
         hidden = self.run_body(batch.tokens, batch.position, forest)
         for group, span in zip(groups, batch.structure(), strict=True):
             group.state = hidden[span.cut - 1].clone()
@@ -169,14 +169,14 @@ class Decoder:
     def step(self) -> None:
         """One token more for every row."""
         newest = [(draft.tokens[-1], len(group.prompt) + len(draft.tokens) - 1) for group, draft in self.live]
-        tokens, position = torch.tensor(newest, device=self.policy.device).T
-        complete = self.writer.write(self.live, self.run_body(tokens, position, Step(self.cache)))
+        tokens, position = torch.tensor(newest, device=self.backbone.device).T
+        complete = self.writer.write(self.live, self.run_body(tokens, position, DecodeStep(self.cache)))
         if complete:
             self.cache.leave(complete)
             close(self.live, complete)
             self.forget()
 
-    def run_body(self, tokens: Tensor, position: Tensor, forest: Reading | Step) -> Tensor:
+    def run_body(self, tokens: Tensor, position: Tensor, forest: Prefill | DecodeStep) -> Tensor:
         """Hidden states [T, H] of tokens [T]."""
         out = self.writer.body(input_ids=tokens[None], position_ids=position[None], use_cache=False, forest=forest)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
@@ -189,30 +189,30 @@ class Decoder:
             close(self.open, gone)
 
 
-def places(policy: CausalLM, groups: int, samples: int, longest: int, limit: int) -> tuple[int, int]:
+def places(backbone: Backbone, groups: int, samples: int, longest: int, limit: int) -> tuple[int, int]:
     """How many samples are decoded side by side, and how many prompts they may belong to: twice as many as full groups
     would have, since groups are seldom complete at the same time."""
     tokens = limit + longest * min(2, samples) // samples
-    rows = min(most_rows(policy, tokens), groups * samples)
+    rows = min(most_rows(backbone, tokens), groups * samples)
     return rows, min(rows, groups, 2 * -(-rows // samples))
 
 
-def most_rows(policy: CausalLM, tokens: int) -> int:
+def most_rows(backbone: Backbone, tokens: int) -> int:
     """How many rows of so many tokens each are decoded side by side."""
-    config, device = base_of(policy.model).config.get_text_config(), policy.device
+    config, device = backbone.config, backbone.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     memory = MEMORY
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         memory = (torch.cuda.mem_get_info(device)[0] + unused) // 2
-    row: int = tokens * config.num_hidden_layers * 2 * heads * width * policy.dtype.itemsize
+    row: int = tokens * config.num_hidden_layers * 2 * heads * width * backbone.dtype.itemsize
     return max(1, min(ROWS.get(device.type, ROWS["cuda"]), memory // row))
 
 
-def decode_by_rows(writer: Writer, groups: Sequence[Group]) -> None:
+def decode_by_rows(writer: Writer, groups: Sequence[DraftGroup]) -> None:
     """Without a cache, for models whose state cannot be packed or padded on the left: right-padded rows, run anew."""
-    waiting, device = [(group, draft) for group in groups for draft in group.drafts], writer.policy.device
+    waiting, device = [(group, draft) for group in groups for draft in group.drafts], writer.backbone.device
     for at in range(0, len(waiting), ROWS["cpu"]):
         live = waiting[at : at + ROWS["cpu"]]
         while live:

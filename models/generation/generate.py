@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from leyden.errors import UserError
-from leyden.models.generation.decoder import Decoder, Draft, Group, Writer, decode_by_rows
+from leyden.models.backbone import Backbone
+from leyden.models.generation.decoder import Decoder, Draft, DraftGroup, Writer, decode_by_rows
 from leyden.models.generation.packed_weights import packed
-from leyden.policy.policy import Response, Sampling
-
-if TYPE_CHECKING:
-    from leyden.models.causal_lm import CausalLM
+from leyden.policy.policy import Policy, Response, Sampling, eval_mode
 
 
 def generate(
-    policy: CausalLM,
+    policy: Policy,
+    backbone: Backbone,
     prompts: Sequence[list[int]],
     n: int,
     sampling: Sampling,
@@ -31,6 +29,8 @@ def generate(
     The noise of a sample depends on `sampling.seed`, its prompt's key and its number, and on nothing else.
 
     Args:
+        policy: whose tokenizer, stop tokens and positions count.
+        backbone: its model.
         on_progress: called with the number of responses that were just completed, while others go on.
         on_token: called with every token as it is sampled: place of its prompt, number of its sample, token id. What it
             raises ends the sampling and leaves the policy as it was.
@@ -49,34 +49,28 @@ def generate(
     for prompt, key in zip(prompts, keys, strict=True):
         drafts = [Draft(random.Random(f"{sampling.seed or 0}/{key}/{k}")) for k in range(n)]
         limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room - len(prompt))
-        groups.append(Group(prompt, drafts, limit, n))
-    writer = Writer(policy, sampling, on_progress or (lambda _: None))
+        groups.append(DraftGroup(prompt, drafts, limit, n))
+    writer = Writer(backbone, policy.stop, sampling, on_progress or (lambda _: None))
     if on_token is not None:
         place = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
         writer.show = lambda draft, token: on_token(*place[draft], token)
-    _sample(policy, writer, groups)
+    with eval_mode(policy), torch.no_grad():  # without dropout or gradients
+        _sample(backbone, writer, groups)
     return [[_response(policy, draft) for draft in group.drafts] for group in groups]
 
 
-def _sample(policy: CausalLM, writer: Writer, groups: list[Group]) -> None:
-    """Complete all drafts, without dropout or gradients; every module's mode stays what it was."""
-    modes = [(module, module.training) for module in policy.modules()]
-    policy.eval()
+def _sample(backbone: Backbone, writer: Writer, groups: list[DraftGroup]) -> None:
+    """Complete all drafts."""
     # similar lengths together, and the longest first: then memory is settled at once
     order = sorted(groups, key=lambda group: -len(group.prompt))
-    try:
-        with torch.no_grad():
-            if policy.attention == "rows":
-                with policy.native_attention():
-                    decode_by_rows(writer, order)
-            else:
-                with packed(policy.model, max(group.limit for group in groups)):
-                    Decoder(writer, order).run()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    if backbone.attention == "rows":
+        with backbone.native_attention():
+            decode_by_rows(writer, order)
+    else:
+        with packed(backbone.model, max(group.limit for group in groups)):
+            Decoder(writer, order).run()
 
 
-def _response(policy: CausalLM, draft: Draft) -> Response:
+def _response(policy: Policy, draft: Draft) -> Response:
     text = str(policy.tokenizer.decode(draft.tokens, skip_special_tokens=True))
     return Response(draft.tokens, draft.logp, draft.finished, text)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from leyden.algorithm.algorithm import Algorithm
-from leyden.cli import class_names as names
+from leyden.cli import class_names
 from leyden.cli.config_keys import read
 from leyden.models.planner.blueprint import base_path
 from leyden.models.planner.budget import budget
@@ -72,7 +72,7 @@ def shipped_adapter() -> Any:
     """The adapter of the config `lora`."""
     from peft import LoraConfig
 
-    content, _ = read(names.configs()["lora"])
+    content, _ = read(class_names.configs()["lora"])
     return LoraConfig(**content["model"]["init_args"]["policy"]["init_args"]["adapter"]["init_args"])
 
 

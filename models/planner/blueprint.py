@@ -13,7 +13,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError
-from leyden.models.load import add_adapter, base_of
+from leyden.models.backbone import base_of
+from leyden.models.load import add_adapter
 from leyden.models.planner.memory import Kept, Shape
 from leyden.paths import resolve
 

@@ -9,7 +9,7 @@ from leyden.models.generation.decoder import MEMORY, READ, ROWS
 from leyden.models.generation.packed_weights import MOST
 from leyden.models.planner import memory
 from leyden.models.planner.memory import FLOAT
-from leyden.models.planner.outline import Item, Model, Run, Sampling
+from leyden.models.planner.outline import Item, Model, PlannedRun, Sampling
 
 PROCESS = {"cpu": 0.57e9, "cuda": 0.5e9}
 """Bytes of a run before it has a model. On a processor Python and the libraries, measured with the embedded model; on a
@@ -42,7 +42,7 @@ def _sum(items: Iterable[Item]) -> float:
     return sum(item.size for item in items)
 
 
-def budget(run: Run, room: float | None = None) -> Budget:
+def budget(run: PlannedRun, room: float | None = None) -> Budget:
     """What a run holds on each of its devices.
 
     Args:
@@ -55,7 +55,7 @@ def budget(run: Run, room: float | None = None) -> Budget:
     return Budget(kept, {name: [item for item in items if item.size] for name, items in phases.items()})
 
 
-def _policy(run: Run) -> list[Item]:
+def _policy(run: PlannedRun) -> list[Item]:
     """Weights, gradients and optimizer of what is trained."""
     policy = run.policy
     note = f"{policy.own / FLOAT / 1e6:.1f} M parameters in float32"
@@ -75,7 +75,7 @@ def _policy(run: Run) -> list[Item]:
     return items
 
 
-def _others(run: Run) -> list[Item]:
+def _others(run: PlannedRun) -> list[Item]:
     """Reference, value model, reward models and the process itself."""
     items, policy = [], run.policy
     if isinstance(run.reference, Model):
@@ -100,7 +100,7 @@ def _others(run: Run) -> list[Item]:
     return [*items, Item("the process itself", PROCESS[device] + WORK_SPACE[device])]
 
 
-def _training(run: Run) -> list[Item]:
+def _training(run: PlannedRun) -> list[Item]:
     policy, shape, how = run.policy, run.policy.plan.shape, run.policy.how
     other = _activations(run, replace(policy, checkpointing=not policy.checkpointing))
     note = f"{other / 1e9:,.2f} GB with{'out' * policy.checkpointing} gradient checkpointing"
@@ -118,11 +118,11 @@ def _training(run: Run) -> list[Item]:
     return [*items, Item("logits", head), Item("the reference's forward pass", compared)]
 
 
-def _activations(run: Run, model: Model) -> int:
+def _activations(run: PlannedRun, model: Model) -> int:
     return memory.activations(run.tokens, model.plan.shape, model.plan.kept, model.how, model.checkpointing)
 
 
-def _step(run: Run) -> list[Item]:
+def _step(run: PlannedRun) -> list[Item]:
     """The optimizer's step needs work space, but no activations."""
     size = 0
     for model in run.learners:
@@ -133,7 +133,7 @@ def _step(run: Run) -> list[Item]:
     return [Item("work space of the optimizer", size / run.share)]
 
 
-def _looking(run: Run) -> list[Item]:
+def _looking(run: PlannedRun) -> list[Item]:
     """Forward passes without gradients: validation, rollouts looked at again, rewards."""
     policy, shape = run.policy, run.policy.plan.shape
     head = memory.logits(run.looked, shape, policy.how) if policy.language else 0
@@ -144,7 +144,7 @@ def _looking(run: Run) -> list[Item]:
     return [Item("a forward pass", max(own, *scoring) if scoring else own, f"{run.looked:,} tokens")]
 
 
-def _sampling(run: Run, asked: Sampling, free: float | None) -> list[Item]:
+def _sampling(run: PlannedRun, asked: Sampling, free: float | None) -> list[Item]:
     """As `leyden.models.generation.decoder` does it."""
     shape, how = run.policy.plan.shape, run.policy.how
     tokens = asked.new + asked.longest * min(2, asked.samples) // asked.samples

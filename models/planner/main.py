@@ -11,7 +11,7 @@ from leyden.cli.command import read_command
 from leyden.errors import UserError
 from leyden.models.planner.alternatives import alternatives, remedies, rule_of_thumb
 from leyden.models.planner.budget import Budget, budget
-from leyden.models.planner.outline import Item, Run
+from leyden.models.planner.outline import Item, PlannedRun
 from leyden.models.planner.reading import resolved, settings
 from leyden.models.planner.settings import Settings
 
@@ -82,7 +82,7 @@ def _count_of(parameters: int) -> str:
     return f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:,.1f} M"
 
 
-def _heading(found: Settings, run: Run) -> str:
+def _heading(found: Settings, run: PlannedRun) -> str:
     choice, policy = found.policy.choice, run.policy
     weights = {4: "float32", 2: "16 bits"}[choice.size]
     how = [f"weights in 4 bits, others in {weights}" if choice.quantised else f"weights in {weights}"]
@@ -123,7 +123,7 @@ def _alternatives(found: Settings, room: float | None) -> str:
     return "\n".join([*lines, "  Training is gradients and optimizer; the rest is mostly activations."])
 
 
-def _rule(found: Settings, run: Run) -> list[str]:
+def _rule(found: Settings, run: PlannedRun) -> list[str]:
     """Where the rule of thumb for 7 B parameters holds, for models of about that size."""
     if not 6e9 < run.policy.plan.total < 9e9:
         return []

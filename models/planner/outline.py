@@ -108,7 +108,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """All that a run holds and does. Tokens are those of one device at a time."""
 
     policy: Model

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from leyden.algorithm.with_reference import Compared
+from leyden.algorithm.with_reference import WithReference
 from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, Arithmetic
-from leyden.models.planner.outline import Model, Optimizer, Run, Sampling
-from leyden.on_policy.on_policy import CHUNK, OnPolicy
+from leyden.models.planner.outline import Model, Optimizer, PlannedRun, Sampling
+from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.sampler import CHUNK
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Settings:
         step = -(-self.batch_size // self.minibatches)
         return -(-step // (self.accumulate * self.devices))
 
-    def run(self) -> Run:
+    def run(self) -> PlannedRun:
         """The run in numbers."""
         tokens = min(self.max_tokens, self.rows * self.row)
         predicted = min(tokens, self.rows * self.kept * self.new) if self.sampled else tokens
@@ -91,7 +92,7 @@ class Settings:
         looked = min(max(self.max_tokens, self.max_length), self.batch_size * whole)
         heads = {"score", "value"} & set(self.wants)
         policy = self._model(self.policy, len(heads), bool({"logp", "entropy", "mean_logp"} & set(self.wants)))
-        return Run(
+        return PlannedRun(
             policy,
             tokens,
             predicted,
@@ -121,7 +122,7 @@ class Settings:
         return Model(plan, how, choice.double, plan.adapter > 0, heads, language, part.checkpointing)
 
     def _reference(self, policy: Model) -> Any:
-        if not issubclass(self.algorithm, Compared) or self.reference == "precomputed":
+        if not issubclass(self.algorithm, WithReference) or self.reference == "precomputed":
             return "none"
         if self.reference_model is not None:
             return self._model(self.reference_model)

@@ -4,93 +4,97 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leyden.distributed import full_tensor
+from leyden.models.backbone import Backbone
 from leyden.models.heads import SCORE, blank, body_of
-from leyden.models.load import base_of
 from leyden.models.saving.scoring_tokenizer import scoring_tokenizer
-from leyden.sharding import is_sharded, plain
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from leyden.models.causal_lm import CausalLM
+from leyden.policy.policy import Policy
+from leyden.sharding import is_sharded
 
 log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 
-def save(policy: CausalLM, folder: str | Path | None) -> None:
-    """Write a language model or a reward model; see `Policy.save`."""
-    state = _together(policy)
-    if folder is None:
+def save(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
+    """Write a language model, or a reward model where the policy has a head of scores; see `Policy.save`.
+
+    Args:
+        policy: whose weights they are, below `model.` and `heads.NAME.`.
+        backbone: its model.
+        folder: where; None on processes that only help to put sharded weights together.
+    """
+    state = _whole_weights(policy) if is_sharded(policy) or folder is not None else None
+    if folder is None or state is None:
         return
-    if "score" in policy.heads:
-        _save_reward(policy, state, Path(folder))
+    if "heads.score.weight" in state:
+        _save_reward(policy, backbone, state, Path(folder))
     else:
-        _save_language(policy, state, Path(folder))
+        _save_language(policy, backbone, state, Path(folder))
 
 
-def _together(policy: CausalLM) -> State | None:
-    """The weights of a sharded policy, put together on every process; None where they are whole already."""
+def _whole_weights(policy: nn.Module) -> State:
+    """All weights by name, those of a sharded policy put together on every process."""
+    state = dict(policy.state_dict())
     if not is_sharded(policy):
-        return None
-    found: dict[int, Tensor] = {}
+        return state
+    whole: dict[int, Tensor] = {}
 
     def one(x: Tensor) -> Tensor:
         """Tied weights stay tied."""
         place = x.to_local().data_ptr() if hasattr(x, "to_local") else x.data_ptr()
-        if place not in found:
-            found[place] = plain(x)
-        return found[place]
+        if place not in whole:
+            whole[place] = full_tensor(x)
+        return whole[place]
 
-    return {name: one(x) for name, x in policy.state_dict().items()}
-
-
-def _part(state: State | None, prefix: str, module: nn.Module) -> State:
-    """The weights below a prefix, or of a module that is whole."""
-    if state is None:
-        return dict(module.state_dict())
-    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    return {name: one(x) for name, x in state.items()}
 
 
-def _save_language(policy: CausalLM, state: State | None, folder: Path) -> None:
-    generation = getattr(base_of(policy.model), "generation_config", None)
+def _of_model(state: State) -> State:
+    """The weights of the model itself, by the names that they have in it."""
+    return {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
+
+
+def _save_pretrained(policy: nn.Module, model: Any, state: State, folder: Path) -> None:
+    """As transformers or PEFT does it; weights that are whole are left to it."""
+    model.save_pretrained(folder, state_dict=_of_model(state) if is_sharded(policy) else None)
+
+
+def _save_language(policy: Policy, backbone: Backbone, state: State, folder: Path) -> None:
+    generation = getattr(backbone.base, "generation_config", None)
     if generation is not None:  # so that plain transformers stops where `generate` here does
         generation.eos_token_id = sorted(policy.stop)
-    policy.model.save_pretrained(folder, state_dict=None if state is None else _part(state, "model.", policy.model))
+    _save_pretrained(policy, backbone.model, state, folder)
     if generation is not None:
         generation.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
 
 
-def _save_reward(policy: CausalLM, state: State | None, folder: Path) -> None:
+def _save_reward(policy: Policy, backbone: Backbone, state: State, folder: Path) -> None:
     """Write the policy and its score head as a folder for `AutoModelForSequenceClassification`, or as a PEFT adapter
     of the task SEQ_CLS with the head in it, with a tokenizer that makes plain transformers score the same token.
 
     The head is stored in fp32 whatever the dtype of the body. A folder in bfloat16 is loaded in bfloat16, head
     included, unless another dtype is asked for.
     """
-    base = base_of(policy.model)
-    configured = base.config.get_text_config().pad_token_id
-    tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, configured)
-    head = _part(state, "heads.score.", policy.heads["score"])["weight"].detach()
-    if hasattr(policy.model, "peft_config"):
-        _save_adapter(policy, state, head, tokenizer, folder)
+    tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, backbone.config.pad_token_id)
+    head = state["heads.score.weight"].detach()
+    if backbone.adapted:
+        _save_pretrained(policy, backbone.model, state, folder)
+        _add_head(backbone, head, int(tokenizer.pad_token_id), folder)
     else:
-        _save_model(policy, state, head, tokenizer, folder)
+        _save_classifier(backbone, _of_model(state), head, int(tokenizer.pad_token_id), folder)
     tokenizer.save_pretrained(folder)
 
 
-def _save_model(
-    policy: CausalLM, state: State | None, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    base, pad = base_of(policy.model), int(tokenizer.pad_token_id)
-    own = _part(state, "model.", policy.model)
-    model, tensors = blank(policy, pad), {name: own[name] for name in body_of(base)} | {SCORE: head}
+def _save_classifier(backbone: Backbone, own: State, head: Tensor, pad: int, folder: Path) -> None:
+    """Write a whole model as a sequence classifier."""
+    base = backbone.base
+    model, tensors = blank(backbone, pad), {name: own[name] for name in body_of(base)} | {SCORE: head}
     for name, wanted in model.state_dict().items():  # rows for a pad token that was added; nothing looks at them
         if missing := len(wanted) - len(tensors[name]) if wanted.ndim else 0:
             tensors[name] = torch.cat([tensors[name], tensors[name][:1].expand(missing, -1)])
@@ -99,22 +103,18 @@ def _save_model(
     model.save_pretrained(folder)
 
 
-def _save_adapter(
-    policy: CausalLM, state: State | None, head: Tensor, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+def _add_head(backbone: Backbone, head: Tensor, pad: int, folder: Path) -> None:
+    """Make the adapter in a folder one of a sequence classifier, with its head."""
     from peft import PeftConfig
     from safetensors.torch import load_file, save_file
 
-    base = base_of(policy.model)
-    policy.model.save_pretrained(folder, state_dict=None if state is None else _part(state, "model.", policy.model))
-    file = folder / "adapter_model.safetensors"
+    base, file = backbone.base, folder / "adapter_model.safetensors"
     tensors = load_file(file) | {f"base_model.model.{SCORE}": head.cpu()}
     save_file(tensors, file, metadata={"format": "pt"})
     config = PeftConfig.from_pretrained(folder)
     config.task_type, config.modules_to_save = "SEQ_CLS", [*(config.modules_to_save or []), "score"]
     config.save_pretrained(folder)
-    pad = tokenizer.pad_token_id
-    if base.config.get_text_config().pad_token_id != pad:
+    if backbone.config.pad_token_id != pad:
         new = pad >= base.get_input_embeddings().num_embeddings
         log.warning(
             "%s has no pad token that suits a reward model; to load the adapter in plain transformers, %sset "

@@ -1,0 +1,67 @@
+"""What a data format is: one way to write a row, with the columns it needs and a pure function that reads it.
+
+One of yours is a class in a file of yours, named by its path: `--data.format my_file.MyFormat`, and for `leyden data`
+`--format my_file.MyFormat`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from leyden.example import Message
+
+KINDS = ("instruction", "preference", "prompts", "candidates")
+"""What rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
+
+
+@dataclass
+class Parts:
+    """What a format finds in a row: the turns before the answers, and the answers in the order of the row."""
+
+    prompt: list[Message]
+    responses: list[list[Message]] = field(default_factory=list)
+    worth: list[float] | None = None
+    """What each answer is worth, higher is better; None where they stand best first."""
+    scores: list[float] | None = None
+    """The label of each answer, where the row gives numbers whose differences mean something."""
+    text: str | None = None
+    """Plain text for continued pretraining; then there are no turns."""
+
+
+class Format(ABC):
+    """One way to write a row. Columns have canonical names: see `leyden.datamodules.formats.columns`; others are taken
+    as they are, in small letters."""
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    """The columns without which a row cannot be read."""
+    answers: ClassVar[tuple[str, ...]] = ()
+    """Those of them that may be missing where prompts alone are read."""
+    unranked: ClassVar[tuple[str, ...] | None] = None
+    """The columns that are needed where responses are only to be scored, if that is fewer."""
+    kinds: ClassVar[tuple[str, ...]] = ("instruction", "prompts", "candidates")
+    """What its rows can be read as: some of `KINDS`."""
+
+    @abstractmethod
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        """The parts of a row under canonical names. Pure.
+
+        Args:
+            row: column -> value.
+            kind: one of `kinds`; for `prompts` the answers may be missing, and need not be read.
+
+        Raises:
+            RowError: the row cannot be used; it says what is wrong, and what to do.
+        """
+
+    def columns(self, kind: str, answers: bool = True) -> tuple[str, ...]:
+        """The columns that are needed to read a row as this kind, with or without the answers."""
+        needs = self.unranked if kind == "candidates" and self.unranked is not None else self.needs
+        return needs if answers else tuple(name for name in needs if name not in self.answers)
+
+    def fits(self, names: Iterable[str], kind: str, answers: bool = True) -> bool:
+        """Whether a row with these canonical columns can be read as this kind."""
+        return set(self.columns(kind, answers)) <= set(names)

@@ -1,0 +1,50 @@
+"""Prompts that a policy answers, and the endless sequence in which rollouts draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from leyden.example import Example
+
+
+class Prompt(NamedTuple):
+    """A prompt to sample answers to."""
+
+    row: int
+    """A stable id, for errors."""
+    example: Example
+    """Its messages and the row they came from, so that rewards can see answers."""
+    tokens: list[int]
+
+
+class PromptLoader:
+    """An endless sequence of prompts, each once a pass in an order that depends only on seed and pass.
+
+    Args:
+        prompts: all there are.
+        size: prompts in one rollout.
+        seed: of the order.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], size: int, seed: int = 0) -> None:
+        self.prompts, self.size, self.seed = prompts, size, seed
+
+    def __len__(self) -> int:
+        """Rollouts until every prompt has come."""
+        return math.ceil(len(self.prompts) / self.size)
+
+    def draw(self, rollout: int) -> list[tuple[int, Prompt]]:
+        """The prompts of a rollout, each with its number in the whole sequence, which no other draw has."""
+        orders: dict[int, list[int]] = {}
+        drawn = []
+        for number in range(rollout * self.size, (rollout + 1) * self.size):
+            turn, place = divmod(number, len(self.prompts))
+            if turn not in orders:
+                generator = torch.Generator().manual_seed(self.seed + 1_000_003 * turn)
+                orders[turn] = torch.randperm(len(self.prompts), generator=generator).tolist()
+            drawn.append((number, self.prompts[orders[turn][place]]))
+        return drawn

@@ -1,0 +1,112 @@
+"""A rollout: prompts, what was answered to them, and what the answers are worth. The one value that travels from the
+engine through the reward and rollouts.jsonl to the batch that is trained on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from leyden.batch.trajectory import Trajectory
+from leyden.batch.tree import Tree
+from leyden.data.prompts import Prompt
+from leyden.example import Sample
+from leyden.policy.policy import Response
+
+
+@dataclass
+class AnsweredPrompt:
+    """One prompt with its sampled responses, in the order in which they were sampled; a row of rollouts.jsonl."""
+
+    prompt: Prompt
+    draw: int
+    """The number of the draw, which no other prompt of the run has."""
+    responses: list[Response]
+    scores: list[float] | None = None
+    """What each response is worth; None until the reward has said it, and where it failed."""
+    terms: dict[str, list[float]] = field(default_factory=dict)
+    """What the scores are made of, by name: one number a response."""
+
+    def __len__(self) -> int:
+        """Tokens of the prompt and all responses."""
+        return len(self.prompt.tokens) + sum(len(response.tokens) for response in self.responses)
+
+    def samples(self) -> list[Sample]:
+        """The responses as a reward sees them."""
+        example = self.prompt.example
+        return [Sample(example.messages, r.text, example.row, r.finished, example.source) for r in self.responses]
+
+    def keep(self, numbers: Sequence[int]) -> AnsweredPrompt:
+        """The same prompt with these of its responses, in this order."""
+        scores = self.scores and [self.scores[k] for k in numbers]
+        terms = {name: [values[k] for k in numbers] for name, values in self.terms.items()}
+        return replace(self, responses=[self.responses[k] for k in numbers], scores=scores, terms=terms)
+
+    def best_first(self) -> AnsweredPrompt:
+        """The same with the best response first, as in preference data; of equal ones the earlier."""
+        scores = self.scores or []
+        return self.keep(sorted(range(len(scores)), key=lambda k: (-scores[k], k)))
+
+    def tree(self) -> Tree:
+        """Token ids with scores."""
+        return Tree(self.prompt.tokens, [r.tokens for r in self.responses], self.scores, row=self.prompt.row)
+
+    def to_row(self, rollout: int, fingerprint: str) -> dict[str, Any]:
+        """The row of rollouts.jsonl: preference data of the format "scored", and instruction data by its best response.
+
+        Args:
+            rollout: the number of the rollout.
+            fingerprint: of what the responses depend on.
+        """
+        return {
+            "prompt": self.prompt.example.messages,
+            "responses": [r.text for r in self.responses],
+            "scores": self.scores,
+            **({"terms": self.terms} if self.terms else {}),
+            "finished": [r.finished for r in self.responses],
+            "tokens": [r.tokens for r in self.responses],
+            "logp": [r.logp for r in self.responses],
+            "rollout": rollout,
+            "draw": self.draw,
+            "fingerprint": fingerprint,
+            "row": dict(self.prompt.example.row),
+        }
+
+    @classmethod
+    def from_row(cls, prompt: Prompt, row: Mapping[str, Any]) -> Self | None:
+        """The responses of a row without their scores, since the reward may be another one now; None where the row
+        answers another prompt."""
+        if row["prompt"] != prompt.example.messages or row["row"] != dict(prompt.example.row):
+            return None
+        parts = zip(row["tokens"], row["logp"], row["finished"], row["responses"], strict=True)
+        return cls(prompt, row["draw"], [Response(*part) for part in parts])
+
+
+@dataclass
+class Rollout:
+    """The prompts of one rollout that this process answered, in the order of their draws, all scored."""
+
+    number: int
+    answered: list[AnsweredPrompt]
+    trajectory: Trajectory | None = None
+    """The responses as a batch with log-probs of policy and reference (and values), on the CPU, best response first:
+    all of them, or for algorithms that only want the KL, `kl_responses` of each prompt."""
+
+    @staticmethod
+    def pack(answered: Sequence[AnsweredPrompt]) -> Trajectory:
+        """Responses with their scores as a batch, best response first; prompts without any are left out."""
+        kept = [one.best_first() for one in answered if one.responses]
+        logp = [[response.logp for response in one.responses] for one in kept]
+        return Trajectory.of([one.tree() for one in kept], logp, [one.draw for one in kept])
+
+    def some_responses(self, most: int | None) -> list[AnsweredPrompt]:
+        """Every prompt with at most so many of its responses, drawn whatever their scores are; None keeps all."""
+        return [one if most is None else self._some(one, most) for one in self.answered]
+
+    def _some(self, one: AnsweredPrompt, most: int) -> AnsweredPrompt:
+        best = one.best_first()
+        if most >= len(best.responses):
+            return best
+        draw = random.Random(f"{self.number}/{one.prompt.row}")
+        return best.keep(draw.sample(range(len(best.responses)), most))

@@ -1,0 +1,127 @@
+"""Answers to prompts: the engine is asked, the reward scores, and what both said is filed before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from leyden.data.prompts import Prompt
+from leyden.on_policy.engine import Engine, Native
+from leyden.on_policy.rollout import AnsweredPrompt, Rollout
+from leyden.on_policy.rollout_file import RolloutFile, Row, sampling_fingerprint
+from leyden.policy.policy import Policy, Response, Sampling
+from leyden.rewards.reward import score
+from leyden.run.progress import RolloutBar, count_answers
+
+CHUNK = 256
+"""Responses that are sampled, scored and filed at a time."""
+
+
+class Sampler:
+    """Samples this process's part of every rollout.
+
+    The noise of a response depends on seed, rollout, draw and the number of the sample alone, so that it does not
+    matter which process answers a prompt, and beside which others. Prompts whose responses are on file are not asked
+    again.
+
+    Args:
+        engine: what samples; synchronised by the caller.
+        sampling: how.
+        samples: responses to each prompt.
+        folder: where rollouts.jsonl goes; None keeps nothing.
+        trainer: whose progress is shown, and whose rank this is.
+    """
+
+    def __init__(self, engine: Engine, sampling: Sampling, samples: int, folder: Path | None, trainer: Any) -> None:
+        self.engine, self.sampling, self.samples, self.trainer = engine, sampling, samples, trainer
+        rank = trainer.global_rank
+        self.file = RolloutFile(folder and folder / (f"rollouts-{rank}.jsonl" if rank else "rollouts.jsonl"))
+
+    def sample(self, rollout: int, drawn: Sequence[tuple[int, Prompt]], reward: Any, trained: nn.Module) -> Rollout:
+        """Responses with scores.
+
+        Args:
+            rollout: its number.
+            drawn: this process's prompts, each with the number of its draw.
+            reward: scores them.
+            trained: what is trained: responses on file belong to these very weights, or to others.
+        """
+        sampling = replace(self.sampling, seed=(self.sampling.seed or 0) * 1_000_003 + rollout)
+        fingerprint = sampling_fingerprint(trained, sampling, self.samples)
+        rows = self.file.begin(rollout, fingerprint, self.trainer.ckpt_path is not None)
+        bar = RolloutBar(self.trainer, rollout, len(drawn) * self.samples)
+        step, whole = max(1, CHUNK // self.samples), Rollout(rollout, [])
+        for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
+            answered = self._answer(chunk, rows, sampling, bar.add)
+            self._score(answered, reward)
+            whole.answered += answered
+            bar.scored(len(whole.answered) * self.samples)
+        self.file.end()
+        return whole
+
+    def _answer(
+        self,
+        drawn: Sequence[tuple[int, Prompt]],
+        rows: Mapping[int, Row],
+        sampling: Sampling,
+        on_progress: Callable[[int], None],
+    ) -> list[AnsweredPrompt]:
+        """Prompts with their responses: those on file, and new ones."""
+        known = {draw: AnsweredPrompt.from_row(prompt, rows[draw]) for draw, prompt in drawn if draw in rows}
+        missing = [(draw, prompt) for draw, prompt in drawn if known.get(draw) is None]
+        if missing:
+            prompts, draws = [prompt.tokens for _, prompt in missing], [draw for draw, _ in missing]
+            groups = self.engine.generate(prompts, self.samples, sampling, draws, on_progress)
+            for (draw, prompt), group in zip(missing, groups, strict=True):
+                known[draw] = AnsweredPrompt(prompt, draw, list(map(rounded, group)))
+        return [one for draw, _ in drawn if (one := known[draw]) is not None]
+
+    def _score(self, answered: Sequence[AnsweredPrompt], reward: Any) -> None:
+        """Give prompts the scores of their responses, and file them, with what the reward failed on too."""
+        try:
+            give_scores(answered, reward)
+        finally:
+            self.file.append(answered)
+
+
+def rounded(response: Response) -> Response:
+    """The same with log-probs of six digits after the point, as rollouts.jsonl has them."""
+    return replace(response, logp=[round(value, 6) for value in response.logp])
+
+
+def give_scores(answered: Sequence[AnsweredPrompt], reward: Any) -> None:
+    """Ask a reward for the scores of all responses, and what they are made of.
+
+    Raises:
+        UserError: it failed; see `leyden.rewards.reward.score`.
+    """
+    scores = score(reward, [sample for one in answered for sample in one.samples()]).tolist()
+    terms = {name: values.tolist() for name, values in getattr(reward, "terms", {}).items()}
+    at = 0
+    for one in answered:
+        stop = at + len(one.responses)
+        one.scores = scores[at:stop]
+        one.terms = {name: values[at:stop] for name, values in terms.items()}
+        at = stop
+
+
+def answer_prompts(
+    trainer: Any,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    reward: Any,
+    engine: Engine | None = None,
+) -> list[AnsweredPrompt]:
+    """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed."""
+    engine = engine or Native()
+    engine.sync(policy)
+    tokens, keys = [prompt.tokens for prompt in prompts], [prompt.row for prompt in prompts]
+    groups = engine.generate(tokens, 1, sampling, keys, count_answers(trainer, len(prompts)))
+    answered = [AnsweredPrompt(p, p.row, group) for p, group in zip(prompts, groups, strict=True)]
+    give_scores(answered, reward)
+    return answered

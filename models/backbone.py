@@ -1,0 +1,130 @@
+"""The parts of a transformers model that the rest of `models` takes: body, head, what follows it, and attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from leyden.batch.forest import Batch
+from leyden.errors import UserError
+from leyden.models.attention.dispatch import choose
+from leyden.models.attention.forest import Forest
+from leyden.models.logprobs import Squash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The transformers model under an adapter, or the model itself."""
+    base: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model as it stands: a view that owns no weights, and is made anew whenever it is asked for.
+
+    Args:
+        model: a causal LM of transformers, alone or under a PEFT adapter.
+        path: hub name or folder that it came from, for messages.
+        dtype: of its weights.
+        attention: what attends to packed batches: the name of a back-end, `auto`, or `rows` for one padded row per
+            response.
+        native: the attention implementation that the model came with.
+    """
+
+    model: nn.Module
+    path: str
+    dtype: torch.dtype
+    attention: str = "auto"
+    native: str = "sdpa"
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model under the adapter."""
+        return base_of(self.model)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there is an adapter."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def config(self) -> Any:
+        """The configuration of its text model."""
+        return self.base.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def body(self) -> nn.Module:
+        """Tokens to hidden states."""
+        body: nn.Module = self.base.get_decoder()
+        return body
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states to what is squashed into logits.
+
+        Raises:
+            UserError: the model has no language-model head.
+        """
+        head: nn.Module | None = self.base.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{self.path}: {type(self.base).__name__} has no language-model head; use a causal LM")
+        return head
+
+    @property
+    def squash(self) -> Squash:
+        """What the model does between its head and its logits."""
+        scale = getattr(self.config, "logit_scale", None) or 1.0
+        scale /= getattr(self.config, "logits_scaling", None) or 1.0
+        return Squash(scale, getattr(self.config, "final_logit_softcapping", None))
+
+    def blocks(self) -> list[nn.Module]:
+        """The layers of the body that transformers would not split over devices either."""
+        names = set(getattr(self.base, "_no_split_modules", None) or ())
+        return [module for module in self.body.modules() if type(module).__name__ in names]
+
+    # -- packed batches ----------------------------------------------------------------------------------------------
+
+    def backend(self, device: torch.device) -> str:
+        """The attention back-end for packed batches on this device. UserError where the one asked for cannot."""
+        cap = getattr(self.config, "attn_logit_softcapping", None)
+        before = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
+        return choose(device, cap, self.dtype, "auto" if before else self.attention)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The body's last hidden states of each token: [T, H]."""
+        if self.attention == "rows":
+            return self.hidden_by_rows(batch)
+        forest = Forest(batch, self.backend(batch.tokens.device))
+        out = self.body(input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def hidden_by_rows(self, batch: Batch) -> Tensor:
+        """The same from one right-padded row per response, with the attention that the model came with: [T, H]."""
+        rows = batch.rows()
+        with self.native_attention():
+            out = self.body(input_ids=rows.tokens, attention_mask=rows.mask, use_cache=False).last_hidden_state
+        return out.flatten(0, 1)[rows.source]  # type: ignore[no-any-return]
+
+    @contextmanager
+    def native_attention(self) -> Iterator[None]:
+        """Run the model with the attention it came with, for rows and for cached decoding."""
+        used = self.base.config._attn_implementation
+        if used != self.native:
+            self.base.set_attn_implementation(self.native)
+        try:
+            yield
+        finally:
+            if used != self.native:
+                self.base.set_attn_implementation(used)
