@@ -1,7 +1,7 @@
-"""Files to batches.
+"""DataModules over files: from rows to batches.
 
 Called by Lightning's Trainer, chosen in YAML, and by `leyden data`. May import the framework, and neither `models` nor
-`algos`. Begin reading at `file_data`, what the DataModules share, and `source`, a file with what is known about it.
+`algos`. Begin reading at `file_data`, the base classes of the DataModules, then `source`, which reads one data file.
 """
 
 from __future__ import annotations

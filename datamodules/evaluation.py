@@ -13,7 +13,7 @@ from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.predict_loader import origin, prompts
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.split import shuffled
-from leyden.datamodules.storage.truncation import pieces
+from leyden.datamodules.storage.truncation import cut_text
 from leyden.errors import UserError
 from leyden.evaluation.evaluator import Evaluator
 
@@ -24,14 +24,14 @@ class Evaluation(Evaluator):
     """Evaluation on held-out prompts: files of prompts, and of instructions or preferences without their answers.
 
     Args:
-        path: a file, folder, glob or `hf:NAME`. Prompts that are the same come once; the others are drawn by seed, the
-            same ones in every run.
-        text_path: general text (rows of `{"text": …}`, or any instruction data) for `eval/retained_loss`: what the
-            model forgets while it learns.
-        size: most prompts.
+        path: a file, folder, glob or `hf:NAME`. Duplicate prompts count once. Where more than `size` are left, a sample
+            is drawn by seed, the same one in every run.
+        text_path: general text (rows of `{"text": …}`, or any instruction data) for `eval/retained_loss`, which shows
+            what the model forgets while it learns.
+        size: most prompts that are answered.
         max_length: most tokens of a prompt with its answer; prompts without room for an answer are left out. Text is
-            cut into pieces of as many tokens.
-        seed: of the draw.
+            cut into pieces of at most this many tokens.
+        seed: seed of the draw of prompts.
     """
 
     def __init__(
@@ -55,25 +55,25 @@ class Evaluation(Evaluator):
         self.path, self.text_path, self.size, self.max_length, self.seed = path, text_path, size, max_length, seed
 
     def prompts(self, template: ChatTemplate) -> list[Prompt]:
-        room, seen = self.max_length - self.sampling.max_new_tokens, dict[tuple[int, ...], Prompt]()
-        asked = prompts(Source(self.path, "prompts").files(log.debug), template, "raise")
-        for number, (example, tokens) in enumerate(asked):
+        room, by_tokens = self.max_length - self.sampling.max_new_tokens, dict[tuple[int, ...], Prompt]()
+        rows = prompts(Source(self.path, "prompts").files(log.debug), template, "raise")
+        for number, (example, tokens) in enumerate(rows):
             if len(tokens) <= room:
-                seen.setdefault(tuple(tokens), Prompt(number, replace(example, row=origin(example.row)), tokens))
-        kept = list(seen.values())
-        if long := len(asked) - sum(len(tokens) <= room for _, tokens in asked):
+                by_tokens.setdefault(tuple(tokens), Prompt(number, replace(example, row=origin(example.row)), tokens))
+        unique = list(by_tokens.values())
+        if long := len(rows) - sum(len(tokens) <= room for _, tokens in rows):
             log.info("%s: %s prompts leave no room to answer (--eval.max_length) and are not asked", self.path, long)
-        return [kept[index] for index in sorted(shuffled(len(kept), self.seed)[: self.size])]
+        return [unique[index] for index in sorted(shuffled(len(unique), self.seed)[: self.size])]
 
     def text(self, template: ChatTemplate) -> list[Tree]:
-        found: list[Tree] = []
+        trees: list[Tree] = []
         for source in Source(self.text_path, "instruction").files(log.debug) if self.text_path else []:
             for place, example in source.examples(log.debug)[1]:
                 if isinstance(example, RowError):
                     raise UserError(f"{place}: {example}; mend the row, or take it out of --eval.text_path")
                 tree = template.encode(example)
-                found += pieces(tree, self.max_length) if example.text is not None else [tree]
-        return found
+                trees += cut_text(tree, self.max_length) if example.text is not None else [tree]
+        return trees
 
     def facts(self) -> dict[str, Any]:
         return {"prompts": self.path, "text": self.text_path}

@@ -1,4 +1,4 @@
-"""Files of rows: how every DataModule over files reads them, and how those over answers plan batches of them."""
+"""Base classes of DataModules over files: `FileData` reads rows, `StoredRows` tokenises, caches and plans them."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ _T = TypeVar("_T")
 
 
 class FileData(DataModule):
-    """Reads rows of one kind from files. A subclass says which `kind`, and what becomes of an example.
+    """A DataModule that reads rows of one kind from files. A subclass sets `kind` and turns examples into data.
 
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
             come in an epoch (`{a.jsonl: 1, b.jsonl: 0.5}`).
-        tokenizer: where the tokenizer comes from; follows `--model.policy.path`.
+        tokenizer: model folder or hub name of the tokenizer; follows `--model.policy.path`.
         val_path: validation rows; without it, `val_fraction` of the training rows is held out.
         val_fraction: share of rows held out for validation; 0 for none.
         test_path: rows for `leyden test`.
-        format: name of the format of a row, or the path of a `Format` class of yours; `auto` finds it out and says so.
-        columns: names of columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
-        rank_order: how a ranking is meant, `lower_is_better` where rank 1 is the best; never guessed.
+        format: name of the format of a row, or the path of a `Format` class of yours; `auto` detects it and logs it.
+        columns: canonical name -> column, for columns that cannot be guessed, such as `{prompt: 질문, response: 답변}`.
+        rank_order: how to read a ranking, `lower_is_better` where rank 1 is the best; never guessed.
         batch_size: rows in one optimizer step, over all ranks and accumulated micro-batches.
         max_tokens: most tokens in one micro-batch.
         max_length: most tokens of a prompt with any one response; a longer plain text is cut into pieces.
         overlength: what happens to a longer row: drop it, cut the start of its prompt or the end of its response, or
             stop with an error.
-        on_error: whether a row that cannot be used stops the run, or goes to NAME.rejected.jsonl in the run folder.
+        on_error: `raise` stops the run at bad rows, `skip` lists them in NAME.rejected.jsonl in the run folder.
         chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
         system_prompt: put before conversations that have none.
-        seed: of the order of rows, not of what is held out; None is that of `--seed_everything`.
-        predict_size: rows that `leyden predict` takes side by side.
+        seed: seed of the order of rows, not of the held-out rows; None takes that of `--seed_everything`.
+        predict_size: most rows that `leyden predict` takes at a time.
     """
 
     kind: str
@@ -104,7 +104,11 @@ class FileData(DataModule):
     # -- from files to examples --------------------------------------------------------------------------------------
 
     def _made(self, path: str, report: Report, make: Callable[[str, Example, Report], Iterator[_T]]) -> Iterator[_T]:
-        """What `make` gives for every usable row of a path; what became of the others goes to the report."""
+        """Yields what `make` makes of every usable row of a path, and notes the other rows in the report.
+
+        Raises:
+            UserError: after the last row, where rows are bad and `on_error` is `raise`.
+        """
         bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
             settled, examples = source.examples(log.debug)
@@ -133,7 +137,7 @@ class FileData(DataModule):
         return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]
 
     def _tell(self, path: str, report: Report) -> None:
-        """Say what became of the rows of a path, and list those that were rejected in the run folder."""
+        """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
         log.info("%s: %s", path, report.line())
         if not report.rejected:
@@ -150,19 +154,19 @@ class FileData(DataModule):
         report.write_rejected(file)
         log.info("%s: %s rows left out, listed in %s", path, f"{len(report.rejected):,}", file)
 
-    # -- what `leyden predict` reads ---------------------------------------------------------------------------------
+    # -- rows for `leyden predict` -------------------------------------------------------------------------------------
 
     def predict_dataloader(self) -> Any:
-        """Lists of (example, prompt ids), or of (example, tree) where responses are scored; each rank its share."""
-        lengths = [len(tokens) for _, tokens in self._asked]
-        return rank_chunks(self._asked, lengths, self._trainer(), self.predict_size, self.max_tokens)
+        """This rank's lists of (example, prompt ids), or of (example, tree) where responses are scored."""
+        lengths = [len(tokens) for _, tokens in self._predict_rows]
+        return rank_chunks(self._predict_rows, lengths, self._trainer(), self.predict_size, self.max_tokens)
 
     def _longest_asked(self) -> int:
-        """Most tokens of what `leyden predict` scores; what is answered needs no positions that are known yet."""
-        return max((longest(tokens) for _, tokens in self._asked if isinstance(tokens, Tree)), default=0)
+        """Most tokens of a prompt with a response to score; 0 for prompts to answer, as answers have no length yet."""
+        return max((longest(tokens) for _, tokens in self._predict_rows if isinstance(tokens, Tree)), default=0)
 
     @cached_property
-    def _asked(self) -> list[PromptTokens] | list[Candidates]:
+    def _predict_rows(self) -> list[PromptTokens] | list[Candidates]:
         scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
         kind = "candidates" if scores else "prompts"
         sources = [source for path in self.paths for source in self._sources(path, kind)]
@@ -172,11 +176,11 @@ class FileData(DataModule):
 
 
 class StoredRows(FileData, PlannedData):
-    """Rows with answers: tokenised once and kept on disk, split and mixed, as planned batches. A subclass turns an
-    example into trees."""
+    """A DataModule of rows with answers. They are tokenised once and cached on disk, split into training and held-out
+    rows, mixed, and planned into batches. A subclass turns an example into trees."""
 
     keyed: tuple[str, ...] = ()
-    """Names of a subclass's options that change its trees, and so belong to the key of the cache."""
+    """Names of a subclass's options that change its trees, and so are part of the cache key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -189,7 +193,7 @@ class StoredRows(FileData, PlannedData):
     def encode(self, example: Example) -> list[Tree]:
         """The trees of one example, however long. Raises `RowError`."""
 
-    def _usable(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
+    def _fitting_trees(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
         for tree in self.encode(example):
             if not tree.totals().tokens:
                 raise RowError("nothing to train; give the row an answer or drop it", "nothing to train")
@@ -199,7 +203,7 @@ class StoredRows(FileData, PlannedData):
             yield place, fitting
 
     def _stored(self, path: str, anew: bool = False) -> Path:
-        """The cache of a file's trees, made if it is not there, or anew."""
+        """The Arrow file with the tokenised rows of a path, built if it is missing or if `anew` is set."""
         options = {
             "tokenizer": fingerprint(self.template.tokenizer),
             "template": self.template.source,
@@ -210,7 +214,7 @@ class StoredRows(FileData, PlannedData):
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
         stored = cache_folder() / f"{key(files, options)}.arrow"
         if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
-            build(stored, lambda report: self._made(path, report, self._usable))
+            build(stored, lambda report: self._made(path, report, self._fitting_trees))
         return stored
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
@@ -220,8 +224,8 @@ class StoredRows(FileData, PlannedData):
         if self._trainer().predicting:
             return
         for path in self._paths():
-            self._sources(path, self.kind, log.info)  # says which files of a folder are left out
-            # what a hub name stands for may change, and its content is not hashed
+            self._sources(path, self.kind, log.info)  # logs which files of a folder are left out
+            # a hub dataset may change under its name, and its content is not hashed
             self._tell(path, Store(self._stored(path, anew=path.startswith("hf:"))).report)
 
     def setup(self, stage: str) -> None:
@@ -235,21 +239,21 @@ class StoredRows(FileData, PlannedData):
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
             train, held = hold_out(train, self.val_fraction, self.places(train))
-        beside = iter(range(len(self.paths), len(self._stores)))
+        other_stores = iter(range(len(self.paths), len(self._stores)))
         if self.val_path:
-            held = self._all(next(beside))
+            held = self._store_rows(next(other_stores))
         if self.test_path:
-            self.test_trees = Subset(self._stores, self._all(next(beside)))
+            self.test_trees = Subset(self._stores, self._store_rows(next(other_stores)))
         self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
         self._repeats = epoch(train, list(self.paths.values()), self.seed)
         if stage == "fit":
-            self.train_plan()  # what cannot be planned is said before a model is built
+            self.train_plan()  # errors of the plan come before a model is built
 
-    def _all(self, store: int) -> list[tuple[int, int]]:
+    def _store_rows(self, store: int) -> list[tuple[int, int]]:
         return [(store, i) for i in range(len(self._stores[store]))]
 
     def places(self, rows: list[tuple[int, int]]) -> Sequence[Hashable]:
-        """Where each row, a number in a store, belongs: what belongs together is held out together."""
+        """The place of each row, given as (store, index in it): rows of one place are held out together."""
         return [self._stores[store].source(row) for store, row in rows]
 
     @property

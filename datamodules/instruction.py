@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from leyden.batch.forest import Tree
 from leyden.datamodules.file_data import StoredRows
-from leyden.datamodules.storage.truncation import pieces
+from leyden.datamodules.storage.truncation import cut_text
 from leyden.example import Example
 
 
@@ -27,4 +27,4 @@ class InstructionData(StoredRows):
 
     def encode(self, example: Example) -> list[Tree]:
         tree = self.template.encode(example, self.train_on)
-        return pieces(tree, self.max_length) if example.text is not None else [tree]
+        return cut_text(tree, self.max_length) if example.text is not None else [tree]

@@ -1,4 +1,4 @@
-"""What `leyden predict` reads: prompts to answer or responses to score, in chunks that the processes take in turn."""
+"""Rows for `leyden predict`: prompts to answer or responses to score, in chunks that the processes take in turn."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OnError = Literal["raise", "skip"]
 PromptTokens = tuple[Example, list[int]]
 """An example without its answer, and the token ids to answer from."""
 Candidates = tuple[Example, Tree]
-"""An example with its responses in the order of the row, and the same as token ids."""
+"""An example with its responses in the order of the row, and its tree of token ids."""
 _T = TypeVar("_T")
 
 
 @dataclass
 class Chunks(Generic[_T]):
-    """Lists of items as a loader. (Lightning takes a plain list for several loaders.)"""
+    """A loader of lists of items. (Lightning takes a plain list for several loaders.)"""
 
     chunks: Sequence[Sequence[_T]]
 
@@ -40,34 +40,39 @@ class Chunks(Generic[_T]):
 
 
 def origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row that a prompt came from. Files of sampled answers keep it whole, in their column `row`."""
-    kept = row.get("row")
-    return kept if isinstance(kept, Mapping) else row
+    """The original row of a prompt. Files of sampled answers keep it in their column `row`."""
+    original = row.get("row")
+    return original if isinstance(original, Mapping) else row
 
 
 def prompts(sources: Iterable[Source], template: ChatTemplate, on_error: OnError) -> list[PromptTokens]:
-    """The prompts of all rows. Raises `UserError` for a bad row, unless such are skipped."""
-    return list(_good(sources, lambda example: (example, template.prompt(example.messages)), on_error))
+    """The prompts of all rows. Raises `UserError` for a bad row, unless `on_error` is `skip`."""
+    return list(_usable_rows(sources, lambda example: (example, template.prompt(example.messages)), on_error))
 
 
 def candidates(
     sources: Iterable[Source], template: ChatTemplate, max_length: int, on_error: OnError
 ) -> list[Candidates]:
-    """The responses of all rows. Raises `UserError` for a bad row, unless such are skipped, and for one too long."""
-    found = list(_good(sources, lambda example: (example, template.encode(example)), on_error))
-    long = [(example.source, longest(tree)) for example, tree in found if longest(tree) > max_length]
-    if long:  # a score of part of a response would not be its score
+    """The responses of all rows.
+
+    Raises:
+        UserError: for a bad row, unless `on_error` is `skip`, and for a response longer than `max_length` tokens, its
+            prompt included.
+    """
+    encoded = list(_usable_rows(sources, lambda example: (example, template.encode(example)), on_error))
+    long = [(example.source, longest(tree)) for example, tree in encoded if longest(tree) > max_length]
+    if long:  # the score of a cut response is not the score of the response
         place, tokens = long[0]
         more = f" ({len(long) - 1:,} more rows are longer too)" if len(long) > 1 else ""
         raise UserError(
             f"{place}: {tokens} tokens of prompt and response, {max_length} fit{more}; "
             f"set --data.max_length {max(tokens for _, tokens in long)}, or take such rows out"
         )
-    return found
+    return encoded
 
 
-def _good(sources: Iterable[Source], encode: Callable[[Example], _T], on_error: OnError) -> Iterator[_T]:
-    """What `encode` makes of every usable row."""
+def _usable_rows(sources: Iterable[Source], encode: Callable[[Example], _T], on_error: OnError) -> Iterator[_T]:
+    """Yields what `encode` makes of every usable row."""
     for source in sources:
         for place, example in source.examples(log.debug)[1]:
             try:
@@ -81,7 +86,7 @@ def _good(sources: Iterable[Source], encode: Callable[[Example], _T], on_error: 
 
 
 def cut(items: Sequence[_T], lengths: Sequence[int], size: int, most: int) -> list[list[_T]]:
-    """The items in order, in chunks of at most `size` items and `most` tokens; one item may have more by itself."""
+    """The items in order, in chunks of at most `size` items and `most` tokens; a single item may have more tokens."""
     chunks: list[list[_T]] = []
     tokens = 0
     for item, length in zip(items, lengths, strict=True):

@@ -8,7 +8,7 @@ from leyden.batch.forest import Tree
 from leyden.data.step_plan import StepPlan
 from leyden.datamodules.file_data import StoredRows
 from leyden.datamodules.formats.ranking import compared
-from leyden.datamodules.storage.truncation import distinct
+from leyden.datamodules.storage.truncation import distinct_responses
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -17,11 +17,11 @@ class PreferenceData(StoredRows):
     """Rows of any preference format: two or more responses to each prompt, the better before the worse.
 
     Of responses that tie, or repeat each other, only the first is compared with the others. Rows with the same prompt
-    are held out together. What a row scores its responses with is the batch's `score`: margins are their differences.
+    are held out together. The scores of a row become the batch's `score`; margins are their differences.
 
     Args:
-        min_gap: of scored responses, from the best down, one that is closer than this to the last one kept is left out,
-            so that no pair is closer; also of pairs with scores or a margin.
+        min_gap: least difference of the scores of two responses. From the best down, a response closer than this to the
+            last one kept is left out, so that no pair is closer. It applies to pairs with scores or a margin.
         max_responses: most responses of a row that are compared: 2 keeps the best and the worst, more keeps some
             evenly between them.
     """
@@ -41,7 +41,7 @@ class PreferenceData(StoredRows):
         chosen = compared(example, self.min_gap, self.max_responses)
         tree = self.template.encode(chosen)
         tree.scores = chosen.scores
-        return [distinct(tree)]
+        return [distinct_responses(tree)]
 
     def places(self, rows: list[tuple[int, int]]) -> list[Any]:
         prompts = [store.prompts() for store in self._stores]

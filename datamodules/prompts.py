@@ -1,4 +1,4 @@
-"""Prompt data: what a policy is asked, so that it answers and learns from what the answers are worth."""
+"""Prompt data: prompts without answers, for algorithms that sample answers and learn from their rewards."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ log = logging.getLogger("leyden")
 class PromptData(FileData):
     """Prompts of any format: files of prompts, and of instructions or preferences without their answers.
 
-    Prompts that are the same to the model are kept once, those of the first row that has them; what is held out is
-    never trained on. A prompt needs room for an answer: of `max_length` tokens, `--model.sampling.max_new_tokens` are
-    the answer's. Rewards see the row of a prompt, or where `leyden predict` or `leyden data label` wrote the file, the
-    row that it wrote down in its column `row`.
+    Of prompts with the same tokens only the first is kept, with its row; held-out prompts are never trained on. A
+    prompt needs room for an answer: of `max_length` tokens, `--model.sampling.max_new_tokens` belong to the answer.
+    Rewards see the row of a prompt; in files written by `leyden predict` or `leyden data label`, the original row from
+    the column `row`.
 
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its prompts
             come (`{a.jsonl: 1, b.jsonl: 0.5}`).
-        batch_size: prompts in one rollout. More than there are is allowed: then one comes several times, each time
+        batch_size: prompts in one rollout. It may be more than there are: then a prompt comes several times, each time
             with other samples.
         overlength: what happens to a prompt without room for an answer: drop it, cut its start, or stop with an error.
-        val_size: most held-out prompts that are answered in one validation, always the same ones.
+        val_size: most held-out prompts that one validation answers, always the same ones.
     """
 
     kind = "prompts"
@@ -77,7 +77,7 @@ class PromptData(FileData):
         return self.max_length - int(new)
 
     def _fitting(self, place: str, example: Example, report: Report) -> Iterator[tuple[Example, list[int]]]:
-        """An example and its prompt's tokens, cut where that is asked for."""
+        """Yields an example and the tokens of its prompt, cut where `overlength` is `truncate_prompt`."""
         tokens = self.template.prompt(example.messages)
         excess = len(tokens) - self._room
         if excess > 0:
@@ -94,33 +94,33 @@ class PromptData(FileData):
         yield replace(example, row=origin(example.row)), tokens
 
     def _read(self) -> None:
-        """Fill `_parts`, the prompts of each path, and `_reports`, unless that is done."""
+        """Fill `_parts` (the prompts of each path) and `_reports`, unless they are filled."""
         if self._parts:
             return
-        paths, files, row, said = self._paths(), len(self.paths), 0, time.monotonic()
+        paths, files, row, last_log = self._paths(), len(self.paths), 0, time.monotonic()
         reports, parts = [Report() for _ in paths], [list[Prompt]() for _ in paths]
         for path, report, part in zip(paths, reports, parts, strict=True):
             for example, tokens in self._made(path, report, self._fitting):
                 part.append(Prompt(row, example, tokens))
                 row += 1
-                if time.monotonic() - said > 5:
+                if time.monotonic() - last_log > 5:
                     log.info("tokenised %s prompts so far", f"{row:,}")
-                    said = time.monotonic()
+                    last_log = time.monotonic()
         held = {tuple(prompt.tokens) for part in parts[files:] for prompt in part}
         seen = set[tuple[int, ...]]()
         for number, report in enumerate(reports):
             first = number < files
-            parts[number] = _once(parts[number], report, seen if first else set(), held if first else ())
+            parts[number] = _without_duplicates(parts[number], report, seen if first else set(), held if first else ())
         self._parts, self._reports = parts, reports
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Read on one process first, so that what is wrong, and what is left, is said once."""
+        """Read on one process first, so that errors and counts are reported once."""
         if self._trainer().predicting:
             return
         for path in self._paths():
-            self._sources(path, self.kind, log.info)  # says which files of a folder are left out
+            self._sources(path, self.kind, log.info)  # logs which files of a folder are left out
         self._read()
         for path, report in zip(self._paths(), self._reports, strict=True):
             self._tell(path, report)
@@ -147,7 +147,7 @@ class PromptData(FileData):
             self._check()
 
     def _check(self) -> None:
-        """That there is something to train on, for every process, before a model is built."""
+        """Raise `UserError`, before a model is built, for no training prompts or fewer in a rollout than processes."""
         if not self._train:
             raise UserError("no training prompts are left; look at the counts above and at --data.path")
         world = self._trainer().world_size
@@ -187,9 +187,9 @@ class PromptData(FileData):
         return self._chunks(self._parts[-1], "test") if self.test_path else super().test_dataloader()
 
     def _chunks(self, prompts: Sequence[Prompt], stage: str, size: int | None = None) -> Chunks[Prompt] | list[Any]:
-        """Lists of prompts for this rank: at most `size` of them all, and fewer where `limit_*_batches` asks for that.
+        """Lists of prompts for this rank. All ranks together have at most `size`, and fewer under `limit_*_batches`.
 
-        A number there counts batches of `batch_size` prompts, as in other data; a fraction is one of the prompts.
+        A whole number there counts batches of `batch_size` prompts, as in other data; a fraction is a share of prompts.
         """
         drawn = shuffled(len(prompts), EVALUATION_SEED)[:size]
         trainer = self._trainer()
@@ -198,20 +198,22 @@ class PromptData(FileData):
             return []
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
         most = limit * self.batch_size if isinstance(limit, int) else int(limit * len(drawn))
-        kept = [prompts[index] for index in sorted(drawn[: max(most, 1)])]
-        lengths = [len(prompt.tokens) + self.max_length - self._room for prompt in kept]
-        return rank_chunks(kept, lengths, trainer, self.predict_size, self.max_tokens)
+        chosen = [prompts[index] for index in sorted(drawn[: max(most, 1)])]
+        lengths = [len(prompt.tokens) + self.max_length - self._room for prompt in chosen]
+        return rank_chunks(chosen, lengths, trainer, self.predict_size, self.max_tokens)
 
 
-def _once(prompts: list[Prompt], report: Report, seen: set[tuple[int, ...]], held: Collection[Any]) -> list[Prompt]:
-    """The prompts that are not held out elsewhere and were not `seen`, each once; counted in the report."""
-    kept = []
+def _without_duplicates(
+    prompts: list[Prompt], report: Report, seen: set[tuple[int, ...]], held: Collection[Any]
+) -> list[Prompt]:
+    """The prompts whose tokens are not in `held` or `seen`, each once. Adds to `seen`, and counts in the report."""
+    unique = []
     for prompt in prompts:
         key = tuple(prompt.tokens)
         if key in held or key in seen:
             report.drop("held out elsewhere" if key in held else "the same as an earlier prompt")
         else:
-            kept.append(prompt)
+            unique.append(prompt)
         seen.add(key)
-    report.kept = len(kept)
-    return kept
+    report.kept = len(unique)
+    return unique

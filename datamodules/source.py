@@ -1,4 +1,4 @@
-"""A data file with what is known about it: its rows as examples, each with its place or its problem."""
+"""Data files with their kind, format and options, and their rows as examples or row errors, each with its place."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from leyden.data.chat_template import ChatTemplate
 
 HEAD = 100
-"""How many rows the format is detected from."""
+"""The number of first rows from which the format is detected."""
 
 
 @dataclass
 class Source:
-    """Where rows come from and how to read them; what is left open is found from the first rows.
+    """Where rows come from and how to read them. Kind None and format `auto` are detected from the first rows.
 
     Args:
         path: a file, folder, glob or `hf:NAME`.
@@ -31,7 +31,7 @@ class Source:
         format: a format's name, the path of a `Format` class, or `auto`.
         columns: canonical name -> the file's own column.
         rank_order: how to read a ranking column.
-        tokenizer: model folder or hub name; None is the embedded one, where it is there.
+        tokenizer: model folder or hub name; None is the embedded one, if there is one.
         chat_template: None is the tokenizer's own, or `plain`, or a Jinja file.
     """
 
@@ -44,24 +44,24 @@ class Source:
     chat_template: str | None = None
 
     def files(self, say: Callable[[str], None] | None = None) -> list[Source]:
-        """One source a file: files beside each other may be written differently."""
+        """One source for each file, since the files of a folder may have different formats."""
         if self.path.startswith("hf:"):
             return [self]
         return [replace(self, path=str(file)) for file in find_files(self.path, say)]
 
     def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | RowError]]]:
-        """The source with kind and format settled, and an iterator of (`file:line`, example or problem)."""
+        """The source with kind and format settled, and an iterator of (`file:line`, example or row error)."""
         bad: list[tuple[str, RowError]] = []
         rows = read_rows(self.path, lambda at, problem: bad.append((at, RowError(problem, "unreadable"))), on_note=say)
         head = list(islice(rows, HEAD))
         settled = self._settle([row for _, row in head], bad)
         if head:
-            found = describe([row for _, row in head], settled.format, str(settled.kind), self.columns)
-            say(f"{self.path}: {settled.kind} data as {found}")
+            description = describe([row for _, row in head], settled.format, str(settled.kind), self.columns)
+            say(f"{self.path}: {settled.kind} data as {description}")
         return settled, settled._examples(chain(head, rows), bad)
 
     def template(self, say: Callable[[str], None]) -> ChatTemplate | None:
-        """The chat template, or None where no tokenizer was asked for and the embedded one is not there."""
+        """The chat template, or None where no tokenizer is named and there is no embedded one."""
         from leyden.data.chat_template import ChatTemplate
         from leyden.data.tokenizer import load_tokenizer
 
@@ -90,7 +90,7 @@ class Source:
             raise UserError(f"{self.path}: {problem}")
         ordered = self.rank_order is not None or all("rank_order" in row for row in rows)
         if format.startswith("ranked") and kind in ("preference", "instruction") and not ordered:
-            raise UserError(f"{self.path}: {NO_ORDER}")  # once, and not for each row
+            raise UserError(f"{self.path}: {NO_ORDER}")  # once for the file, not for each row
         return replace(self, kind=kind, format=format)
 
     def _examples(

@@ -1,4 +1,4 @@
-"""What a user names by an import path: a class or function in a file of the current folder, or of a package."""
+"""Import paths that users type: classes and functions in files of the current folder, or of installed packages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def import_object(path: str, what: str, example: str = "my_file") -> Any:
 
 def import_class(path: str, what: str, kind: type) -> Any:
     """The class at an import path, which must derive from `kind`. Raises `UserError` as `import_object` does."""
-    found = import_object(path, what)
-    if not isinstance(found, type) or not issubclass(found, kind):
+    loaded = import_object(path, what)
+    if not isinstance(loaded, type) or not issubclass(loaded, kind):
         raise UserError(f"{what} {path}: not a class that derives from {kind.__module__}.{kind.__qualname__}")
-    return found
+    return loaded
 
 
 def _import_module(path: str, module: str, what: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What a row of data, a sampled answer and a chat message are, before and after the model sees them."""
+"""Rows of data, sampled answers and chat messages as plain values."""
 
 from __future__ import annotations
 

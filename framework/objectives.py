@@ -1,4 +1,4 @@
-"""What direct preference optimisation minimises: pure functions of log-ratios, chosen by class path.
+"""Objectives of direct preference optimisation: pure functions of log-ratios, chosen by class path.
 
 An objective is called with the log-ratios log π(y) - log π_ref(y) of the better and the worse response of M pairs, in
 nats, [M] fp32 each, summed over response tokens, or averaged over them where `per_token` is true. It returns the loss

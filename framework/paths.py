@@ -1,4 +1,4 @@
-"""Where files lie: those of a model (the embedded one, a local folder, a name on the hub), and the cache."""
+"""Paths of models (the embedded one, a local folder, a name on the hub), and of the cache."""
 
 from __future__ import annotations
 

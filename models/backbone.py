@@ -1,4 +1,4 @@
-"""The parts of a transformers model that the rest of `models` takes: body, head, what follows it, and attention."""
+"""The parts of a transformers model that the rest of `models` uses: body, head, logit scaling and attention."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def base_of(model: Any) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model as it stands: a view that owns no weights, and is made anew whenever it is asked for.
+    """A view of a model in its present state. It owns no weights and is created anew on every access.
 
     Args:
         model: a causal LM of transformers, alone or under a PEFT adapter.
         path: hub name or folder that it came from, for messages.
-        dtype: of its weights.
-        attention: what attends to packed batches: the name of a back-end, `auto`, or `rows` for one padded row per
+        dtype: dtype of its weights.
+        attention: attention over packed batches: the name of a back-end, `auto`, or `rows` for one padded row per
             response.
         native: the attention implementation that the model came with.
     """
@@ -47,17 +47,17 @@ class Backbone:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The transformers model under the adapter."""
+        """The transformers model under the adapter, or the model itself."""
         return base_of(self.model)
 
     @property
     def adapted(self) -> bool:
-        """Whether there is an adapter."""
+        """Whether the model has an adapter."""
         return hasattr(self.model, "peft_config")
 
     @property
     def config(self) -> Any:
-        """The configuration of its text model."""
+        """Configuration of the text model."""
         return self.base.config.get_text_config()
 
     @property
@@ -66,13 +66,13 @@ class Backbone:
 
     @property
     def body(self) -> nn.Module:
-        """Tokens to hidden states."""
+        """The base model without its head: tokens to hidden states."""
         body: nn.Module = self.base.get_decoder()
         return body
 
     @property
     def head(self) -> nn.Module:
-        """Hidden states to what is squashed into logits.
+        """The language-model head: hidden states to logits before `squash`.
 
         Raises:
             UserError: the model has no language-model head.
@@ -84,26 +84,30 @@ class Backbone:
 
     @property
     def squash(self) -> Squash:
-        """What the model does between its head and its logits."""
+        """Scaling and soft cap that the model applies between its head and its logits."""
         scale = getattr(self.config, "logit_scale", None) or 1.0
         scale /= getattr(self.config, "logits_scaling", None) or 1.0
         return Squash(scale, getattr(self.config, "final_logit_softcapping", None))
 
     def blocks(self) -> list[nn.Module]:
-        """The layers of the body that transformers would not split over devices either."""
+        """The decoder layers of the body, which transformers does not split over devices either."""
         names = set(getattr(self.base, "_no_split_modules", None) or ())
         return [module for module in self.body.modules() if type(module).__name__ in names]
 
     # -- packed batches ----------------------------------------------------------------------------------------------
 
     def backend(self, device: torch.device) -> str:
-        """The attention back-end for packed batches on this device. UserError where the one asked for cannot."""
+        """Name of the attention back-end for packed batches on this device.
+
+        Raises:
+            UserError: the configured back-end cannot run on the device.
+        """
         cap = getattr(self.config, "attn_logit_softcapping", None)
-        before = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
-        return choose(device, cap, self.dtype, "auto" if before else self.attention)
+        probing = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
+        return choose(device, cap, self.dtype, "auto" if probing else self.attention)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The body's last hidden states of each token: [T, H]."""
+        """The body's last hidden state of each token: [T, H]."""
         if self.attention == "rows":
             return self.hidden_by_rows(batch)
         forest = Forest(batch, self.backend(batch.tokens.device))
@@ -111,7 +115,7 @@ class Backbone:
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def hidden_by_rows(self, batch: Batch) -> Tensor:
-        """The same from one right-padded row per response, with the attention that the model came with: [T, H]."""
+        """`hidden` from one right-padded row per response, with the attention that the model came with: [T, H]."""
         rows = batch.rows()
         with self.native_attention():
             out = self.body(input_ids=rows.tokens, attention_mask=rows.mask, use_cache=False).last_hidden_state
@@ -119,12 +123,12 @@ class Backbone:
 
     @contextmanager
     def native_attention(self) -> Iterator[None]:
-        """Run the model with the attention it came with, for rows and for cached decoding."""
-        used = self.base.config._attn_implementation
-        if used != self.native:
+        """Run the model with the attention that it came with, for padded rows."""
+        current = self.base.config._attn_implementation
+        if current != self.native:
             self.base.set_attn_implementation(self.native)
         try:
             yield
         finally:
-            if used != self.native:
-                self.base.set_attn_implementation(used)
+            if current != self.native:
+                self.base.set_attn_implementation(current)

@@ -1,8 +1,8 @@
-"""What a model really does, found out with a forward over a handful of tokens when it is built.
+"""Checks of a model when it is built, by forward passes over a handful of tokens.
 
-Two things fail silently if they are assumed: that the head on hidden states gives the model's own logits (Cohere,
-Granite and Gemma 2 scale or cap them), and that the forest's mask reaches every layer (recurrent and linear
-attention mix whatever stands in one row).
+Two assumptions would fail silently: that the head on hidden states gives the model's own logits (Cohere, Granite and
+Gemma 2 scale or cap them), and that the forest's mask reaches every layer (recurrent and linear attention mix all
+tokens of a row).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leyden.models.backbone import Backbone
 
 
 def probe_batch(vocabulary: int) -> Batch:
-    """Two trees with shared prompts, small enough that the largest model answers in a moment."""
+    """Two trees with shared prompts, small enough that even the largest model runs them in a moment."""
     ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(13)]
     return pack([Tree(ids[:3], [ids[3:5], ids[5:8]]), Tree(ids[8:10], [ids[10:13]])])
 
@@ -28,10 +28,10 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def check_head(backbone: Backbone, tolerance: float) -> None:
-    """Compare our head on hidden states with the model's own logits.
+    """Compare the logits of `Backbone` with the model's own.
 
     Raises:
-        UserError: they differ, so log-probs would be wrong.
+        UserError: they differ, so log-probabilities would be wrong.
     """
     base = backbone.base
     tokens = torch.tensor([[5, 17, 3, 11]], device=backbone.device) % backbone.config.vocab_size
@@ -50,6 +50,6 @@ def takes_forest(backbone: Backbone, tolerance: float) -> bool:
     batch = probe_batch(backbone.config.vocab_size).to(backbone.device)
     try:
         packed = backbone.hidden(batch)
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # the keyword or the mask did not get through
+    except (RuntimeError, TypeError, ValueError, AttributeError):  # the keyword or the mask did not reach the layers
         return False
     return _distance(packed, backbone.hidden_by_rows(batch)) <= tolerance

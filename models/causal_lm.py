@@ -1,4 +1,4 @@
-"""The policy over any causal language model of transformers."""
+"""The policy on top of any causal language model of transformers."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EXTRA = frozenset({"entropy", "mean_logp"})
-"""What the language-model head gives beside log-probs."""
+"""Outputs of the language-model head other than log-probabilities."""
 
 
 class CausalLM(Policy):
     """A causal LM from a hub name, a local folder, or the embedded default.
 
     Args:
-        path: hub name, folder of a model or of a PEFT adapter (which is then trained on), or `tiny`.
-        dtype: of the weights, and their only source. Adapters are always fp32. Full training in bfloat16 loses small
-            updates: use float32 with `--trainer.precision bf16-mixed` where memory allows.
+        path: hub name, folder of a model or of a PEFT adapter (whose training then continues), or `tiny`.
+        dtype: dtype of the weights; nothing else sets it. Adapters are always fp32. Full training in bfloat16 loses
+            small updates: use float32 with `--trainer.precision bf16-mixed` where memory allows.
         adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained.
-        attention: how a packed batch is attended to: segments, varlen, flex, dense, or the path of a `Backend` class of
-            yours. `auto` picks what suits the device and the model; `rows` runs one padded row per response, which
-            every model can.
+        attention: attention over packed batches: segments, varlen, flex, dense, or the path of a `Backend` class of
+            yours. `auto` takes the fastest for the device and the model; `rows` runs one padded row per response,
+            which works for every model.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
@@ -68,7 +68,7 @@ class CausalLM(Policy):
         self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
         self.attention = attention
         if attention not in ("auto", "rows"):
-            backend_named(attention)  # a name that is not there is said now
+            backend_named(attention)  # an unknown name fails now
         self.gradient_checkpointing = gradient_checkpointing
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
@@ -85,12 +85,12 @@ class CausalLM(Policy):
 
     @property
     def stop(self) -> frozenset[int]:
-        extra = getattr(self.backbone.base, "generation_config", None) if self.model is not None else None
-        return stop_ids(self.tokenizer, extra.eos_token_id if extra is not None else None)
+        generation = getattr(self.backbone.base, "generation_config", None) if self.model is not None else None
+        return stop_ids(self.tokenizer, generation.eos_token_id if generation is not None else None)
 
     @property
     def backbone(self) -> Backbone:
-        """The model as the rest of `leyden.models` takes it."""
+        """The model's parts, as the rest of `leyden.models` uses them."""
         return Backbone(self.model, self.path, self.dtype, self.attention, self._native)
 
     def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
@@ -108,20 +108,20 @@ class CausalLM(Policy):
         advise(self.dtype, f"{self.path} in bfloat16", "--model.policy.dtype float32")
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
         self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
-        rows = self.backbone.base.get_input_embeddings().num_embeddings
-        # added tokens that text never uses may lie beyond (the image token of the smallest Gemma 3)
-        if self.tokenizer.vocab_size > rows or max(self.stop, default=0) >= rows:
+        embeddings = self.backbone.base.get_input_embeddings().num_embeddings
+        # added tokens that text never uses may lie beyond the embedding (the image token of the smallest Gemma 3)
+        if self.tokenizer.vocab_size > embeddings or max(self.stop, default=0) >= embeddings:
             raise UserError(
-                f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens but the model only {rows}; "
+                f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens but the model only {embeddings}; "
                 "use the tokenizer that belongs to the model"
             )
-        self.model.eval()  # the probes compare, so dropout must be off
+        self.model.eval()  # the checks compare outputs, so dropout must be off
         self._choose_attention()
         if self.gradient_checkpointing:
             self._enable_checkpointing()
 
     def _make_heads(self, wants: Collection[str]) -> None:
-        """Scalar heads for what is wanted, from the folder where it has them; what nothing asks for is not trained."""
+        """Make the scalar heads in `wants`, with weights from the folder if it has them; freeze an unused LM head."""
         backbone = self.backbone
         for name in sorted({"score", "value"} & set(wants) - set(self.heads)):
             if name == "score":
@@ -138,7 +138,7 @@ class CausalLM(Policy):
                 parameter.requires_grad_(parameter.requires_grad and id(parameter) in tied)
 
     def _choose_attention(self) -> None:
-        """Settle which attention serves packed batches, and prove on a few tokens that it does."""
+        """Choose the attention for packed batches, and check it on a few tokens."""
         exact = self.dtype == torch.float32 and not any(quantized.layers(self.model))
         tolerance = 1e-3 if exact else 5e-2
         check_head(self.backbone, tolerance)
@@ -146,8 +146,8 @@ class CausalLM(Policy):
         self._native = base.config._attn_implementation
         if self.attention == "rows":
             return
-        wanted = self.attention
-        if wanted != "auto":  # weights may be on their way to the GPU
+        configured = self.attention
+        if configured != "auto":  # weights may be on their way to the GPU
             self.backbone.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
         base.set_attn_implementation(FOREST)
         if takes_forest(self.backbone, tolerance):
@@ -155,8 +155,10 @@ class CausalLM(Policy):
         base.set_attn_implementation(self._native)
         self.attention = "rows"
         name = type(base).__name__
-        if wanted != "auto":
-            raise UserError(f"{self.path}: {name} cannot take attention {wanted}; use --model.policy.attention rows")
+        if configured != "auto":
+            raise UserError(
+                f"{self.path}: {name} cannot take attention {configured}; use --model.policy.attention rows"
+            )
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
 
     def _enable_checkpointing(self) -> None:
@@ -167,28 +169,28 @@ class CausalLM(Policy):
         enable({"use_reentrant": False})  # its name changed during transformers 5
 
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        hidden, found = self.backbone.hidden(batch), {}
+        hidden, scalars = self.backbone.hidden(batch), {}
         if "score" in want:
-            found["score"] = self._scalar("score", hidden[batch.last])
+            scalars["score"] = self._scalar("score", hidden[batch.last])
         if "value" in want:
             at, real = predicted(batch)
-            found["value"] = placed(batch, at, self._scalar("value", hidden[batch.parent[at].clamp_min(0)]) * real)
+            scalars["value"] = placed(batch, at, self._scalar("value", hidden[batch.parent[at].clamp_min(0)]) * real)
         if not EXTRA.union({"logp"}) & set(want):
-            return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **found)
-        return Outputs(**self._columns(batch, hidden, want, temperature), **found)
+            return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **scalars)
+        return Outputs(**self._columns(batch, hidden, want, temperature), **scalars)
 
     def _scalar(self, name: str, states: Tensor) -> Tensor:
-        """A scalar head on hidden states [S, H], computed in fp32: [S]."""
+        """Outputs of a scalar head on hidden states [S, H], in fp32: [S]."""
         with torch.autocast(states.device.type, enabled=False):
             value: Tensor = self.heads[name](states.float())[:, 0]
         return value
 
     def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
-        """The language-model head where responses are predicted: log-probs and what goes with them, [T] each."""
+        """Outputs of the language-model head at predicted tokens: log-probabilities and `EXTRA` in `want`, [T] each."""
         head, squash = self.backbone.head, self.backbone.squash
         at, real = predicted(batch)
-        before = batch.parent[at].clamp_min(0)
-        columns = logprobs(head, hidden[before], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
+        parents = batch.parent[at].clamp_min(0)
+        columns = logprobs(head, hidden[parents], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
         full = [placed(batch, at, x * real) for x in columns]
         return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
 
@@ -208,22 +210,22 @@ class CausalLM(Policy):
 
     def critic(self) -> Critic:
         check_frozen(self.backbone, "value adapter", "set --model.value head, or give a model in --model.value_policy")
-        beside = self.on_same_base(with_new_adapter(self.backbone), self.path)
-        beside.adapter, beside._tokenizer = self.adapter, self._tokenizer
-        return Critic(beside)
+        policy = self.on_same_base(with_new_adapter(self.backbone), self.path)
+        policy.adapter, policy._tokenizer = self.adapter, self._tokenizer
+        return Critic(policy)
 
     def on_same_base(self, model: nn.Module, path: str) -> CausalLM:
-        """A policy that runs another model, which stands on this one's base, the way that this one is run.
+        """A policy over another model on the same base, with the settings of this one.
 
         Args:
-            model: see `leyden.models.shared_base`.
-            path: where its heads and its tokenizer come from.
+            model: a model on this policy's base; see `leyden.models.shared_base`.
+            path: source of its heads and its tokenizer.
         """
-        beside = CausalLM(path, attention=self.attention)
-        beside.dtype, beside.source, beside.positions = self.dtype, self.source, self.positions
-        beside.gradient_checkpointing, beside._native = self.gradient_checkpointing, self._native
-        beside.model = model
-        return beside
+        policy = CausalLM(path, attention=self.attention)
+        policy.dtype, policy.source, policy.positions = self.dtype, self.source, self.positions
+        policy.gradient_checkpointing, policy._native = self.gradient_checkpointing, self._native
+        policy.model = model
+        return policy
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""A value function beside a policy: an adapter and a head of its own on the weights that the policy keeps frozen."""
+"""The critic: a value function with its own adapter and head on the policy's frozen weights."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from leyden.policy.policy import Policy
 
 
 class Critic(nn.Module):
-    """Values [T] of the state before each response token, as `Outputs.value`. Without dropout.
+    """Value function: the value [T] of the state before each response token, as `Outputs.value`. Without dropout.
 
     Args:
-        policy: another policy on the same base, with an adapter of its own, not built yet.
+        policy: another policy on the same base, with its own adapter, not built yet.
     """
 
     def __init__(self, policy: Policy) -> None:

@@ -1,4 +1,4 @@
-"""Scalar heads on a model's hidden states, and whether a model can be a reward model."""
+"""Scalar heads on a model's hidden states, and checks that a model can become a reward model."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SCORE = "score.weight"
 
 
 def make_head(width: int) -> nn.Linear:
-    """A new head for states of this width: fp32, no bias, weights N(0, 1 / (H + 1)) (Stiennon et al. 2020)."""
+    """A new head for hidden states of width H: fp32, no bias, weights from N(0, 1 / (H + 1)) (Stiennon et al. 2020)."""
     head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
     nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
     return head
 
 
 def start_head(width: int, name: str, path: str, revision: str | None = None) -> tuple[nn.Linear, bool]:
-    """The head of this name as training starts with it, and whether it is new.
+    """The initial head of this name, and whether it is new.
 
-    A head that the folder has is taken from there; values start from a reward model's scores where it has those. New
-    values are 0: any other start would be noise in the advantages.
+    If the folder has such a head, its weights are used. A value head without saved weights starts from the folder's
+    score head, if there is one. A new value head is 0, since any other start would be noise in the advantages.
     """
     head, names = make_head(width), (name, "score") if name == "value" else (name,)
-    saved = next((found for kind in names if (found := saved_head(path, kind, revision)) is not None), None)
+    saved = next((weight for kind in names if (weight := saved_head(path, kind, revision)) is not None), None)
     with torch.no_grad():
         if saved is not None:
             head.weight.copy_(saved)
@@ -44,8 +44,11 @@ def start_head(width: int, name: str, path: str, revision: str | None = None) ->
 
 
 def predicted(batch: Batch) -> tuple[Tensor, float]:
-    """Indices of the tokens that are predicted and count, and 1; or where there are none, one index and 0: what is
-    computed there and multiplied still reaches every parameter, since other ranks wait for its gradient."""
+    """Indices of the predicted tokens with a nonzero weight, and the factor 1 for outputs there.
+
+    If there are none, one index and the factor 0: the product still gives every parameter a gradient, for which other
+    ranks wait.
+    """
     at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
     if len(at):
         return at, 1.0
@@ -53,20 +56,20 @@ def predicted(batch: Batch) -> tuple[Tensor, float]:
 
 
 def placed(batch: Batch, at: Tensor, x: Tensor) -> Tensor:
-    """[T], `x` at the indices `at` and 0 elsewhere."""
+    """[T] with `x` at the indices `at` and 0 elsewhere."""
     return x.new_zeros(len(batch)).index_put((at,), x)
 
 
 def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | None:
-    """The head of this name in a folder (or a hub name that was loaded before), [1, H], or None where there is none.
+    """Weights [1, H] of the head of this name in a folder or in the files of a hub name loaded before; None if absent.
 
     Raises:
-        UserError: the folder says that it is a reward model, but has no such head or one of several labels.
+        UserError: the folder is declared a reward model but has no such head, or one with several labels.
     """
     folder = _folder(path, revision)
     if folder is None:
         return None
-    weight = _find(folder, {f"{name}.weight", f"base_model.model.{name}.weight"})
+    weight = _find_tensor(folder, {f"{name}.weight", f"base_model.model.{name}.weight"})
     if weight is None and name == "score" and is_reward(str(folder)):
         raise UserError(
             f"{path}: it says that it is a reward model, but has no {SCORE} in safetensors files; export it again, or "
@@ -78,7 +81,7 @@ def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | No
 
 
 def _folder(path: str, revision: str | None) -> Path | None:
-    """The local folder, or the files that the hub library keeps of a hub name."""
+    """The local folder, or the hub library's local files of a hub name."""
     from huggingface_hub import snapshot_download
 
     if Path(path).is_dir():
@@ -89,42 +92,42 @@ def _folder(path: str, revision: str | None) -> Path | None:
         return None
 
 
-def _find(folder: Path, names: set[str]) -> Tensor | None:
+def _find_tensor(folder: Path, names: set[str]) -> Tensor | None:
     from safetensors import safe_open
 
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as weights:
-            for key in names & set(weights.keys()):
-                found: Tensor = weights.get_tensor(key)
-                return found
+        with safe_open(file, "pt") as tensors:
+            for key in names & set(tensors.keys()):
+                tensor: Tensor = tensors.get_tensor(key)
+                return tensor
     return None
 
 
 def check_reward(backbone: Backbone) -> None:
-    """That the model can be exported as a reward model, before it is trained for hours.
+    """Check before hours of training that the model can be exported as a reward model.
 
     Raises:
-        UserError: transformers has no sequence classification for the model, or an adapter changes more than its body.
+        UserError: transformers has no sequence classifier for the model, or the adapter changes more than its body.
     """
-    base, wanted = backbone.base, blank(backbone).state_dict()
+    base, classifier = backbone.base, blank(backbone).state_dict()
     if not backbone.adapted:
-        if set(wanted) != {SCORE, *body_of(base)}:
+        if set(classifier) != {SCORE, *body_of(base)}:
             raise _refusal(backbone)
         return
-    inside = {id(p) for p in base.base_model.parameters()}
-    odd = [name for name, p in backbone.model.named_parameters() if p.requires_grad and id(p) not in inside]
-    if odd:
+    body = {id(p) for p in base.base_model.parameters()}
+    outside = [name for name, p in backbone.model.named_parameters() if p.requires_grad and id(p) not in body]
+    if outside:
         raise UserError(
-            f"{backbone.path}: the adapter changes {odd[0]}, which a reward model does not have; name only layers of "
-            "the body in --model.policy.adapter.target_modules and modules_to_save"
+            f"{backbone.path}: the adapter changes {outside[0]}, which a reward model does not have; name only layers "
+            "of the body in --model.policy.adapter.target_modules and modules_to_save"
         )
 
 
 def check_language(backbone: Backbone) -> None:
-    """That there is a language-model head that was trained: the folder of a reward model has none, unless it is tied.
+    """Check that the model has a trained language-model head: a reward model's folder has none, unless it is tied.
 
     Raises:
-        UserError: there is none, so log-probs would be of random weights.
+        UserError: there is none, so log-probabilities would come from random weights.
     """
     base = backbone.base
     tied = base.get_output_embeddings().weight is base.get_input_embeddings().weight
@@ -144,16 +147,20 @@ def _refusal(backbone: Backbone) -> UserError:
 
 
 def body_of(base: PreTrainedModel) -> dict[str, Tensor]:
-    """The body's tensors under the names that they have in the whole model."""
+    """The body's tensors under their names in the whole model."""
     return base.base_model.state_dict(prefix=f"{base.base_model_prefix}.")  # type: ignore[no-any-return]
 
 
 def blank(backbone: Backbone, pad: int | None = None) -> PreTrainedModel:
-    """The model as a sequence classifier with one label, without memory for its weights."""
+    """The model as a sequence classifier with one label, without memory for its weights.
+
+    Args:
+        pad: its pad token; the vocabulary grows to contain it.
+    """
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(backbone.base.config)
-    config.num_labels, config.problem_type = 1, "regression"  # so that pipelines leave the score as it is
+    config.num_labels, config.problem_type = 1, "regression"  # so that pipelines return the plain score
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config._attn_implementation = backbone.native
     text = config.get_text_config()
@@ -162,6 +169,6 @@ def blank(backbone: Backbone, pad: int | None = None) -> PreTrainedModel:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    except ValueError as problem:
-        raise _refusal(backbone) from problem
+    except ValueError as error:
+        raise _refusal(backbone) from error
     return model

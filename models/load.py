@@ -1,4 +1,4 @@
-"""Loading a causal language model, with an adapter or in four bits."""
+"""Loading of causal language models, with an adapter or in four bits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _LINEAR = (nn.Linear, Conv1D)
 
 
 def _load(what: str, path: str, loader: Any, **options: Any) -> Any:
-    """Call a `from_pretrained` and turn what a user can mend into one line."""
+    """Call a `from_pretrained`, and turn errors that the user can fix into one line."""
     try:
         return loader(resolve(path), **options)
-    except (OSError, ValueError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{path}: its {what} cannot be loaded ({reason}); give --model.policy.path a folder with the model, "
             "or a hub name while the hub can be reached"
-        ) from problem
+        ) from error
 
 
 def load_model(
@@ -46,14 +46,14 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A causal LM with a new adapter, with the adapter found in the folder `path`, or with neither.
+    """A causal LM with a new adapter, with the adapter in the folder `path`, or without an adapter.
 
-    Without an adapter every weight is trainable; with one, only the adapter is, in fp32. Where the Trainer asks for it
-    (QLoRAPrecision), linear layers arrive in four bits and frozen.
+    Without an adapter every weight is trainable; with one, only the adapter is, in fp32. Under QLoRAPrecision linear
+    layers are loaded in four bits and frozen.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # the run has its own
+    disable_progress_bar()  # the run has its own progress bar
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(resolve(path)) / "adapter_config.json").is_file():
         return _continue_adapter(resolve(path), adapter, options)
@@ -66,7 +66,7 @@ def load_model(
 
 
 def _base(what: str, path: str, reward: bool, options: dict[str, Any]) -> PreTrainedModel:
-    """The plain model at `path`, in four bits where they are asked for."""
+    """The base model at `path`, in four bits under QLoRAPrecision."""
     from transformers import AutoModelForCausalLM
 
     spec = asked()
@@ -89,11 +89,11 @@ def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, 
 
 
 def adapter_on(base: PreTrainedModel, path: str, trained: bool = True) -> nn.Module:
-    """A base with the adapter that stands in the folder `path`."""
+    """A base model with the adapter in the folder `path`."""
     from peft import PeftConfig, PeftModel
 
     config = PeftConfig.from_pretrained(path)
-    if config.task_type == "SEQ_CLS":  # a reward model: its head is a head of the policy, and no module of the model
+    if config.task_type == "SEQ_CLS":  # a reward model: its head belongs to the policy's heads, not to the model
         config.task_type = "CAUSAL_LM"
         config.modules_to_save = [name for name in config.modules_to_save or () if name != "score"] or None
     model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=trained, config=config)
@@ -101,7 +101,7 @@ def adapter_on(base: PreTrainedModel, path: str, trained: bool = True) -> nn.Mod
 
 
 def is_reward(path: str, revision: str | None = None) -> bool:
-    """Whether a folder or hub name says that it is a sequence classifier, which is how reward models are stored."""
+    """Whether a folder or hub name is declared a sequence classifier, the form in which reward models are stored."""
     from transformers import PreTrainedConfig
 
     adapter = Path(path) / "adapter_config.json"
@@ -109,23 +109,23 @@ def is_reward(path: str, revision: str | None = None) -> bool:
         return bool(json.loads(adapter.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS")
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
-    except (OSError, ValueError):  # whoever loads it will say
+    except (OSError, ValueError):  # loading it will raise the error
         return False
     return any("ForSequenceClassification" in name for name in config.get("architectures") or ())
 
 
 @contextmanager
 def _quiet(reward: bool) -> Iterator[None]:
-    """Without transformers' report of a reward model's score head, which is loaded apart, and of its lost LM head."""
+    """Silence transformers' warnings about a reward model's score head, loaded separately, and its missing LM head."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     if reward:
         logging.set_verbosity_error()
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
 
 
 def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
@@ -141,36 +141,41 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
         adapter.target_modules = _text_targets(base, adapter.target_modules)
     try:
         model: nn.Module = get_peft_model(base, adapter)
-    except ValueError as problem:
-        wanted = adapter.target_modules or []
+    except ValueError as error:
+        targets = adapter.target_modules or []
         names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, _LINEAR)})
-        if "arget module" not in str(problem):
-            reason = str(problem).splitlines()[0]
-            raise UserError(f"{type(adapter).__name__}: {reason}; see --model.policy.adapter.*") from problem
-        first = next((w for w in ([wanted] if isinstance(wanted, str) else sorted(wanted)) if w not in names), "")
+        if "arget module" not in str(error):
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{type(adapter).__name__}: {reason}; see --model.policy.adapter.*") from error
+        first = next(
+            (target for target in ([targets] if isinstance(targets, str) else sorted(targets)) if target not in names),
+            "",
+        )
         raise UserError(
-            f"{type(adapter).__name__}: target_modules {wanted} match nothing in {base.config.name_or_path}, "
+            f"{type(adapter).__name__}: target_modules {targets} match nothing in {base.config.name_or_path}, "
             f"whose linear layers are {', '.join(names)}{nearest(first, names)}"
-        ) from problem
+        ) from error
     return model
 
 
-def _text_targets(base: PreTrainedModel, wanted: Any) -> Any:
-    """Full names of the text model's linear layers that an adapter wants, so that no vision tower gets one too."""
-    inside = set(base.get_decoder().modules())
-    names = [name for name, module in base.named_modules() if module in inside and isinstance(module, _LINEAR)]
-    if wanted is None or wanted == "all-linear":
+def _text_targets(base: PreTrainedModel, targets: Any) -> Any:
+    """Full names of the text model's linear layers that match `targets`, so that no vision tower gets an adapter."""
+    text_modules = set(base.get_decoder().modules())
+    names = [name for name, module in base.named_modules() if module in text_modules and isinstance(module, _LINEAR)]
+    if targets is None or targets == "all-linear":
         return names
-    if isinstance(wanted, str):  # a regular expression, as peft reads it
-        return [name for name in names if re.fullmatch(wanted, name)] or wanted
-    return [name for name in names if any(name == w or name.endswith(f".{w}") for w in wanted)] or wanted
+    if isinstance(targets, str):  # a regular expression, as peft reads it
+        return [name for name in names if re.fullmatch(targets, name)] or targets
+    return [
+        name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)
+    ] or targets
 
 
 def _freeze_unreachable(base: PreTrainedModel) -> None:
-    """Freeze what text never reaches (a vision tower), so that no optimizer or strategy waits for its gradients."""
+    """Freeze parts that text never reaches (a vision tower), so that no optimizer or strategy waits for gradients."""
     if base.get_decoder() is base.base_model:
         return
     base.requires_grad_(False)
     for part in (base.get_decoder(), base.get_output_embeddings()):
         for parameter in part.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())  # four-bit weights are no numbers to train
+            parameter.requires_grad_(parameter.is_floating_point())  # packed four-bit weights cannot be trained

@@ -1,10 +1,12 @@
-"""Log-probabilities of chosen tokens without the [T, vocabulary] logits.
+"""Chunked head: log-probabilities of chosen tokens without the [T, vocabulary] logits.
 
-The head is applied to chunks of hidden states and its logits are recomputed in the backward pass, so that memory is
-[chunk, V] and not [T, V]; only those of a small batch are kept. The gradient is written out: for z = logits of one
-token, p = softmax(z),
+The head is applied to chunks of hidden states, and its logits are recomputed in the backward pass, so that memory is
+[chunk, V] and not [T, V]; only the logits of a small batch are kept. The gradient is written out. For the logits z of
+one token, π = softmax(z) and its entropy H(π),
 
-    d logp(y) / dz = 1[y] - p        d entropy / dz = -p (log p + entropy)        d mean(log p) / dz = 1/V - p
+    ∇ log π(y) = 1[y] - π        ∇ H(π) = -π (log π + H(π))        ∇ mean_v log π(v) = 1/V - π
+
+where ∇ is the gradient in z.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_BYTES = 256 << 20
-"""Size of one chunk of logits, in the head's dtype. Logits that all fit in one are kept for the backward pass, which
-saves one of four matrix products."""
+"""Bytes of one chunk of logits, in the head's dtype. Logits that all fit in one chunk are kept for the backward pass,
+which saves one of four matrix products."""
 BLOCK_BYTES = {"cpu": 4 << 20}
-"""What follows the product runs over blocks of fp32 logits: as much as a processor's cache holds, or else 64 MiB."""
+"""Bytes of one block of fp32 logits, for the work after the product: as many as fit a CPU's cache; elsewhere 64 MiB."""
 
 
 @dataclass(frozen=True)
 class Squash:
-    """How a model turns `head(hidden)` into its logits: `cap * tanh(scale * x / cap)`, cap only where there is one.
+    """A model's map from x = `head(hidden)` to its logits: `cap * tanh(scale * x / cap)`, or `scale * x` without cap.
 
-    Cohere multiplies, Granite divides (scale), Gemma 2 caps.
+    Cohere multiplies by a scale, Granite divides by one, Gemma 2 has a cap.
     """
 
     scale: float = 1.0
@@ -38,7 +40,7 @@ class Squash:
         return self.cap * torch.tanh(x / self.cap) if self.cap else x
 
     def backward(self, z: Tensor, grad: Tensor) -> Tensor:
-        """Gradient with respect to x of a gradient `grad` at z = self(x)."""
+        """Gradient in x, from the gradient `grad` in z = self(x)."""
         if self.cap:
             grad = grad * (1 - (z / self.cap) ** 2)
         return grad * self.scale if self.scale != 1.0 else grad
@@ -46,7 +48,7 @@ class Squash:
 
 @dataclass
 class _Head:
-    """What logits are computed with: weight [V, H] and bias [V] in the dtype of the product."""
+    """The language-model head: weight [V, H] and bias [V] in the dtype of the product, squash and temperature."""
 
     weight: Tensor
     bias: Tensor | None
@@ -54,35 +56,35 @@ class _Head:
     temperature: float
 
     def product(self, hidden: Tensor) -> Tensor:
-        """Hidden states [S, H] to the head's output [S, V], as rough as its dtype."""
+        """Hidden states [S, H] to the head's output [S, V], in the head's dtype."""
         return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
     def logits(self, x: Tensor) -> Tensor:
-        """The head's output to logits, fp32; never `x` itself."""
+        """The head's output `x` to logits, fp32; always a new tensor."""
         z = self.squash(x)
         z = z.clone() if z.data_ptr() == x.data_ptr() else z
         return z.div_(self.temperature) if self.temperature != 1.0 else z
 
     def backward(self, x: Tensor, grad: Tensor) -> Tensor:
-        """A gradient at the logits of `x` to one at `x`; works in place."""
+        """Gradient in `x`, from the gradient `grad` in its logits; may overwrite `grad`."""
         if self.temperature != 1.0:
             grad = grad.div_(self.temperature)
         return self.squash.backward(self.squash(x), grad) if self.squash.cap else self.squash.backward(x, grad)
 
 
-def _cut(rows: int, row_bytes: int, size: int) -> list[slice]:
-    """Slices of so many rows that each takes at most `size` bytes."""
+def _row_slices(rows: int, row_bytes: int, size: int) -> list[slice]:
+    """Slices of the rows, of at most `size` bytes each."""
     step = max(1, size // row_bytes)
     return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
 
 def _blocks(x: Tensor) -> list[slice]:
-    """Rows of [S, V] to work on at a time."""
-    return _cut(len(x), 4 * x.shape[1], BLOCK_BYTES.get(x.device.type, 64 << 20))
+    """Slices of the rows of `x` [S, V] that are worked on at a time."""
+    return _row_slices(len(x), 4 * x.shape[1], BLOCK_BYTES.get(x.device.type, 64 << 20))
 
 
 def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
-    """Log-prob, entropy, mean log-prob and log-sum-exp of the head's output [S, V], into `out` [4, S]."""
+    """Log-probability, entropy, mean log-probability and log-sum-exp of the head's output [S, V], into `out` [4, S]."""
     for s in _blocks(x):
         z = head.logits(x[s])
         lse = z.logsumexp(-1)
@@ -93,23 +95,23 @@ def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -
             out[1, s] = lse - ((z - lse[:, None]).exp_() * z).sum(-1)
 
 
-def _slopes(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
-    """Gradients [3, S] of the columns `out` to gradients at the head's output `x` [S, V], which they replace."""
+def _gradients(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
+    """Overwrite the head's output `x` [S, V] with its gradient, from the gradients [3, S] of the columns `out`."""
     for s in _blocks(x):
         g_logp, g_entropy, g_mean = (g[:, None] for g in grads[:, s])
         logp = head.logits(x[s]).sub_(out[3, s, None])
         if extra:
             p = logp.exp()
-            slope = logp.add_(out[1, s, None]).mul_(-g_entropy).sub_(g_logp + g_mean)
-            slope = slope.mul_(p).add_(g_mean / x.shape[1])
+            gradient = logp.add_(out[1, s, None]).mul_(-g_entropy).sub_(g_logp + g_mean)
+            gradient = gradient.mul_(p).add_(g_mean / x.shape[1])
         else:
-            slope = logp.exp_().mul_(-g_logp)
-        slope.scatter_add_(-1, target[s, None], g_logp)
-        x[s] = head.backward(x[s], slope)
+            gradient = logp.exp_().mul_(-g_logp)
+        gradient.scatter_add_(-1, target[s, None], g_logp)
+        x[s] = head.backward(x[s], gradient)
 
 
 class _LogProbs(torch.autograd.Function):
-    """(hidden [S, H], weight [V, H], bias [V] or None, target [S]) -> logp, entropy, mean log-prob, each [S] fp32."""
+    """(hidden [S, H], weight [V, H], bias [V] or None, target [S]) -> logp, entropy, mean logp, each [S] fp32."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -125,8 +127,8 @@ class _LogProbs(torch.autograd.Function):
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
-        out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean log-prob, log-sum-exp
-        ctx.chunks = _cut(len(hidden), weight.shape[0] * dtype.itemsize, CHUNK_BYTES)
+        out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean logp, log-sum-exp
+        ctx.chunks = _row_slices(len(hidden), weight.shape[0] * dtype.itemsize, CHUNK_BYTES)
         ctx.kept = None
         for s in ctx.chunks:
             x = head.product(hidden[s])
@@ -141,19 +143,19 @@ class _LogProbs(torch.autograd.Function):
         hidden, weight, bias, target, out = ctx.saved_tensors
         squash, temperature, extra, dtype = ctx.options
         head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
-        slopes = torch.stack([g.float() for g in grads])
-        kept, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to compute it again
+        column_grads = torch.stack([g.float() for g in grads])
+        cached, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to recompute it
         d_hidden = torch.empty_like(hidden)
         d_weight = d_bias = None
         for s in ctx.chunks:
             h = hidden[s].to(dtype)
-            x = head.product(h) if kept is None else kept
-            _slopes(head, x, target[s], extra, out[:, s], slopes[:, s])
+            x = head.product(h) if cached is None else cached
+            _gradients(head, x, target[s], extra, out[:, s], column_grads[:, s])
             d_hidden[s] = x @ head.weight
             if ctx.needs_input_grad[1]:
-                d_weight = _added(d_weight, x.T @ h)
+                d_weight = _accumulated(d_weight, x.T @ h)
             if bias is not None and ctx.needs_input_grad[2]:
-                d_bias = _added(d_bias, x.sum(0, dtype=torch.float32))
+                d_bias = _accumulated(d_bias, x.sum(0, dtype=torch.float32))
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -162,15 +164,15 @@ class _LogProbs(torch.autograd.Function):
         )
 
 
-def _added(total: Tensor | None, x: Tensor) -> Tensor:
-    """A running sum, in fp32 from its second term on: bf16 would lose the small ones."""
+def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
+    """A running sum, in fp32 from its second term on, since bf16 would lose small terms."""
     return x if total is None else total.float().add_(x)
 
 
 def _through_module(
     head: nn.Module, hidden: Tensor, target: Tensor, squash: Squash, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same for a head that is not a plain linear layer (one with an adapter, say)."""
+    """The same three outputs for a head that is no plain linear layer, such as one with an adapter."""
     z = squash(head(hidden)) / temperature
     logp = z.log_softmax(-1)
     return logp.gather(-1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1), logp.mean(-1)
@@ -184,17 +186,17 @@ def logprobs(
     temperature: float = 1.0,
     extra: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-prob of each target under `softmax(squash(head(hidden)) / temperature)`.
+    """Log-probability of each target under `softmax(squash(head(hidden)) / temperature)`.
 
     Args:
-        head: the LM head; a plain `nn.Linear` takes the fused path.
-        hidden: [S, H] states that predict.
+        head: the LM head; a plain `nn.Linear` takes the fused path, with the written-out gradient.
+        hidden: [S, H] hidden states that predict the targets.
         target: [S] int64 token ids.
-        extra: also compute the entropy and the mean log-prob over the vocabulary (label smoothing).
+        extra: also compute the entropy and the mean log-probability over the vocabulary (label smoothing).
 
     Returns:
-        Log-prob, entropy and mean log-prob, [S] fp32 nats each (the last two are 0 unless `extra`). Logits are
-        computed in the head's dtype, or autocast's, and everything after them in fp32.
+        Log-probability, entropy and mean log-probability, [S] fp32 nats each (the last two are 0 unless `extra`).
+        Logits are computed in the head's dtype, or autocast's, and everything after them in fp32.
     """
     squash = squash or Squash()
     if type(head) is nn.Linear:

@@ -1,4 +1,4 @@
-"""Four-bit weights: how they are asked for, made safe to train over, counted, and unpacked again."""
+"""Quantised layers: loading in four bits, preparation for training adapters, listing and unpacking."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def loading(spec: Quantization | None) -> dict[str, Any]:
-    """What `from_pretrained` is told, so that it quantises every layer as it is read."""
+    """Arguments of `from_pretrained` that quantise every layer as it is loaded; none without a specification."""
     if spec is None:
         return {}
     from transformers import BitsAndBytesConfig
@@ -25,33 +25,33 @@ def loading(spec: Quantization | None) -> dict[str, Any]:
         bnb_4bit_quant_type=spec.kind,
         bnb_4bit_use_double_quant=spec.double,
         bnb_4bit_compute_dtype=spec.compute,
-        llm_int8_skip_modules=["lm_head", *spec.keep] if spec.keep else None,  # None finds the heads itself
+        llm_int8_skip_modules=["lm_head", *spec.keep] if spec.keep else None,  # with None transformers finds the heads
     )
     return {"quantization_config": config, "device_map": {"": spec.device}}
 
 
 def layers(model: nn.Module) -> Iterator[Any]:
-    """The layers of a model that are stored in four bits."""
+    """The quantised layers of a model, stored in four bits."""
     return (module for module in model.modules() if getattr(module, "quant_state", None) is not None)
 
 
 def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
-    """Make a loaded model's four-bit layers fit to train adapters over.
+    """Prepare the quantised layers of a loaded model for the training of adapters.
 
     Raises:
-        UserError: four bits were asked for, and the model has no layer that takes them.
+        UserError: four bits are configured, and the model has no layer that can be quantised.
     """
-    found = [module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit"]
-    for layer in found:
-        # FSDP puts a plain tensor in the weight's place, and then it is asked of the layer
+    four_bit = [module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit"]
+    for layer in four_bit:
+        # FSDP replaces the weight by a plain tensor, after which the quantisation state is read from the layer
         layer.quant_state = layer.weight.quant_state
-        # else the first evaluation lays the weights out anew in place: rounded otherwise, and without gradients
+        # else the first evaluation repacks the weights in place, with other rounding and without gradients
         layer.support_avx512bf16_for_cpu = False
         if spec is not None:
             layer.compute_dtype, layer.compute_type_is_set = spec.compute, True
     if spec is None:
         return
-    if not found:
+    if not four_bit:
         raise UserError(
             f"{model.config.name_or_path}: {type(model).__name__} has no linear layer that could be stored in four "
             "bits; leave QLoRAPrecision out, or use another model"
@@ -60,8 +60,8 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
 
 
 def unpacked(weight: Tensor) -> Tensor:
-    """A four-bit weight as the numbers that are computed with, in the dtype it was quantised from."""
+    """The values of a four-bit weight, in the dtype that it was quantised from."""
     from bitsandbytes.functional import dequantize_4bit
 
-    found: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
-    return found
+    values: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    return values

@@ -1,12 +1,12 @@
-"""The reference that a policy is compared with: the model as it was before training, exactly.
+"""The reference model π_ref, with which a policy is compared: exactly the model before training.
 
-Three kinds, of which `auto` takes the cheapest that is exact:
+There are three kinds, of which `auto` takes the cheapest that is exact:
 
-- `adapter_off`: a new adapter starts as no change at all, so the model without it is the reference. Costs nothing.
+- `adapter_off`: a new adapter starts as the identity, so the model without it is the reference. It costs nothing.
 - `snapshot`: an adapter that was trained before is part of the starting point, so its weights are copied.
-- `copy`: with full weights, or where more than an adapter is trained, everything trainable is copied.
+- `copy`: in full training, or where more than an adapter is trained, all trainable weights are copied.
 
-Adapters are switched here and not by PEFT, whose switches leave `requires_grad` changed behind them.
+Adapters are switched off here and not by PEFT, whose switches leave `requires_grad` changed.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from leyden.policy.policy import Policy, Reference, ReferenceKind, eval_mode
 
 
 def frozen_reference(policy: Policy, backbone: Backbone, new: bool, kind: ReferenceKind = "auto") -> Reference:
-    """The policy's present weights as a reference of the given kind; see the module.
+    """The policy with its present weights as a reference model; see the module's docstring.
 
     Args:
-        policy: what is asked, in another state.
-        backbone: its model.
-        new: whether its adapter was made by this run.
-        kind: of the reference.
+        policy: the policy that computes the log-probabilities, with the reference's weights.
+        backbone: the policy's model.
+        new: whether this run created the adapter.
+        kind: kind of the reference.
 
     Raises:
-        UserError: the kind would not be exact for what this policy trains.
+        UserError: the kind would not be exact, given the weights that this policy trains.
     """
     trained = [name for name, p in backbone.model.named_parameters() if p.requires_grad]
     new = new and backbone.adapted
@@ -46,8 +46,8 @@ def frozen_reference(policy: Policy, backbone: Backbone, new: bool, kind: Refere
     if kind != "copy" and not backbone.adapted:
         raise UserError(f"reference {kind}: all weights are trained, there is no adapter; use reference copy")
     if kind != "copy" and not only_adapter:
-        other = sorted(set(trained) - adapter_weights(backbone.model))[0]
-        raise UserError(f"reference {kind}: more than the adapter is trained ({other}); use reference copy")
+        extra = sorted(set(trained) - adapter_weights(backbone.model))[0]
+        raise UserError(f"reference {kind}: more than the adapter is trained ({extra}); use reference copy")
     if kind == "adapter_off" and not new:
         raise UserError(
             f"reference adapter_off: {policy.path} continues an adapter, and without it the model is not the one that "
@@ -57,7 +57,7 @@ def frozen_reference(policy: Policy, backbone: Backbone, new: bool, kind: Refere
 
 
 class _Frozen(Reference):
-    """What the kinds share. The policy is held without being registered: its weights are not the reference's."""
+    """Base class of all kinds. The policy is not registered as a submodule: its weights are not the reference's."""
 
     def __init__(self, policy: Policy, model: nn.Module, kind: str) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class _Frozen(Reference):
 
     @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What makes this reference differ from another, by name."""
+        """The weights that distinguish this reference from others, by name."""
 
 
 class AdapterOff(_Frozen):
-    """The model without its adapter."""
+    """Reference of the kind `adapter_off`: the model without its adapter."""
 
     def __init__(self, policy: Policy, model: nn.Module) -> None:
         super().__init__(policy, model, "adapter_off")
@@ -96,14 +96,14 @@ class AdapterOff(_Frozen):
 
 
 class Copy(_Frozen):
-    """The model with copies of what was trainable when the reference was made, in place of what is being trained."""
+    """Reference of the kinds `snapshot` and `copy`: the model with copies of its trainable weights at creation."""
 
     def __init__(self, policy: Policy, model: nn.Module, kind: str, trained: list[str]) -> None:
         super().__init__(policy, model, kind)
-        own = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         self.names = trained
         self.copies = nn.ParameterList(
-            nn.Parameter(own[name].detach().clone(), requires_grad=False) for name in trained
+            nn.Parameter(parameters[name].detach().clone(), requires_grad=False) for name in trained
         )
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ class Copy(_Frozen):
 
 
 def _layers(model: nn.Module) -> list[Any]:
-    """Modules of PEFT that change the model: adapter layers, and modules that are trained beside them."""
+    """PEFT's modules in the model: adapter layers, and modules that are trained along with them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -126,54 +126,55 @@ def _layers(model: nn.Module) -> list[Any]:
 
 
 def adapter_weights(model: nn.Module) -> set[str]:
-    """Names of parameters that no longer act when the adapter is off."""
+    """Names of the parameters that have no effect when the adapter is off."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
-    found = set()
+    names = set()
     for path, module in model.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
-            kept = {id(p) for p in inner.parameters()} if inner is not None else set()
-            found |= {f"{path}.{name}" for name, p in module.named_parameters() if id(p) not in kept}
-    return found
+            base = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+            base_ids = {id(p) for p in base.parameters()} if base is not None else set()
+            names |= {f"{path}.{name}" for name, p in module.named_parameters() if id(p) not in base_ids}
+    return names
 
 
 @contextmanager
 def without_adapter(model: nn.Module) -> Iterator[None]:
-    """Run the model as if it had no adapter. What is trained does not change."""
+    """Run the model as if it had no adapter. The trainable parameters stay the same."""
     layers = _layers(model)
-    before = [layer._disable_adapters for layer in layers]
+    states = [layer._disable_adapters for layer in layers]
     for layer in layers:
         layer._disable_adapters = True
     try:
         yield
     finally:
-        for layer, value in zip(layers, before, strict=True):
+        for layer, value in zip(layers, states, strict=True):
             layer._disable_adapters = value
 
 
 def base_fingerprint(policy: Policy, backbone: Backbone, new: bool) -> str:
-    """A hash of the weights as a folder gave them: the base, an adapter that is trained on, heads that were there. New
-    adapters and heads start at random and are left out, and names are those without one: the same model is the same
-    with an adapter over it.
+    """Fingerprint of the weights as loaded: the base model, and an adapter and heads that came with it.
+
+    New adapters and heads start at random and are left out. Names are those without an adapter, so that a model has the
+    same fingerprint with and without a new adapter.
 
     Args:
-        policy: whose weights they are.
-        backbone: its model.
-        new: whether its adapter was made by this run.
+        policy: the policy with the weights.
+        backbone: the policy's model.
+        new: whether this run created the adapter.
     """
-    adapter = adapter_weights(backbone.model) if new and backbone.adapted else set()
+    left_out = adapter_weights(backbone.model) if new and backbone.adapted else set()
     heads = {f"heads.{name}." for name in policy.fresh}
     return fingerprint_weights(
         (name.replace("base_model.model.", "").replace(".base_layer.", "."), weight)
         for name, weight in policy.named_parameters()
-        if name.removeprefix("model.") not in adapter and not any(name.startswith(head) for head in heads)
+        if name.removeprefix("model.") not in left_out and not any(name.startswith(head) for head in heads)
     )
 
 
 def remove_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model and its adapter to 0, also those that layers keep as a plain number."""
+    """Set every dropout of a model and its adapter to 0, including those that layers store as a plain number."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0

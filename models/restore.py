@@ -1,4 +1,4 @@
-"""A policy as it stands in a checkpoint: built as its run was, with the weights that had been trained."""
+"""Restoring a policy from a checkpoint: built as in its run, with the trained weights of the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from leyden.policy.policy import Policy
 
 
 def config_of(file: Path) -> dict[str, Any]:
-    """The configuration of the run that a checkpoint, or another file of its folder, belongs to.
+    """Configuration of the run that a checkpoint, or another file in its folder, belongs to.
 
     Raises:
-        UserError: there is none in its folder or the one above.
+        UserError: there is no config.yaml in the file's folder or the one above.
     """
     for folder in file.absolute().parents[:2]:
         if (folder / "config.yaml").is_file():
-            found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {}
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            return config if isinstance(config, dict) else {}
     raise UserError(
         f"{file}: there is no config.yaml in its folder or the one above, which would say what it was made from; give "
         "the folder that its run exported"
@@ -30,10 +30,10 @@ def config_of(file: Path) -> dict[str, Any]:
 
 
 def weights_of(file: Path) -> dict[str, torch.Tensor]:
-    """What the policy of a checkpoint has learned, by name.
+    """Trained weights of a checkpoint's policy, by name.
 
     Raises:
-        UserError: the file is no checkpoint of a run.
+        UserError: the file is not a complete checkpoint of a run.
     """
     if not is_whole(file):
         raise UserError(f"{file}: no checkpoint of a run, or not a whole one; give the folder that its run exported")
@@ -42,42 +42,44 @@ def weights_of(file: Path) -> dict[str, torch.Tensor]:
 
 
 def restored(file: Path, changed: dict[str, Any] | None = None) -> Policy:
-    """The policy of a checkpoint, built with the heads that it has.
+    """The policy of a checkpoint, built with the checkpoint's heads.
 
     Args:
         file: the checkpoint, in its run's folder.
-        changed: arguments of the policy that are not to be those of the training.
+        changed: arguments of the policy that replace those of the training.
 
     Raises:
-        UserError: it is no checkpoint, or does not fit what its config.yaml names.
+        UserError: the file is no checkpoint, or does not fit the model in its config.yaml.
     """
     weights, spec = weights_of(file), config_of(file).get("model", {}).get("init_args", {}).get("policy")
     if not weights or spec is None:
         raise UserError(f"{file}: no checkpoint of a policy; give the folder that its run exported")
-    given = spec.get("init_args", {})
-    known = {name: value for name, value in (changed or {}).items() if name in given}
-    policy = _policy(file, spec | {"init_args": given | known})
+    arguments = spec.get("init_args", {})
+    replacements = {name: value for name, value in (changed or {}).items() if name in arguments}
+    policy = _policy(file, spec | {"init_args": arguments | replacements})
     heads = {name.split(".")[1] for name in weights if name.startswith("heads.")}
     policy.build(("score",) if "score" in heads else ("logp", *heads), dropout=False)
     trained = {(name, p.shape) for name, p in policy.named_parameters() if p.requires_grad}
     saved = {(name, value.shape) for name, value in weights.items()}
     if trained != saved:
-        odd = min(trained ^ saved)[0]
-        raise UserError(f"{file}: it does not fit {policy.path}, which its config.yaml names ({odd}); give the export")
+        mismatch = min(trained ^ saved)[0]
+        raise UserError(
+            f"{file}: it does not fit {policy.path}, which its config.yaml names ({mismatch}); give the export"
+        )
     policy.load_state_dict(weights, strict=False)
     policy.fresh = policy.fresh - heads
     return policy
 
 
 def _policy(file: Path, spec: dict[str, Any]) -> Policy:
-    """A policy from its class path and arguments."""
+    """The policy that a class path and arguments describe."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--policy", type=Policy)
     try:
-        found: Policy = parser.instantiate_classes(parser.parse_object({"policy": spec})).policy
+        policy: Policy = parser.instantiate_classes(parser.parse_object({"policy": spec})).policy
     except (ArgumentError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: the policy in its config.yaml cannot be made ({reason}); give the export") from error
-    return found
+    return policy

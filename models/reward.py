@@ -25,23 +25,24 @@ from leyden.rewards.reward import Reward, at
 
 
 class ModelReward(nn.Module, Reward):
-    """What a reward model that `leyden fit --config reward_model` trained says of responses: the scores that
+    """Scores of responses from a reward model that `leyden fit --config reward_model` trained, equal to the scores that
     `leyden predict` writes for the same rows.
 
     It reads text with its own tokenizer and chat template, so it need not be of the policy's family. Responses to one
-    prompt share it. A response that was cut at its length limit is scored at its last token, without an end of turn.
+    prompt share the prompt's tokens. A response that was cut at its length limit is scored at its last token, without
+    an end of turn.
 
     Args:
-        path: the folder that was exported (a whole model or an adapter), or a checkpoint file in its run's folder,
-            whose config.yaml says what the model was made from.
-        base: where the weights below an adapter come from: its `own` copy of the model, or the `policy` that is being
-            trained, if it trains an adapter on the same model; then that model is held once, in four bits if it is.
-        dtype: of the weights and of the arithmetic, whatever the precision of the run; of its own copy only.
-        batch_tokens: most tokens in one forward.
-        chat_template: `plain`, or a Jinja file, if the reward model was trained with such a one and is no export.
-        system_prompt: put before conversations that have none, as the reward model's training did (its
-            `--data.system_prompt`); from the config.yaml of a checkpoint if it stands there.
-        attention: how a packed batch is attended to, as `CausalLM` takes it.
+        path: the exported folder (a whole model or an adapter), or a checkpoint file in its run's folder, whose
+            config.yaml names the base model.
+        base: source of the weights below an adapter: its `own` copy of the base model, or that of the `policy` in
+            training, if it trains an adapter on the same base; then the base is held only once, in four bits if it is.
+        dtype: dtype of the weights and of the arithmetic, whatever the precision of the run; only for its own copy.
+        batch_tokens: largest number of tokens in one forward pass.
+        chat_template: `plain`, or a Jinja file, if the reward model was trained with one and is not an export.
+        system_prompt: put before conversations that have none, as in the reward model's training (its
+            `--data.system_prompt`); by default that in the config.yaml of a checkpoint.
+        attention: attention over packed batches, as `CausalLM` takes it.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
 
@@ -70,7 +71,7 @@ class ModelReward(nn.Module, Reward):
             if not (Path(path) / "adapter_config.json").is_file():
                 raise UserError(f"{path}: no adapter, so it has no base to share; leave out --model.reward.base policy")
             return
-        with torch.random.fork_rng(devices=[]):  # new weights are drawn before saved ones take their place
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn before saved ones replace them
             if Path(path).is_file():
                 built, data = _from_checkpoint(Path(path), {"dtype": dtype, "attention": attention})
                 self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
@@ -81,10 +82,10 @@ class ModelReward(nn.Module, Reward):
             self._finish(built)
 
     def attach(self, policy: Policy) -> None:
-        """Take the policy's frozen weights as this reward model's base, if that was asked for.
+        """Use the policy's frozen weights as the base of this reward model, if `base` is `policy`.
 
         Raises:
-            UserError: the policy has no frozen base, or another one than this reward model's adapter was trained on.
+            UserError: the policy has no frozen base, or not the base that this reward model's adapter was trained on.
         """
         if self.policy is not None:
             return
@@ -106,11 +107,11 @@ class ModelReward(nn.Module, Reward):
         self._finish(policy.on_same_base(adapted, self.path))
 
     def _finish(self, policy: Policy) -> None:
-        """Build the policy that scores, and see that it can."""
+        """Build and freeze the reward model's policy, and check that it has a reward head."""
         try:
             policy.build(("score",), dropout=False)
-        except UserError as problem:  # it names the flag of the model that is trained
-            raise UserError(str(problem).replace("--model.policy.path", "--model.reward.path")) from None
+        except UserError as error:  # it names the flag of the trained policy
+            raise UserError(str(error).replace("--model.policy.path", "--model.reward.path")) from None
         if "score" in policy.fresh:
             raise UserError(
                 f"{self.path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
@@ -130,46 +131,46 @@ class ModelReward(nn.Module, Reward):
         """Scores [N], float32, on the CPU.
 
         Raises:
-            UserError: a conversation that the chat template refuses, or that is longer than the model has positions.
+            UserError: the chat template rejects a conversation, or the model has too few positions for one.
         """
         if self.policy is None:
             raise UserError(f"{self.path}: --model.reward.base policy needs a policy that is being trained")
-        trees, places = self._trees(samples)
+        trees, indices = self._trees(samples)
         device, scores = self.policy.device, torch.zeros(len(samples))
         parts = []
-        for few in chunk_by_tokens(trees, self.batch_tokens):
+        for chunk in chunk_by_tokens(trees, self.batch_tokens):
             with torch.autocast(device.type, enabled=False):
-                found = self.policy(pack(few).to(device), {"score"}).score
-            assert isinstance(found, Tensor)
-            parts.append(found)
+                chunk_scores = self.policy(pack(chunk).to(device), {"score"}).score
+            assert isinstance(chunk_scores, Tensor)
+            parts.append(chunk_scores)
         if parts:
-            scores[torch.tensor(places)] = torch.cat(parts).float().cpu()
+            scores[torch.tensor(indices)] = torch.cat(parts).float().cpu()
         return scores
 
     def _trees(self, samples: Sequence[Sample]) -> tuple[list[Tree], list[int]]:
-        """Prompts with their responses, the longest first, and which sample each response is, in the order of trees."""
+        """Prompts with their responses, the longest first, and the sample index of each response in that order."""
         encoded = [self._encode(sample) for sample in samples]
         groups: dict[tuple[int, ...], list[list[int]]] = {}
-        for place, (prompt, response) in enumerate(encoded):
+        for index, (prompt, response) in enumerate(encoded):
             parts = groups.setdefault(tuple(prompt), [[]])
-            size = len(prompt) + sum(len(encoded[other][1]) for other in parts[-1])
+            size = len(prompt) + sum(len(encoded[i][1]) for i in parts[-1])
             if parts[-1] and size + len(response) > self.batch_tokens:
                 parts.append([])
-            parts[-1].append(place)
-        found = [
-            (Tree(list(prompt), [encoded[place][1] for place in part], row=part[0]), part)
+            parts[-1].append(index)
+        pairs = [
+            (Tree(list(prompt), [encoded[index][1] for index in part], row=part[0]), part)
             for prompt, parts in groups.items()
             for part in parts
         ]
-        found.sort(key=lambda tree: -len(tree[0]))  # what does not fit the memory shows at once
-        return [tree for tree, _ in found], [place for _, part in found for place in part]
+        pairs.sort(key=lambda tree: -len(tree[0]))  # so that too little memory shows at once
+        return [tree for tree, _ in pairs], [index for _, part in pairs for index in part]
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Prompt and response as the reward model was trained on them."""
+        """Token ids of prompt and response, as in the reward model's training."""
         example = Example(sample.messages, [[Message(role="assistant", content=sample.response)]])
         try:
             tree = self.template.encode(example, finished=sample.finished)
-            if not tree.responses[0]:  # a response without a token has no last token; its end of turn has to do
+            if not tree.responses[0]:  # an empty response has no last token, so its end of turn is scored
                 tree = self.template.encode(example)
         except RowError as error:
             raise UserError(f"{at(sample)}: {error}") from None
@@ -184,11 +185,11 @@ class ModelReward(nn.Module, Reward):
 
 
 def _from_checkpoint(file: Path, changed: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:
-    """The policy of a reward model's checkpoint, and the settings of the data that it was trained on.
+    """The policy of a reward model's checkpoint, and the settings of its training data.
 
     Args:
         file: the checkpoint.
-        changed: arguments of the policy that are not to be those of the training.
+        changed: arguments of the policy that replace those of the training.
     """
     config = config_of(file)
     if "heads.score.weight" not in weights_of(file):

@@ -1,8 +1,8 @@
-"""A second model on the frozen weights of another: one base, several adapters.
+"""Several models on one frozen base, each with its own adapter.
 
-Several adapters in one tree of modules would have to be switched at every forward, and gradient checkpointing, which
-runs a forward again during the backward pass, would find whichever was switched on last. So each has its own tree of
-modules, and only the frozen tensors in it are the policy's: nothing is switched, and nothing of the base exists twice.
+Several adapters in one tree of modules would have to be switched at every forward pass, and gradient checkpointing,
+which repeats a forward pass during the backward pass, would use the adapter that was switched on last. So each model
+has its own tree of modules around the policy's frozen tensors: nothing is switched, and no base weight exists twice.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def check_frozen(backbone: Backbone, what: str, instead: str) -> None:
-    """That a model trains an adapter and nothing below it.
+    """Check that a model trains an adapter and nothing of its base.
 
     Args:
-        what: that wants to share its weights, for messages.
-        instead: what to do otherwise.
+        what: the feature that shares the base, for messages.
+        instead: advice for the user, for messages.
 
     Raises:
-        UserError: it trains more.
+        UserError: the model trains more than an adapter.
     """
     trained = {name for name, p in backbone.model.named_parameters() if p.requires_grad}
     if not backbone.adapted:
@@ -39,27 +39,27 @@ def check_frozen(backbone: Backbone, what: str, instead: str) -> None:
 
 
 def without_adapter(backbone: Backbone) -> PreTrainedModel:
-    """The base without its adapter, as modules of their own around the same tensors."""
+    """The base model without its adapter: new modules around the same tensors."""
     model = copy.deepcopy(backbone.model, _shared(backbone.model))
-    unloaded: Any = model
-    base: PreTrainedModel = base_of(unloaded.unload())
+    adapted: Any = model
+    base: PreTrainedModel = base_of(adapted.unload())
     return base
 
 
 def with_new_adapter(backbone: Backbone) -> nn.Module:
-    """The base with another adapter, of the same configuration, which starts as no change."""
+    """The base model with another adapter of the same configuration, which starts as the identity."""
     from peft import get_peft_model
 
     model: Any = backbone.model
     config = copy.deepcopy(model.peft_config[model.active_adapters[0]])
     changes: dict[str, Any] = {"inference_mode": False}
-    if hasattr(config, "init_lora_weights"):  # some starts (PiSSA, OLoRA) rewrite the base
+    if hasattr(config, "init_lora_weights"):  # some initialisations (PiSSA, OLoRA) change the base
         changes["init_lora_weights"] = True
     adapted: nn.Module = get_peft_model(without_adapter(backbone), dataclasses.replace(config, **changes))
     return adapted
 
 
 def _shared(model: nn.Module) -> dict[int, Any]:
-    """What a deep copy of a model takes over as it is: its tensors, and what 4-bit weights are unpacked with."""
+    """Objects that a deep copy of a model shares with it, by id: its tensors, and the states of its 4-bit weights."""
     states = [m.quant_state for m in model.modules() if getattr(m, "quant_state", None) is not None]
     return {id(x): x for x in (*model.parameters(), *model.buffers(), *states)}

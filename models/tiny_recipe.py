@@ -1,4 +1,4 @@
-"""The recipe of the embedded model: what stands before and after its pretraining.
+"""The recipe of the embedded model: the steps before and after its pretraining.
 
     leyden data sample --kind text --language both --rows 40000 --output corpus.jsonl
     python -m leyden.models.tiny_recipe corpus.jsonl BLANK    # a tokenizer and a freshly initialised Llama
@@ -24,7 +24,7 @@ from leyden.errors import UserError
 
 VOCABULARY = 4096
 LONGEST_TOKEN = 10
-"""In bytes: three syllables with the space before them, so that no answer hides inside a token of several words."""
+"""In bytes: three syllables with the space before them, so that no token contains a whole answer of several words."""
 END, PAD, TURN, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (
     "{% for message in messages %}"
@@ -33,7 +33,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 SYLLABLE_REPEATS = 3000
-"""How often each common syllable is shown to the tokenizer: enough to outrank word pieces."""
+"""Number of times that each common syllable is added to the tokenizer's corpus: enough to outrank word pieces."""
 IRREGULAR = (
     "같겠겪곳괜괴교규그글긋길깊깎깨꺼께꼬꼭꽃꽤꾸꿈끄끊끌끝낫났낮낳낼넘넣놓뇌눴늦닫닭답닿댓덮돕됐됩뒤듣딸땀때떠떡떤떨떻또똑뚝뛰뜨뜻띄"
     "랐럽렇렵롭료류릎릇맏맑맛맞맡맺먹멋몇묻뭘믿밑바밖받밝밟밥백뱃벌벗벚베볕볶봤봐붙빌빗빛빠빨빵뺄뻐뻔뽑뿌쁘삶살샀섞섭셨솟솥쉬쉽슷습싫싶싸싹쌍쌓썸써썼쏘쏟쑥쓰쓴쓸씀씨씩씻"
@@ -44,11 +44,11 @@ IRREGULAR = (
 
 
 def syllables() -> list[str]:
-    """Hangul syllables worth a token each: those of KS X 1001 with common letters, and frequent others."""
+    """Hangul syllables that get a token of their own: those of KS X 1001 with common letters, and frequent others."""
     vowels = [0, 1, 4, 5, 6, 8, 9, 13, 14, 16, 18, 20]
-    heads = [0, 2, 3, 5, 6, 7, 9, 11, 12, 14, 17, 18]
-    codes = product(heads, vowels, [0, 1, 4, 8, 16, 17, 21])
-    regular = [chr(ord("가") + (head * 21 + vowel) * 28 + end) for head, vowel, end in codes]
+    initials = [0, 2, 3, 5, 6, 7, 9, 11, 12, 14, 17, 18]
+    codes = product(initials, vowels, [0, 1, 4, 8, 16, 17, 21])
+    regular = [chr(ord("가") + (initial * 21 + vowel) * 28 + end) for initial, vowel, end in codes]
     # KS X 1001, the 2,350 syllables in practical use, takes two bytes each; the codec spells out the others.
     return sorted({syllable for syllable in [*regular, *IRREGULAR] if len(syllable.encode("euc_kr")) == 2})
 
@@ -153,7 +153,11 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Start from a corpus file, or finish a trained folder: two paths, what there is and what to write."""
+    """Start from a corpus file or finish a trained folder.
+
+    Args:
+        arguments: two paths: the corpus file or trained folder, and the folder to write.
+    """
     if len(arguments) != 2:
         raise UserError(
             "recipe: expected two arguments; type `python -m leyden.models.tiny_recipe corpus.jsonl FOLDER`"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leyden.cli.demo import Size, gain, looks, main, run, unfinished
+from leyden.cli.demo import Size, evaluation_rows, gain, main, run, unfinished
 from leyden.cli.launcher import main as leyden
 from leyden.errors import UserError
 
@@ -37,7 +37,7 @@ def test_every_stage_runs_and_a_broken_off_demo_goes_on(
         "text.jsonl", "sft", "reward_model", "dpo", "ppo", "rejection_sampling", "report.html",
     }  # fmt: skip
     for name in ("sft", "dpo", "ppo", "rejection_sampling"):
-        found = looks(folder / name / "metrics.csv")
+        found = evaluation_rows(folder / name / "metrics.csv")
         assert found[0]["step"] == "0" and len(found) >= 2, name
     same = {(folder / name / "evaluation.json").read_text("utf-8") for name in ("dpo", "ppo", "rejection_sampling")}
     assert len(same) == 1  # prompts, reward, reference, text: all runs can be compared

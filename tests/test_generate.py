@@ -13,6 +13,7 @@ from leyden import models
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
+from leyden.models.attention import kv_cache
 from leyden.models.attention.cached import DecodeStep
 from leyden.models.attention.forest import AttentionArgs
 from leyden.models.attention.kv_cache import Cache, close

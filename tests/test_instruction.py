@@ -14,7 +14,7 @@ from leyden.batch.forest import Tree
 from leyden.datamodules import InstructionData
 from leyden.datamodules import file_data as module
 from leyden.datamodules.formats.row_error import LeftOut, RowError
-from leyden.datamodules.storage.truncation import fit, pieces
+from leyden.datamodules.storage.truncation import cut_text, fit
 from leyden.errors import UserError
 
 ROWS = [{"prompt": f"{i} 더하기 {i}는?", "response": f"{2 * i}입니다."} for i in range(20)]
@@ -133,7 +133,7 @@ def test_long_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 @pytest.mark.parametrize("prompt", [[], [1]])
 def test_pieces_of_a_long_text_predict_each_token_once(prompt: list[int]) -> None:
     text = list(range(2, 25))
-    cut = pieces(Tree(prompt, [text], weights=[[1.0] * len(text)], row=3), 7)
+    cut = cut_text(Tree(prompt, [text], weights=[[1.0] * len(text)], row=3), 7)
     assert [t for p in cut for t in p.responses[0]] == text and max(map(len, cut)) <= 7
     for before, after in zip(cut, cut[1:], strict=False):
         assert after.prompt == [before.responses[0][-1]] and after.row == 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,11 @@ from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
 from leyden.batch.trajectory import Trajectory
 from leyden.checkpoint.callback import RNGState
+from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
-from leyden.data.prompts import Prompt, PromptLoader
 from leyden.errors import UserError
 from leyden.example import Example, Sample
-from leyden.on_policy import AnsweredPrompt, ScoreTransform
-from leyden.on_policy.on_policy import OnPolicy
-from leyden.on_policy.policy_gradient import KLController
+from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, RolloutLoader, ScoreTransform
 from leyden.policy import Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput
 from leyden.run.progress import Progress
@@ -193,6 +193,113 @@ def test_two_processes_sample_and_learn_what_one_does(
     torch.testing.assert_close(two[0][0], weights_of(one.policy), atol=2e-5, rtol=0)
     alone = [[row["draw"], row["tokens"]] for row in read(tmp_path / "one" / "rollouts.jsonl")]
     assert sorted(two[0][1]) == alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (PPO, {"minibatches": 2, "kl_target": 0.05, "kl_horizon": 10.0, "score": ScoreTransform(1.0, True, 2.0)}),
+        (GRPO, {"samples": 3, "minibatches": 2, "scale": True}),
+        (RejectionSampling, {"samples": 3, "minibatches": 2, "threshold": 0.6}),  # many prompts keep no answer
+    ],
+)
+def test_sums_over_a_shared_rollout_are_those_of_the_whole(
+    kind: type[OnPolicy], options: dict[str, Any], ranks: Ranks, tmp_path: Path
+) -> None:
+    """Moments of scores, the KL, whitening, and prompts that are left out on one process alone."""
+    one = algorithm(kind, copy.deepcopy(options), keep_rollouts=True)  # moments of scores are kept in the options
+    trainer = fit(one, Questions(), max_epochs=3, default_root_dir=tmp_path / "one")
+    two = ranks(shared_on_rank, kind.__name__, options, str(tmp_path / "two"))
+    torch.testing.assert_close(two[0][0], two[1][0], atol=0, rtol=0)
+    torch.testing.assert_close(two[0][0], weights_of(one.policy), atol=2e-5, rtol=0)
+    alone = rollout_numbers(trainer)
+    assert two[0][1] == two[1][1] and two[0][1].keys() == alone.keys() and len(alone) > 6
+    for name, value in alone.items():
+        assert two[0][1][name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def rollout_numbers(trainer: Any) -> dict[str, float]:
+    names = ("rollout/", "ppo/explained")
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(names)}
+
+
+def shared_on_rank(kind: str, options: dict[str, Any], folder: str) -> tuple[torch.Tensor, dict[str, float]]:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
+    trainer = fit(found, Questions(), max_epochs=3, devices=2, strategy=strategy, default_root_dir=folder)
+    return weights_of(found.policy), rollout_numbers(trainer)
+
+
+class Shares:
+    """Two processes in one, run again and again: each time a sum is that of what both said at the same call before."""
+
+    def __init__(self) -> None:
+        self.before: list[list[torch.Tensor]] = [[], []]
+        self.now: list[list[torch.Tensor]] = [[], []]
+
+    def again(self) -> None:
+        self.before, self.now = self.now, [[], []]
+
+    def reduce(self, rank: int) -> Any:
+        def total(x: torch.Tensor) -> torch.Tensor:
+            call = len(self.now[rank])
+            self.now[rank].append(x)
+            return self.before[0][call] + self.before[1][call] if self.before[0] else x
+
+        return total
+
+
+@pytest.mark.parametrize("dropped", [5, 10**9])
+@pytest.mark.parametrize(("size", "passes", "minibatches"), [(8, 1, 4), (16, 3, 4), (128, 4, 4), (6, 2, 1)])
+def test_a_shared_rollout_has_the_steps_of_the_whole(size: int, passes: int, minibatches: int, dropped: int) -> None:
+    """For each step: the same prompts, none on both processes, the same totals; and unless some prompts keep no answer,
+    about equally many on each process."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = [
+        Prompt(i, Example([]), torch.randint(1, 97, (2 + i % 5,), generator=generator).tolist()) for i in range(9)
+    ]
+
+    def collect(rollout: int, drawn: list[tuple[int, Prompt]]) -> Trajectory:
+        trees = [
+            Tree(p.tokens, [[1 + n % 90] * (1 + n % 7)], [float(n)], row=p.row) for n, p in drawn if (n + 1) % dropped
+        ]
+        return Trajectory.of(trees, draws=[n for n, _ in drawn if (n + 1) % dropped])
+
+    def batches(world: int, rank: int, reduce: Any) -> list[list[Trajectory]]:
+        loader = RolloutLoader(collect, PromptLoader(prompts, size, 3), passes, minibatches, 1, world, rank, reduce)
+        return [list(loader) for _ in range(3)]
+
+    alone, shares = batches(1, 0, lambda x: x), Shares()
+    for _ in range(3):  # which prompts keep answers, then totals, then what both make of them
+        both = [batches(2, rank, shares.reduce(rank)) for rank in (0, 1)]
+        shares.again()
+    for rollout in range(3):
+        for step in range(passes * minibatches):
+            whole, first, second = (x[rollout][step] for x in (alone, *both))
+            assert whole.totals == first.totals == second.totals
+            mine, other, every = (sorted(x.score.tolist()) for x in (first, second, whole))
+            assert sorted(mine + other) == every
+            assert dropped == 5 or abs(len(mine) - len(other)) <= max(2, len(every) // 8)
+
+
+def test_the_samplers_own_account_travels_and_is_compared(tmp_path: Path) -> None:
+    """An engine whose log-probs are off by a tenth of a nat is seen; the policy itself is not."""
+
+    class Off(Native):
+        def generate(self, *args: Any) -> Any:
+            groups = super().generate(*args)
+            return [[replace(r, logp=[lp - 0.1 for lp in r.logp]) for r in group] for group in groups]
+
+    found = []
+    for name, engine in (("own", None), ("off", Off())):
+        one = algorithm(PPO, {"samples": 2}, engine=engine, keep_rollouts=True)
+        trainer = fit(one, Questions(), max_epochs=1, default_root_dir=tmp_path / name)
+        found.append(float(trainer.callback_metrics["rollout/mismatch"]))
+        rows = read(tmp_path / name / "rollouts.jsonl")
+        assert all([len(t) for t in row["tokens"]] == [len(lp) for lp in row["logp"]] for row in rows)
+    assert found[0] < 1e-5 and found[1] == pytest.approx(0.1, abs=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)

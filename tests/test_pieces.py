@@ -164,7 +164,7 @@ def test_forwards_without_gradients_are_cut_too_and_none_runs_twice() -> None:
 def test_parts_hold_every_tree_once_and_blanks_hold_none() -> None:
     batch, pieces = pack(some_trees(9, responses=2)), MicroBatches()
     assert pieces.of(batch) == [batch]
-    pieces.smaller(batch)
+    pieces.shrink(batch)
     parts = pieces.of(batch)
     assert len(parts) > 1 and sum(part.size for part in parts) == batch.size
     assert torch.equal(torch.cat([part.row for part in parts]), batch.row)

@@ -16,7 +16,7 @@ from torch import Tensor
 from leyden.batch.forest import Batch, Tree
 from leyden.datamodules import InstructionData, PreferenceData
 from leyden.datamodules import file_data as module
-from leyden.datamodules.formats.ranking import above_gap, apart, best_first, spread
+from leyden.datamodules.formats.ranking import above_gap, best_first, spread, without_repeats
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.storage.truncation import fit
 from leyden.errors import UserError
@@ -172,7 +172,7 @@ def test_order_by_hand() -> None:
     assert best_first(said("a", "b")) == [0, 1]
     assert best_first(said("a", "b", "c"), [1, 3, 2]) == [1, 2, 0]
     assert best_first(said("a", "b", "c", "d"), [2, 1, 2, 1]) == [0, 1]
-    assert apart("aabbc") == [0, 2, 4]
+    assert without_repeats("aabbc") == [0, 2, 4]
     for words, worth, reason in (
         ("a", None, "only one response"),
         ("aa", None, "chosen equals rejected"),
@@ -407,11 +407,13 @@ def test_a_trainer_gets_every_pair_once(tmp_path: Path) -> None:
     data = PreferenceData(write(tmp_path / "a.jsonl", [*rows, *BAD.values()]), batch_size=8, on_error="skip")
     found = Recorder()
     trainer(tmp_path, accumulate_grad_batches=2, num_sanity_val_steps=0).fit(found, datamodule=data)
-    seen, held = (sorted(int(row) for batch in batches for row in batch.row) for batches in (found.batches, found.held))
-    assert len(seen) == 19 and sorted(seen + held) == list(range(20))
+    normalised_turns, held = (
+        sorted(int(row) for batch in batches for row in batch.row) for batches in (found.batches, found.held)
+    )
+    assert len(normalised_turns) == 19 and sorted(normalised_turns + held) == list(range(20))
     assert {batch.totals.prompts for batch in found.batches} == {8, 3} and len(found.batches) == 6
     margins = {int(r): float(b.score[b.group == i].sum()) for b in found.batches for i, r in enumerate(b.row)}
-    assert margins == {row: float(row) for row in seen}
+    assert margins == {row: float(row) for row in normalised_turns}
     assert (tmp_path / "a.rejected.jsonl").is_file()
 
 

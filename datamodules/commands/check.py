@@ -1,4 +1,4 @@
-"""`leyden data check`: what a data file holds, how long its rows are, and every row that training could not use."""
+"""`leyden data check`: a report on a data file, with row lengths, warnings and every row that training cannot use."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from leyden.data.chat_template import ChatTemplate
 
 SHOWN = 3
-"""How many places a warning names."""
+"""Places that a warning names."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What training will be asked for, so that its counts are these.
+    """The limits that training will have, so that the check counts as training does.
 
     Args:
         max_length: most tokens of a prompt with any one response.
-        max_new_tokens: of prompts: the tokens of that which an answer may take.
+        max_new_tokens: of prompts: the part of `max_length` that an answer may take.
         min_gap: of preferences, as in `PreferenceData`.
         max_responses: of preferences, as in `PreferenceData`.
     """
@@ -50,7 +50,7 @@ class Limits:
             raise UserError(f"--max-new-tokens {new}: the answer's part of --max-length; give both, and less of this")
 
     def fit(self, kind: str | None) -> None:
-        """Raise `UserError` where rows of this kind have no use for what is asked."""
+        """Raise `UserError` for a limit that has no meaning for rows of this kind."""
         if self.max_new_tokens is not None and kind != "prompts":
             raise UserError(f"--max-new-tokens: prompts need room for an answer, these are {kind} data; --kind prompts")
         if (self.min_gap or self.max_responses) and kind != "preference":
@@ -59,7 +59,7 @@ class Limits:
 
 @dataclass
 class Findings:
-    """What the rows of a file gave."""
+    """Counts, lengths and warnings from the rows of a file."""
 
     rows: int = 0
     bad: Counter[str] = field(default_factory=Counter)
@@ -73,11 +73,11 @@ class Findings:
     longest: list[int] = field(default_factory=list)
     """Length of prompt and longest response, each row"""
     comparisons: PreferenceStats | None = None
-    """Of preference data"""
+    """Statistics of preference data; None for other kinds"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
-    """What is odd but usable -> the places"""
+    """Warning about usable rows -> their places"""
     seen: dict[int, str] = field(default_factory=dict)
-    """Hash of an example -> where it stood first"""
+    """Hash of an example -> the place of the first row with it"""
 
     def warn(self, what: str, place: str) -> None:
         """Note a place for a warning."""
@@ -94,33 +94,33 @@ def check(source: Source, limits: Limits | None = None, say: Callable[[str], Non
 def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, say: Callable[[str], None]) -> int:
     source, examples = source.examples(say)
     limits.fit(source.kind)
-    specials = _specials(template)
-    found = Findings(comparisons=PreferenceStats() if source.kind == "preference" else None)
+    specials = _special_tokens(template)
+    findings = Findings(comparisons=PreferenceStats() if source.kind == "preference" else None)
     for place, example in counted(examples, Path(source.path).name):
-        found.rows += 1
+        findings.rows += 1
         try:
             if isinstance(example, RowError):
                 raise example
-            ranked = found.comparisons is not None
+            ranked = findings.comparisons is not None
             used = compared(example, limits.min_gap, limits.max_responses) if ranked else example
-            _measure(used, place, template, found)
-            _inspect(example, place, specials, found)
+            _measure(used, place, template, findings)
+            _add_warnings(example, place, specials, findings)
         except LeftOut as reason:
-            found.left_out[str(reason)] += 1
+            findings.left_out[str(reason)] += 1
         except RowError as error:
-            found.bad[error.reason] += 1
+            findings.bad[error.reason] += 1
             say(f"{place}: {error}")
-    _report(source, template, limits, found, say)
-    return 2 if not _usable(found) else 1 if found.bad else 0
+    _report(source, template, limits, findings, say)
+    return 2 if not _usable_count(findings) else 1 if findings.bad else 0
 
 
-def _usable(found: Findings) -> int:
-    return found.rows - found.bad.total() - found.left_out.total()
+def _usable_count(findings: Findings) -> int:
+    return findings.rows - findings.bad.total() - findings.left_out.total()
 
 
-def _measure(example: Example, place: str, template: ChatTemplate | None, found: Findings) -> None:
-    """Add the lengths of an example; raises `RowError` where the template cannot take it."""
-    from leyden.datamodules.storage.truncation import distinct
+def _measure(example: Example, place: str, template: ChatTemplate | None, findings: Findings) -> None:
+    """Add the lengths of an example. Raises `RowError` where the chat template cannot encode it."""
+    from leyden.datamodules.storage.truncation import distinct_responses
 
     if template is None:
         prompt = sum(len(turn["content"]) for turn in example.messages)
@@ -128,64 +128,66 @@ def _measure(example: Example, place: str, template: ChatTemplate | None, found:
         responses = responses if example.text is None else [len(example.text)]
     elif example.responses or example.text is not None:
         tree = template.encode(example)
-        if found.comparisons is not None:
-            tree = distinct(tree)
+        if findings.comparisons is not None:
+            tree = distinct_responses(tree)
         prompt, responses = len(tree.prompt), [len(response) for response in tree.responses]
     else:
         prompt, responses = len(template.prompt(example.messages)), []
-    found.prompt.append(prompt)
-    found.response.extend(responses)
-    found.longest.append(prompt + max(responses, default=0))
-    opposite = found.comparisons and found.comparisons.add(example, responses, place)
+    findings.prompt.append(prompt)
+    findings.response.extend(responses)
+    findings.longest.append(prompt + max(responses, default=0))
+    opposite = findings.comparisons and findings.comparisons.add(example, responses, place)
     if opposite:
-        what = "two answers compared the other way round than in an earlier row; keep the one that is right"
-        found.warn(what, f"{place} against {opposite.rpartition(':')[2]}")
+        warning = "two answers compared the other way round than in an earlier row; keep the one that is right"
+        findings.warn(warning, f"{place} against {opposite.rpartition(':')[2]}")
 
 
-def _inspect(example: Example, place: str, specials: Sequence[str], found: Findings) -> None:
-    """Warn of what can be trained on but should be known."""
+def _add_warnings(example: Example, place: str, specials: Sequence[str], findings: Findings) -> None:
+    """Add warnings about a usable row: duplicates, decomposed Hangul and special tokens in the text."""
     turns = [*example.messages, *(turn for response in example.responses for turn in response)]
     texts = [turn["content"] for turn in turns] if example.text is None else [example.text]
     key = hash((tuple(turn["role"] for turn in turns), tuple(texts)))
-    if key in found.seen:
-        earlier = found.seen[key].rpartition(":")[2]
-        asked = not example.responses and example.text is None
-        what = "training keeps a prompt once" if asked else "drop them if they are not meant to repeat"
-        found.warn(f"the same as an earlier row; {what}", f"{place} = {earlier}")
-    found.seen.setdefault(key, place)
+    if key in findings.seen:
+        earlier = findings.seen[key].rpartition(":")[2]
+        is_prompt = not example.responses and example.text is None
+        advice = "training keeps a prompt once" if is_prompt else "drop them if they are not meant to repeat"
+        findings.warn(f"the same as an earlier row; {advice}", f"{place} = {earlier}")
+    findings.seen.setdefault(key, place)
     if any(is_decomposed(text) for text in texts):
-        found.warn("decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert", place)
+        findings.warn("decomposed Hangul (NFD), which tokenizers see as other letters; run leyden data convert", place)
     for special in specials:
         if any(special in text for text in texts):
-            found.warn(f"the text holds the special token {special}, which the model takes as such; remove it", place)
+            findings.warn(
+                f"the text holds the special token {special}, which the model takes as such; remove it", place
+            )
 
 
 def _report(
-    source: Source, template: ChatTemplate | None, limits: Limits, found: Findings, say: Callable[[str], None]
+    source: Source, template: ChatTemplate | None, limits: Limits, findings: Findings, say: Callable[[str], None]
 ) -> None:
-    for what, places in found.warnings.items():
+    for what, places in findings.warnings.items():
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
         say(f"warning: {len(places):,} rows: {what} ({', '.join(places[:SHOWN])}{more})")
-    why = f" ({by_count(found.bad)})" if found.bad else ""
-    more = f" · left out {found.left_out.total():,} ({by_count(found.left_out)})" if found.left_out else ""
-    say(f"rows {found.rows:,} · usable {_usable(found):,} · bad {found.bad.total():,}{why}{more}")
-    if not _usable(found):
+    why = f" ({by_count(findings.bad)})" if findings.bad else ""
+    more = f" · left out {findings.left_out.total():,} ({by_count(findings.left_out)})" if findings.left_out else ""
+    say(f"rows {findings.rows:,} · usable {_usable_count(findings):,} · bad {findings.bad.total():,}{why}{more}")
+    if not _usable_count(findings):
         return
     unit = "characters" if template is None else "tokens"
     say(f"{unit:<12}{'median':>9}{'95%':>9}{'max':>9}{'sum':>13}")
-    both = found.longest if found.response else []
-    for name, lengths in (("prompt", found.prompt), ("response", found.response), ("both", both)):
+    both = findings.longest if findings.response else []
+    for name, lengths in (("prompt", findings.prompt), ("response", findings.response), ("both", both)):
         if any(lengths):
             ordered = sorted(lengths)
             numbers = (_quantile(ordered, 0.5), _quantile(ordered, 0.95), ordered[-1])
             say(f"{name:<12}" + "".join(f"{number:>9,}" for number in numbers) + f"{sum(lengths):>13,}")
     if limits.max_length is not None:
         room = limits.max_length - (limits.max_new_tokens or 0)
-        over = sum(length > room for length in found.longest)
-        cut = "truncate_prompt, truncate_response" if found.response else "truncate_prompt"
+        over = sum(length > room for length in findings.longest)
+        cut = "truncate_prompt, truncate_response" if findings.response else "truncate_prompt"
         what = f"; they follow --data.overlength (drop, {cut} or error)" if over else ""
         say(f"longer than {room:,} {unit}: {over:,} rows{what}")
-    for line in found.comparisons.lines() if found.comparisons is not None else ():
+    for line in findings.comparisons.lines() if findings.comparisons is not None else ():
         say(line)
     if template is not None and template.tokenizer.pad_token_id == template.tokenizer.eos_token_id:
         say("note: pad and EOS are one token here; nothing is masked by its id, so EOS is trained")
@@ -196,7 +198,7 @@ def _quantile(ordered: Sequence[int], share: float) -> int:
     return ordered[max(0, -int(-len(ordered) * share // 1) - 1)]
 
 
-def _specials(template: ChatTemplate | None) -> list[str]:
+def _special_tokens(template: ChatTemplate | None) -> list[str]:
     if template is None:
         return []
     added = template.tokenizer.added_tokens_decoder.values()

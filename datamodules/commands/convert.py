@@ -1,6 +1,6 @@
-"""Tables and JSON files to clean JSONL: named columns, UTF-8, composed Hangul, and no row lost without a word.
+"""Conversion of tables and JSON files to clean JSONL: named columns, UTF-8, composed Hangul, every lost row reported.
 
-Each output is written beside its place and renamed into it when it is whole, so an error leaves nothing half-written.
+Each output is written under a temporary name and renamed when it is complete, so an error leaves no partial file.
 Rows that cannot be used go to `NAME.rejected.jsonl`, with the place and the problem.
 """
 
@@ -26,14 +26,14 @@ from leyden.datamodules.source import HEAD
 from leyden.errors import UserError
 
 _LISTS = ("ranking", "responses", "scores")
-"""Columns that hold lists, which the cells of a table hold as text."""
+"""Columns that hold lists; the cells of a table hold them as text."""
 
 _T = TypeVar("_T")
 
 
 @dataclass
 class Conversion:
-    """How to convert: `columns` (canonical name -> column), `encoding`, `delimiter`, `kind` replace what is found."""
+    """Options: `columns` (canonical name -> column), `encoding`, `delimiter` and `kind` override what is detected."""
 
     columns: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
@@ -45,10 +45,10 @@ class Conversion:
 def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = print) -> int:
     """Convert a file, or every table and JSON file of a folder. Returns 0, or 1 where rows were rejected.
 
-    Without `target` each output stands beside its original, only the extension changed. An output that exists is an
-    error before anything is written, unless `how.overwrite` is set. Of several files each is converted that can be:
-    those whose output exists are skipped with a note, and those that cannot be used are named in one `UserError` at
-    the end, so that the same command goes on once they are mended.
+    Without `target` each output goes to the folder of its original, with the extension changed. An output that exists
+    is an error before anything is written, unless `how.overwrite` is set. Of several files, every one that can be is
+    converted: files whose output exists are skipped with a note, and files that cannot be used are named in one
+    `UserError` at the end. Once they are mended, the same command converts the rest.
     """
     several, pairs = _targets(source, target)
     if several:
@@ -82,7 +82,7 @@ def _convert_several(pairs: list[tuple[Path, Path]], how: Conversion, say: Calla
 
 
 def counted(items: Iterable[_T], what: str) -> Iterator[_T]:
-    """The same items, with a count on the terminal while it takes long."""
+    """The same items, with a running count on the terminal."""
     show = sys.stderr.isatty()
     for number, item in enumerate(items, start=1):
         if show and number % 5000 == 0:
@@ -104,12 +104,12 @@ def whole_file(path: Path) -> Iterator[IO[str]]:
 
 
 def rejected_path(path: Path) -> Path:
-    """`NAME.rejected.jsonl` beside a file."""
+    """The path of `NAME.rejected.jsonl`, in the folder of a file."""
     return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".rejected.jsonl")
 
 
 def _targets(source: str, target: str | None) -> tuple[bool, list[tuple[Path, Path]]]:
-    """Whether several files are meant, and each with its output."""
+    """Whether `source` stands for several files, and the pairs of a file and its output."""
     folder = Path(source).expanduser().is_dir()
     files = [file for file in find_files(source, originals=True) if extension(file) != ".jsonl" or not folder]
     if not files:
@@ -158,8 +158,8 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
         if written == 0:
             raise UserError(f"{file}: none of its {len(rejects)} rows can be used; {rejects[0]['problem']}")
         write_rejects(rejected_path(out), rejects, how.overwrite)
-    kept = [str(column) for column in head[0][1] if column not in converter.renames.values()]
-    extra = f"; kept {', '.join(kept)}" if kept else ""
+    extra_columns = [str(column) for column in head[0][1] if column not in converter.renames.values()]
+    extra = f"; kept {', '.join(extra_columns)}" if extra_columns else ""
     say(f"{file} -> {out}: {written:,} rows, {converter.kind} data as {converter.description}{extra}")
     if rejects:
         one = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
@@ -169,7 +169,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
 
 @dataclass
 class _RowConverter:
-    """How the rows of one file are rewritten; calling it with a row gives its line, or raises."""
+    """Rewrites the rows of one file. A call with a row returns its JSON line, or raises `RowError`."""
 
     kind: str
     format: str
@@ -180,7 +180,7 @@ class _RowConverter:
     def __call__(self, row: Mapping[str, Any]) -> str:
         parse(
             row, self.format, self.kind, self.renames, rank_order="lower_is_better"
-        )  # any order: only to see if it can
+        )  # only checks the row, for which any order will do
         columns = {name: column for name, column in self.renames.items() if column in row}
         renamed = {name: listed(row[col], name) if name in _LISTS else row[col] for name, col in columns.items()}
         renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
@@ -202,10 +202,10 @@ def _row_converter(file: Path, rows: list[dict[str, Any]], columns: dict[str, st
         kind, format = (kind, detect(rows, kind, columns)) if kind else _kind_and_format(rows, columns)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    found = names_of(rows[0], columns)
+    column_of = names_of(rows[0], columns)
     reads = format_named(format, kind).columns(kind, answers=kind != "prompts")
-    wanted = [*reads, *(["input"] if format == "alpaca" else []), *columns]
-    renames = {name: found[name] for name in wanted if name in found}
+    names = [*reads, *(["input"] if format == "alpaca" else []), *columns]
+    renames = {name: column_of[name] for name in names if name in column_of}
     return _RowConverter(kind, format, renames, describe(rows, format, kind, columns))
 
 
@@ -227,7 +227,7 @@ def _kind_and_format(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> 
 
 
 def write_rejects(path: Path, rejects: list[dict[str, Any]], overwrite: bool) -> None:
-    """Write what was rejected, one object a row; with nothing to write, remove what an earlier time left."""
+    """Write one JSON object for each rejected row. Without any, and with `overwrite`, remove the file."""
     if rejects:
         with whole_file(path) as file:
             for reject in rejects:

@@ -1,4 +1,4 @@
-"""`leyden data label`: several responses to each prompt become preferences, by what a reward says of them."""
+"""`leyden data label`: preferences from several responses to each prompt, ranked by a reward."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ EVERY = 30.0
 
 @dataclass(frozen=True)
 class Labels:
-    """How preferences are written.
+    """Options of the preferences that are written.
 
     Args:
-        pairs: the best against the worst response, instead of all of them with their scores.
+        pairs: write the best against the worst response, instead of all of them with their scores.
         min_gap: from the best down, a response closer than this to the last one kept is left out.
         max_responses: most responses of a row, the best and the worst among them.
-        batch_size: responses that the reward is asked for at a time, and that an interruption can cost.
+        batch_size: responses that the reward scores at a time; an interruption loses the scores of one batch.
         overwrite: replace an output that exists.
     """
 
@@ -60,16 +60,16 @@ def label(
 ) -> int:
     """Label a file and return 0, or 1 where rows were rejected.
 
-    The output appears when it is whole. Until then scores are kept in OUTPUT.part as they come, and the same command
-    goes on from there.
+    The output appears when it is complete. Until then the scores are saved in OUTPUT.part, and the same command
+    resumes from there.
 
     Args:
         source: rows of prompts with responses; rows with the same prompt belong together.
         output: a .jsonl file.
-        make: gives the reward, once it is needed.
-        about: the reward and its settings in words: scores by another one are never mixed with these.
-        how: what is written.
-        say: is told what was read and written.
+        make: builds the reward; called only if there is something left to score.
+        about: the reward and its settings in words; scores of another reward are never mixed with these.
+        how: options of the output.
+        say: receives the lines about what was read and written.
     """
     out = _target(output, how)
     rejects: list[dict[str, Any]] = []
@@ -84,11 +84,11 @@ def label(
         )
     ledger = LabelScores(out.with_name(out.name + ".part"), {"input": source.path, "reward": about}, how.overwrite)
     _score(several, ledger, make, how.batch_size, say)
-    found = Counter({"only one response": len(groups) - len(several)})
-    rows = list(_rows(several, ledger, how, found))
+    reasons = Counter({"only one response": len(groups) - len(several)})
+    rows = list(_rows(several, ledger, how, reasons))
     if not rows:
         raise UserError(
-            f"{source.path}: under {about} no response is better than another of its prompt ({by_count(+found)}); "
+            f"{source.path}: under {about} no response is better than another of its prompt ({by_count(+reasons)}); "
             "take another reward or gap, or responses that differ more"
         )
     with whole_file(out) as file:
@@ -97,7 +97,7 @@ def label(
     ledger.remove()
     responses = sum(2 if how.pairs else len(row["responses"]) for row in rows)
     say(f"{source.path} -> {out}: {len(rows):,} prompts with {responses:,} responses, best first, by {about}")
-    if left_out := by_count(+found):
+    if left_out := by_count(+reasons):
         say(f"  left out: {left_out}")
     if ties := sum(not how.pairs and len(set(row["scores"])) < len(row["scores"]) for row in rows):
         say(f"  {ties:,} prompts have responses that tie; training compares one of each such with the others")
@@ -123,7 +123,7 @@ def _score(
     size: int,
     say: Callable[[str], None],
 ) -> None:
-    """Ask the reward for every score that is not in the ledger yet, some prompts at a time."""
+    """Score the responses of all prompts that are not in the ledger yet, in batches of about `size` responses."""
     waiting = [group for group in groups if group.key not in ledger.scores]
     total = sum(len(group.samples) for group in groups)
     done = before = total - sum(len(group.samples) for group in waiting)
@@ -133,32 +133,32 @@ def _score(
         say(f"{before:,} of {total:,} responses are scored already")
     from leyden.rewards.reward import score
 
-    reward, started, told = _ready(make()), time.monotonic(), time.monotonic()
+    reward, started, last_line = _on_device(make()), time.monotonic(), time.monotonic()
     for batch in _batches(waiting, size):
         try:
             scores = score(reward, [sample for group in batch for sample in group.samples]).numpy()
         except UserError as error:
-            kept = f" ({done:,} of {total:,} responses are scored and kept: then type the same again)"
-            raise UserError(f"{error}{kept if done else ''}") from error
+            progress = f" ({done:,} of {total:,} responses are scored and kept: then type the same again)"
+            raise UserError(f"{error}{progress if done else ''}") from error
         shortest = iter(float(str(value)) for value in scores)  # 0.1, not 0.10000000149
         ledger.add({group.key: [next(shortest) for _ in group.samples] for group in batch})
         done, now = done + len(scores), time.monotonic()
-        if sys.stderr.isatty() or now - told > EVERY:
-            told = now
+        if sys.stderr.isatty() or now - last_line > EVERY:
+            last_line = now
             _progress(done, total, (now - started) / (done - before) * (total - done))
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def _progress(done: int, total: int, seconds: float) -> None:
-    """One line: redrawn on a terminal, another one in a log file."""
+    """Print a line of progress: redrawn on a terminal, a new one in a log file."""
     left = f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
     start, end = ("\r", "  ") if sys.stderr.isatty() else ("", "\n")
     print(f"{start}scored {done:,} of {total:,} responses · {left}", end=end, file=sys.stderr, flush=True)
 
 
-def _ready(reward: Reward) -> Reward:
-    """A model goes to the accelerator, if there is one."""
+def _on_device(reward: Reward) -> Reward:
+    """The reward; if it is a model, in eval mode and on the GPU where there is one."""
     import torch
 
     if isinstance(reward, torch.nn.Module):
@@ -167,11 +167,11 @@ def _ready(reward: Reward) -> Reward:
 
 
 def _batches(groups: Sequence[PromptGroup], size: int) -> Iterator[list[PromptGroup]]:
-    """Groups of about `size` responses together; never a part of one."""
+    """Batches of whole groups with about `size` responses together."""
     batch: list[PromptGroup] = []
     for group in groups:
         batch.append(group)
-        if sum(len(one.samples) for one in batch) >= size:
+        if sum(len(member.samples) for member in batch) >= size:
             yield batch
             batch = []
     if batch:
@@ -179,31 +179,31 @@ def _batches(groups: Sequence[PromptGroup], size: int) -> Iterator[list[PromptGr
 
 
 def _rows(
-    groups: Sequence[PromptGroup], ledger: LabelScores, how: Labels, found: Counter[str]
+    groups: Sequence[PromptGroup], ledger: LabelScores, how: Labels, reasons: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """The rows to write, best response first; `found` counts why other prompts give none."""
+    """Yields the rows to write, best response first. `reasons` counts the prompts without a row, by reason."""
     from leyden.run.predictions import as_json
 
     for group in groups:
         scores = ledger.scores[group.key]
         order = sorted(range(len(scores)), key=lambda number: -scores[number])
         ranked = [scores[number] for number in order]
-        kept = above_gap(ranked, how.min_gap)
-        if ranked[0] == ranked[-1] or len(kept) < 2:
-            found["tied" if ranked[0] == ranked[-1] else "closer than --min-gap"] += 1
+        ranks = above_gap(ranked, how.min_gap)
+        if ranked[0] == ranked[-1] or len(ranks) < 2:
+            reasons["tied" if ranked[0] == ranked[-1] else "closer than --min-gap"] += 1
             continue
-        kept = [kept[place] for place in spread(len(kept), 2 if how.pairs else how.max_responses)]
-        texts = [_text(group.samples[order[place]].response) for place in kept]
+        ranks = [ranks[place] for place in spread(len(ranks), 2 if how.pairs else how.max_responses)]
+        texts = [_text(group.samples[order[place]].response) for place in ranks]
         row: dict[str, Any] = {"prompt": group.messages}
         if how.pairs:
-            margin = float(f"{ranked[kept[0]] - ranked[kept[1]]:.7g}")
+            margin = float(f"{ranked[ranks[0]] - ranked[ranks[1]]:.7g}")
             row |= {"chosen": texts[0], "rejected": texts[1], "margin": margin}
         else:
-            finished = [group.samples[order[place]].finished for place in kept]
-            row |= {"responses": texts, "scores": [ranked[place] for place in kept], "finished": finished}
+            finished = [group.samples[order[place]].finished for place in ranks]
+            row |= {"responses": texts, "scores": [ranked[place] for place in ranks], "finished": finished}
         yield as_json(row | ({"row": group.row} if group.row else {}))
 
 
 def _text(response: str) -> Any:
-    """A response as preference data holds it: one that looks like a transcript would be read as one."""
+    """A response as a row holds it: as a turn where it looks like a transcript, since a text would be read as one."""
     return [Message(role="assistant", content=response)] if is_transcript(response) else response

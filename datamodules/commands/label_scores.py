@@ -1,4 +1,4 @@
-"""Scores on disk while a file is labelled, so that nothing is scored twice, whatever stops the work."""
+"""Scores saved on disk while a file is labelled, so that nothing is scored twice after an interruption."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ Scores = dict[str, list[float]]
 
 
 class LabelScores:
-    """A file with one line that says what it is about, and one line for each prompt that is scored.
+    """A file of scores. Its first line names the input and the reward; each other line has the scores of one prompt.
 
     Args:
-        file: made when the first scores are added.
-        about: what was asked for; scores of something else are never mixed with these.
-        anew: whether a file about something else is replaced.
+        file: created when the first scores are added.
+        about: the input and the reward; scores of other work are never mixed with these.
+        anew: whether a file of other work is replaced.
 
     Raises:
-        UserError: there is a file about something else, or one that cannot be read or written.
+        UserError: there is a file of other work, or one that cannot be read or written.
     """
 
     def __init__(self, file: Path, about: Mapping[str, str], anew: bool = False) -> None:
         self.file, self.about, self.scores = file, dict(about), Scores()
-        with _named(file):
+        with _disk_errors(file):
             if not file.is_file():
                 return
             head, self.scores, whole = _parse(file.read_bytes())
@@ -46,10 +46,10 @@ class LabelScores:
                 )
 
     def add(self, scores: Scores) -> None:
-        """Keep scores: they are on disk when this returns."""
-        with _named(self.file):
+        """Add scores. They are on disk when this returns."""
+        with _disk_errors(self.file):
             lines = [] if self.file.is_file() else [json.dumps(self.about)]
-            lines += [json.dumps({"key": key, "scores": found}) for key, found in scores.items()]
+            lines += [json.dumps({"key": key, "scores": values}) for key, values in scores.items()]
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab") as file:
                 file.write("".join(line + "\n" for line in lines).encode())
@@ -58,21 +58,21 @@ class LabelScores:
         self.scores |= scores
 
     def remove(self) -> None:
-        """The work is done."""
+        """Delete the file, when the output is written."""
         self.file.unlink(missing_ok=True)
 
 
 def _parse(data: bytes) -> tuple[dict[str, str] | None, Scores, int]:
-    """What a file is about, its scores, and how many of its bytes hold them: a line that was cut off counts as none."""
+    """The first line of a file, its scores, and the number of bytes that hold both, without a line that was cut off."""
     lines = data.split(b"\n")[:-1]
     head, scores, whole = None, Scores(), 0
     for number, line in enumerate(lines):
         try:
-            found = json.loads(line)
+            entry = json.loads(line)
             if number == 0:
-                head = {str(name): str(value) for name, value in found.items()}
+                head = {str(name): str(value) for name, value in entry.items()}
             else:
-                scores[str(found["key"])] = [_finite(score) for score in found["scores"]]
+                scores[str(entry["key"])] = [_finite(score) for score in entry["scores"]]
         except (ValueError, TypeError, KeyError, AttributeError):
             break
         whole += len(line) + 1
@@ -86,8 +86,8 @@ def _finite(value: object) -> float:
 
 
 @contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Errors of the disk, with the file that they are about."""
+def _disk_errors(file: Path) -> Iterator[None]:
+    """Turns errors of the disk into a `UserError` that names the file."""
     try:
         yield
     except OSError as error:

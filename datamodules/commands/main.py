@@ -1,4 +1,4 @@
-"""`leyden data convert | check | show | sample | label`: what can be done to data files without training."""
+"""The command line of `leyden data convert | check | show | sample | label`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"data: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
     try:
         return VERBS[verb](rest)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         sys.stderr.close()
         return 0
 
@@ -45,7 +45,7 @@ class _Parser(Parser):
         super().__init__(f"leyden data {verb}", description)
 
     def reading(self) -> None:
-        """The flags of verbs that read data as a model would."""
+        """Add the flags of verbs that read data as training does."""
         self.add_argument("file", metavar="FILE", help="a file, a folder, a glob or hf:NAME")
         self.choice("--kind", KINDS, help="what the rows are for; candidates are scored (default: by columns)")
         self.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
@@ -60,9 +60,9 @@ class _Parser(Parser):
             self.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of the {name}")
 
 
-def _columns(found: argparse.Namespace) -> dict[str, str]:
+def _columns(args: argparse.Namespace) -> dict[str, str]:
     names = ("prompt", "response", "responses", "chosen", "rejected", "text", "system")
-    return {name: value for name in names if (value := getattr(found, name, None)) is not None}
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def _convert(argv: list[str]) -> int:
@@ -74,12 +74,12 @@ def _convert(argv: list[str]) -> int:
     parser.add_argument("--encoding", metavar="NAME", help="default: UTF-8, else CP949 where the file is that")
     parser.add_argument("--delimiter", metavar="CHARACTER", help="default: found from the first rows; tab for a tab")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    found = parser.read(argv)
+    args = parser.read(argv)
     from leyden.datamodules.commands.convert import Conversion, convert
 
-    delimiter = {"tab": "\t", "\\t": "\t"}.get(found.delimiter, found.delimiter)
-    how = Conversion(_columns(found), found.encoding, delimiter, found.overwrite, found.kind)
-    return convert(found.source, found.target, how)
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(args.delimiter, args.delimiter)
+    conversion = Conversion(_columns(args), args.encoding, delimiter, args.overwrite, args.kind)
+    return convert(args.source, args.target, conversion)
 
 
 def _check(argv: list[str]) -> int:
@@ -89,21 +89,21 @@ def _check(argv: list[str]) -> int:
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="prompts: what of it an answer may take")
     parser.add_argument("--min-gap", type=float, default=0.0, metavar="G", help="preference: as in training")
     parser.add_argument("--max-responses", type=int, metavar="K", help="preference: as in training")
-    found = parser.read(argv)
+    args = parser.read(argv)
     from leyden.datamodules.commands.check import Limits, check
 
-    limits = Limits(found.max_length, found.max_new_tokens, found.min_gap, found.max_responses)
-    return check(_source(found), limits)
+    limits = Limits(args.max_length, args.max_new_tokens, args.min_gap, args.max_responses)
+    return check(_source(args), limits)
 
 
 def _show(argv: list[str]) -> int:
     parser = _Parser("show", "Show rows as the model sees them, with what is trained.")
     parser.reading()
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="how many (default: 3)")
-    found = parser.read(argv)
+    args = parser.read(argv)
     from leyden.datamodules.commands.show import show
 
-    return show(_source(found), found.rows)
+    return show(_source(args), args.rows)
 
 
 def _sample(argv: list[str]) -> int:
@@ -118,18 +118,18 @@ def _sample(argv: list[str]) -> int:
     parser.add_argument("--responses", type=int, metavar="K", help="preference: answers to each prompt (default: 2)")
     parser.add_argument("--output", metavar="FILE", help="a .jsonl, .csv or .tsv file (default: the terminal)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    found = parser.read(argv)
+    args = parser.read(argv)
     from leyden.datamodules.commands.convert import whole_file
     from leyden.datamodules.sample import sample_rows
 
-    choices = (found.split, found.noise, found.responses)
-    rows = sample_rows(found.kind, found.language, found.rows, found.seed, *choices)
+    choices = (args.split, args.noise, args.responses)
+    rows = sample_rows(args.kind, args.language, args.rows, args.seed, *choices)
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if found.output is None:
+    if args.output is None:
         sys.stdout.writelines(lines)
         return 0
-    path = Path(found.output).expanduser()
-    if path.exists() and not found.overwrite:
+    path = Path(args.output).expanduser()
+    if path.exists() and not args.overwrite:
         raise UserError(f"{path}: exists already; add --overwrite, or name another output")
     with whole_file(path) as file:
         delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
@@ -140,12 +140,12 @@ def _sample(argv: list[str]) -> int:
             table = csv.DictWriter(file, list(first), delimiter=delimiter, lineterminator="\n")
             table.writeheader()
             table.writerows({name: _cell(value) for name, value in row.items()} for row in chain([first], rows))
-    print(f"{path}: {found.rows:,} rows")
+    print(f"{path}: {args.rows:,} rows")
     return 0
 
 
 def _label(argv: list[str]) -> int:
-    from leyden.datamodules.commands.reward_flags import asked, described, reward_from
+    from leyden.datamodules.commands.reward_flags import flags_as_text, reward_from, split_flags
 
     parser = _Parser("label", "Turn several responses to each prompt into preferences, by a reward.")
     parser.add_argument("source", metavar="IN", help="rows of prompts with responses: a file, a folder or a glob")
@@ -161,15 +161,15 @@ def _label(argv: list[str]) -> int:
     parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
     parser.columns("prompt", "response", "responses")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    rest, flags = asked(argv)
-    found = parser.read(rest)
+    rest, flags = split_flags(argv)
+    args = parser.read(rest)
     reward = reward_from(flags)
     from leyden.datamodules.commands.label import Labels, label
     from leyden.datamodules.source import Source
 
-    how = Labels(found.pairs, found.min_gap, found.max_responses, found.batch_size, found.overwrite)
-    source = Source(found.source, "candidates", found.format, _columns(found))
-    return label(source, found.output, reward, described(flags), how)
+    labels = Labels(args.pairs, args.min_gap, args.max_responses, args.batch_size, args.overwrite)
+    source = Source(args.source, "candidates", args.format, _columns(args))
+    return label(source, args.output, reward, flags_as_text(flags), labels)
 
 
 def _cell(value: object) -> object:
@@ -177,11 +177,11 @@ def _cell(value: object) -> object:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
-def _source(found: argparse.Namespace) -> Source:
+def _source(args: argparse.Namespace) -> Source:
     from leyden.datamodules.source import Source
 
-    columns = _columns(found)
-    return Source(found.file, found.kind, found.format, columns, found.rank_order, found.tokenizer, found.chat_template)
+    columns = _columns(args)
+    return Source(args.file, args.kind, args.format, columns, args.rank_order, args.tokenizer, args.chat_template)
 
 
 def _help() -> str:

@@ -1,4 +1,4 @@
-"""What the rows of a preference file say: how many pairs, how far apart, which is longer, and where they disagree."""
+"""Statistics of a preference file: pairs, margins, lengths, and rows that contradict each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from leyden.datamodules.formats.turns import seen
+from leyden.datamodules.formats.turns import normalised_turns
 from leyden.example import Example
 
 
@@ -25,24 +25,24 @@ class PreferenceStats:
     left_out: int = 0
     """Responses that tie with, or repeat, another one of their row"""
     said: dict[int, str] = field(default_factory=dict)
-    """Hash of (prompt, better, worse) -> where it was said first"""
+    """Hash of (prompt, better, worse) -> the place of the first row with it"""
 
     def add(self, example: Example, lengths: Sequence[int], place: str) -> str | None:
-        """Count a row with the lengths of its responses; returns an earlier place that says the opposite, if any."""
+        """Count a row, given the lengths of its responses. Returns the place of an earlier row that contradicts it."""
         self.sizes[len(lengths)] += 1
         self.longer += lengths[0] > lengths[-1]
         self.shorter += lengths[0] < lengths[-1]
         self.left_out += example.left_out + len(example.responses) - len(lengths)
         if example.scores is not None:
             self.margins.append(example.scores[0] - example.scores[-1])
-        prompt, opposite = seen(example.messages), None
-        for better, worse in combinations([seen(response) for response in example.responses], 2):
+        prompt, opposite = normalised_turns(example.messages), None
+        for better, worse in combinations([normalised_turns(response) for response in example.responses], 2):
             opposite = opposite or self.said.get(hash((prompt, worse, better)))
             self.said.setdefault(hash((prompt, better, worse)), place)
         return opposite
 
     def lines(self) -> Iterator[str]:
-        """What there is to say about them."""
+        """Yields the statistics as lines of text."""
         rows = sum(self.sizes.values())
         pairs = sum(size * (size - 1) // 2 * count for size, count in self.sizes.items())
         by_size = ", ".join(f"{count:,} with {size} responses" for size, count in sorted(self.sizes.items()))

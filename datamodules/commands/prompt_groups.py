@@ -13,7 +13,7 @@ from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.formats.columns import names_of
 from leyden.datamodules.formats.formats import format_named
 from leyden.datamodules.formats.row_error import RowError
-from leyden.datamodules.formats.turns import seen
+from leyden.datamodules.formats.turns import normalised_turns
 from leyden.datamodules.predict_loader import origin
 from leyden.datamodules.source import Source
 from leyden.example import Example, Message, Sample
@@ -30,14 +30,14 @@ class PromptGroup:
 
     @property
     def key(self) -> str:
-        """A hash of all that a reward can see."""
-        told = [self.messages, [[s.response, s.finished, dict(s.row)] for s in self.samples]]
-        text = json.dumps(told, sort_keys=True, default=str)
+        """A hash of everything that a reward sees."""
+        content = [self.messages, [[s.response, s.finished, dict(s.row)] for s in self.samples]]
+        text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[str], None]) -> list[PromptGroup]:
-    """The prompts of all files, each with its responses, each of these once; rows without any go to `rejects`."""
+    """The prompts of all files, each with its different responses. Bad rows go to `rejects`."""
     groups: dict[Any, PromptGroup] = {}
     known: set[Any] = set()
     for file in source.files(say):
@@ -50,29 +50,29 @@ def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[st
             except RowError as error:
                 rejects.append({"place": place, "problem": str(error)})
                 continue
-            prompt = seen(example.messages)
+            prompt = normalised_turns(example.messages)
             if prompt not in groups:
-                groups[prompt] = PromptGroup(example.messages, _beside(example, settled), [])
+                groups[prompt] = PromptGroup(example.messages, _other_columns(example, settled), [])
             for sample, response in zip(samples, example.responses, strict=True):
-                if (said := (prompt, seen(response))) not in known:
-                    known.add(said)
+                if (pair := (prompt, normalised_turns(response))) not in known:
+                    known.add(pair)
                     groups[prompt].samples.append(sample)
     return list(groups.values())
 
 
 def _samples(example: Example) -> list[Sample]:
     """The responses of one row as a reward sees them."""
-    ended, row, found = example.row.get("finished", True), origin(example.row), []
+    ended, row, samples = example.row.get("finished", True), origin(example.row), []
     for number, response in enumerate(example.responses):
         if len(response) > 1:
             raise RowError("the response has several turns; give single answers to a prompt", "several turns")
         finished = ended[number] if isinstance(ended, list) and number < len(ended) else ended
-        found.append(Sample(example.messages, response[0]["content"], row, bool(finished), example.source))
-    return found
+        samples.append(Sample(example.messages, response[0]["content"], row, bool(finished), example.source))
+    return samples
 
 
-def _beside(example: Example, settled: Source) -> dict[str, Any]:
-    """What a row says beside prompt and responses: the row it kept, or its other columns."""
+def _other_columns(example: Example, settled: Source) -> dict[str, Any]:
+    """The original row in the column `row`, else the columns besides prompt, responses, `scores` and `finished`."""
     row = origin(example.row)
     if row is not example.row:
         return dict(row)

@@ -1,4 +1,4 @@
-"""A reward from flags, `--reward CLASS --reward.KEY VALUE …`, read as `leyden fit` reads `--model.reward`."""
+"""Rewards from flags, `--reward CLASS --reward.KEY VALUE …`, read as `leyden fit` reads `--model.reward`."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
     from leyden.rewards.reward import Reward
 
 
-def asked(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """The arguments that are not about the reward, and those that are as [name, value], the class first."""
+def split_flags(argv: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """The arguments that do not concern the reward, and those that do, as [name, value] with the class first."""
     rest: list[str] = []
-    own: list[str] = []
+    reward_words: list[str] = []
     words = list(argv)
     while words:
         word = words.pop(0)
         name, equals, _ = word.partition("=")
-        mine = name == "--reward" or name.startswith("--reward.")
-        (own if mine else rest).append(word)
-        if mine and not equals and words and not words[0].startswith("--"):
-            own.append(words.pop(0))
-    return rest, sorted(flags(own), key=lambda pair: pair[0] != "reward")
+        is_reward = name == "--reward" or name.startswith("--reward.")
+        (reward_words if is_reward else rest).append(word)
+        if is_reward and not equals and words and not words[0].startswith("--"):
+            reward_words.append(words.pop(0))
+    return rest, sorted(flags(reward_words), key=lambda pair: pair[0] != "reward")
 
 
 def reward_from(pairs: Sequence[list[str]]) -> Callable[[], Reward]:
-    """What builds the reward that the flags name. Here only its class is looked up, without importing anything heavy.
+    """A function that builds the reward of the flags. Only its class is looked up here, and nothing heavy imported.
 
     Raises:
         UserError: no class is named, or there is none of this name.
     """
     if not pairs or pairs[0][0] != "reward":
-        raise UserError(f"--reward: missing; add --reward CLASS (such as {' or '.join(sorted(_known()))})")
+        raise UserError(f"--reward: missing; add --reward CLASS (such as {' or '.join(sorted(_reward_classes()))})")
     path = class_names.class_path("model.reward", pairs[0][1], "--reward")
     return lambda: _build([["reward", path], *pairs[1:]])
 
 
-def described(pairs: Sequence[list[str]]) -> str:
+def flags_as_text(pairs: Sequence[list[str]]) -> str:
     """The reward in words: `Gold (polite 0.25)`."""
     options = ", ".join(f"{name.removeprefix('reward.')} {value}" for name, value in sorted(pairs[1:]))
     return pairs[0][1] + (f" ({options})" if options else "")
 
 
-def _known() -> dict[str, str]:
+def _reward_classes() -> dict[str, str]:
     return class_names.of_kind("model.reward")
 
 
@@ -57,7 +57,7 @@ def _build(pairs: list[list[Any]]) -> Reward:
 
     from jsonargparse import ArgumentParser
 
-    from leyden.cli.check_keys import explain, vet
+    from leyden.cli.check_keys import check_keys, explain
     from leyden.rewards.reward import Reward
 
     typed = flag_keys(pairs)
@@ -67,7 +67,7 @@ def _build(pairs: list[list[Any]]) -> Reward:
         """Takes a reward as algorithms do."""
 
     holder.__annotations__["reward"] = Reward
-    vet(keys, {"model": holder}, ())
+    check_keys(keys, {"model": holder}, ())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--reward", type=Reward)
     try:
@@ -75,7 +75,7 @@ def _build(pairs: list[list[Any]]) -> Reward:
         reward: Reward = parser.instantiate_classes(config).reward
     except argparse.ArgumentError as error:
         raise UserError(explain(str(error), typed)) from error
-    except ValueError as error:  # what a constructor said, in the parser's own error
+    except ValueError as error:  # the error of a constructor, inside the parser's own
         root: BaseException = error
         while root.__cause__ is not None and not isinstance(root, UserError):
             root = root.__cause__

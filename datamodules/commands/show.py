@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 STYLES = {"prompt": "cyan", "trained": "bold green", "untrained": "yellow"}
 BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", "⟩")}
-"""How the same is told without colour."""
+"""Brackets that replace the colours on a console without them."""
 
 
 def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
@@ -65,11 +65,11 @@ def _show_example(place: str, example: Example, template: ChatTemplate, console:
 
 
 def _rank(number: int, example: Example) -> str:
-    """` (best, score 2.5)`: what the row says about a response."""
+    """The rank and the score of a response in its row: ` (best, score 2.5)`."""
     place = {1: "best", len(example.responses): "worst"}.get(number)
     score = None if example.scores is None else f"score {example.scores[number - 1]:g}"
-    said = ", ".join(part for part in (place, score) if part)
-    return f" ({said})" if said else ""
+    notes = ", ".join(part for part in (place, score) if part)
+    return f" ({notes})" if notes else ""
 
 
 def _responses(tree: Tree) -> Iterator[tuple[list[int], list[str]]]:
@@ -79,7 +79,7 @@ def _responses(tree: Tree) -> Iterator[tuple[list[int], list[str]]]:
 
 
 def _marked(ids: Sequence[int], marks: Sequence[str], template: ChatTemplate, console: Console) -> Text:
-    """The decoded tokens, each run of one mark in its colour or brackets, with special tokens and line ends to see."""
+    """The decoded tokens, each run of one mark in its colour or brackets, with visible special tokens and line ends."""
     text = Text()
     for mark, run in groupby(zip(ids, marks, strict=True), key=lambda pair: pair[1]):
         words = str(template.tokenizer.decode([token for token, _ in run])).replace("\n", "↵\n")

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 OnBad = Callable[[str, str], None]
 """Called with the place and the problem of a row that cannot be read; the row is then left out."""
 OnNote = Callable[[str], None]
-"""Called with what a reader decided and the user may want to know, such as an encoding."""
+"""Called with a note on what a reader detected, such as an encoding."""
 
 EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -46,23 +46,23 @@ def read_rows(
     cannot be read at all (missing, empty, a broken array or header) always raises. `encoding` and `delimiter`
     override what is detected.
     """
-    report = on_bad or _stop
+    report = on_bad or _raise_problem
     encoding = known_encoding(encoding) if encoding else None
     if str(path).startswith("hf:"):
         yield from _hub(str(path))
         return
     for file in find_files(path, on_note):
-        found = False
+        has_rows = False
 
         def reported(place: str, problem: str) -> None:
-            nonlocal found
-            found = True
+            nonlocal has_rows
+            has_rows = True
             report(place, problem)
 
         for place, row in _read_file(file, reported, on_note, encoding, delimiter):
-            found = True
+            has_rows = True
             yield place, row
-        if not found:
+        if not has_rows:
             raise UserError(f"{file}: no rows in it; give a file with data")
 
 
@@ -70,7 +70,7 @@ def find_files(path: str | Path, on_note: OnNote | None = None, originals: bool 
     """The data files that a path, a folder or a glob stands for, sorted by name.
 
     Of a folder that was converted in place only the JSONL counts, so that no row is read twice: a file with a
-    `STEM.jsonl` beside it is left out, with a note, unless `originals` asks for it too.
+    `STEM.jsonl` in the same folder is left out, with a note, unless `originals` is set.
     """
     target = _existing(Path(path).expanduser())
     if target is not None and target.is_dir():
@@ -85,7 +85,7 @@ def find_files(path: str | Path, on_note: OnNote | None = None, originals: bool 
         if files:
             return files
         raise UserError(f"{path}: no file matches this pattern; quote it and check the folder")
-    raise UserError(f"{path}: no such file{_neighbour(Path(path))}")
+    raise UserError(f"{path}: no such file{_path_hint(Path(path))}")
 
 
 def stem(path: Path) -> str:
@@ -161,7 +161,7 @@ def _hub(name: str) -> Iterator[tuple[str, Row]]:
         yield f"{name}:{number}", dict(row)
 
 
-def _stop(place: str, problem: str) -> NoReturn:
+def _raise_problem(place: str, problem: str) -> NoReturn:
     raise UserError(f"{place}: {problem}")
 
 
@@ -171,7 +171,7 @@ def _is_data(file: Path) -> bool:
 
 
 def _unconverted(files: list[Path], on_note: OnNote | None) -> list[Path]:
-    """The files of a folder without those that have a JSONL of the same name beside them."""
+    """The files of a folder without those that have a JSONL of the same name there."""
     converted = {stem(file) for file in files if extension(file) == ".jsonl"}
     left = [file for file in files if extension(file) == ".jsonl" or stem(file) not in converted]
     if len(left) < len(files) and on_note is not None:
@@ -186,7 +186,7 @@ def _existing(path: Path) -> Path | None:
     return next((form for form in forms if form.exists()), None)
 
 
-def _neighbour(path: Path) -> str:
+def _path_hint(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {folder}); check the path"

@@ -1,4 +1,4 @@
-"""Hangul in separate letters, as file systems of Macs write it: it looks the same, and is not to a tokenizer."""
+"""Decomposed Hangul, as file systems of Macs write it: it looks the same, but a tokenizer sees other letters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _JAMO = re.compile("[\u1100-\u11ff]+")
 
 
 def is_decomposed(text: str) -> bool:
-    """Whether a text has Hangul in separate letters (as file systems of Macs write it), which looks the same."""
+    """Whether a text has decomposed Hangul: separate letters (jamo) instead of syllables, which look the same."""
     return _JAMO.search(text) is not None
 
 

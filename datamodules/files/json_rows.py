@@ -25,7 +25,7 @@ def read_json(
 ) -> Iterator[tuple[str, Row]]:
     """The objects of an open file as (`file:line`, row); `path` only names it. Lines are streamed, arrays read whole.
 
-    Lines that hold no object go to `report`; a broken array raises `UserError`, as nothing after the break is sure.
+    Lines that hold no object go to `report`; a broken array raises `UserError`, since the rest cannot be trusted.
     """
     with file:
         start = file.read(_START)

@@ -1,4 +1,4 @@
-"""Tables of text (CSV, TSV and their kin) to rows: encoding and delimiter are detected, nothing is guessed silently."""
+"""Text tables (CSV, TSV and the like) to rows. Encoding and delimiter are detected, and reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Open = Callable[[], IO[bytes]]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written."""
+    """Encoding and delimiter of a table."""
 
     encoding: str
     delimiter: str
@@ -143,10 +143,10 @@ def _header(place: str, fields: list[str]) -> list[str]:
     return names
 
 
-def _count_problem(found: int, expected: int, delimiter: str) -> str:
+def _count_problem(count: int, expected: int, delimiter: str) -> str:
     name = DELIMITERS.get(delimiter, repr(delimiter))
-    fix = f'put "quotes" around fields that hold a {name}' if found > expected else "fill the missing fields"
-    return f"{found} fields, but the header has {expected}; {fix}"
+    fix = f'put "quotes" around fields that hold a {name}' if count > expected else "fill the missing fields"
+    return f"{count} fields, but the header has {expected}; {fix}"
 
 
 def _quote_problem(error: csv.Error, last_line: int) -> str:
@@ -156,7 +156,7 @@ def _quote_problem(error: csv.Error, last_line: int) -> str:
 
 
 def known_encoding(encoding: str) -> str:
-    """The one name of an encoding; raises `UserError` for a name that Python does not know."""
+    """The canonical name of an encoding; raises `UserError` for a name that Python does not know."""
     try:
         return {"utf-8-sig": "utf-8"}.get(name := codecs.lookup(encoding).name, name)
     except LookupError:

@@ -1,4 +1,4 @@
-"""Rows to examples: every format is a pure function of a row, with one clear error a trap.
+"""Rows to examples: every format is a pure function of a row, with a clear error for each mistake in one.
 
 Called by `source`. May import `errors` and `example`. Begin reading at `formats`, then at any of its readers.
 """

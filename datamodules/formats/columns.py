@@ -1,4 +1,4 @@
-"""Column names and what they mean: canonical names, the obvious other ones (Korean too), and mappings by hand."""
+"""Column names: canonical names, their aliases in English and Korean, and mappings by the user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ALIAS_OF = {word: name for name, words in _ALIASES.items() for word in words.sp
 
 
 def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Canonical name -> the row's own column. A mapped column is taken before an exact one, that before an alias."""
+    """Canonical name -> the row's own column. A mapped column comes before an exact name, and that before an alias."""
     named: dict[str, str] = {}
     for column in row:
         plain = unicodedata.normalize("NFC", str(column)).strip().lower()
@@ -55,13 +55,13 @@ def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
 
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Raise `UserError` where a mapping names a meaning that there is not, or a column that no row has."""
+    """Raise `UserError` where a mapping has an unknown canonical name, or a column that no row has."""
     for name, column in columns.items():
         if name not in _ALIASES and not name.startswith(("completion_", "ranking_")):
             hint = nearest(name, _ALIASES) or f"; use one of {', '.join(_ALIASES)}"
             raise UserError(f"columns {name}: {column}: nothing is called '{name}'{hint}")
         if not any(column in row for row in rows):
-            found = [str(other) for other in rows[0]]
+            names = [str(other) for other in rows[0]]
             raise UserError(
-                f"no column '{column}' ({name}){nearest(column, found) or '; there are ' + ', '.join(found)}"
+                f"no column '{column}' ({name}){nearest(column, names) or '; there are ' + ', '.join(names)}"
             )

@@ -1,7 +1,7 @@
-"""What a data format is: one way to write a row, with the columns it needs and a pure function that reads it.
+"""The base class of data formats: a format has the columns that it needs and a pure function that reads a row.
 
-One of yours is a class in a file of yours, named by its path: `--data.format my_file.MyFormat`, and for `leyden data`
-`--format my_file.MyFormat`.
+A format of yours is a class in a file of yours, named by its path: `--data.format my_file.MyFormat`, and for
+`leyden data` `--format my_file.MyFormat`.
 """
 
 from __future__ import annotations
@@ -14,36 +14,36 @@ from typing import Any, ClassVar
 from leyden.example import Message
 
 KINDS = ("instruction", "preference", "prompts", "candidates")
-"""What rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
+"""Kinds that rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
 
 
 @dataclass
 class Parts:
-    """What a format finds in a row: the turns before the answers, and the answers in the order of the row."""
+    """The parts of a row: the turns before the answers, and the answers in the order of the row."""
 
     prompt: list[Message]
     responses: list[list[Message]] = field(default_factory=list)
     worth: list[float] | None = None
-    """What each answer is worth, higher is better; None where they stand best first."""
+    """The worth of each answer, by which they are ranked, higher is better; None where they stand best first."""
     scores: list[float] | None = None
-    """The label of each answer, where the row gives numbers whose differences mean something."""
+    """The score of each answer, where the row has numbers whose differences mean something."""
     text: str | None = None
     """Plain text for continued pretraining; then there are no turns."""
 
 
 class Format(ABC):
-    """One way to write a row. Columns have canonical names: see `leyden.datamodules.formats.columns`; others are taken
-    as they are, in small letters."""
+    """One way to write a row. Columns have canonical names, see `leyden.datamodules.formats.columns`; others keep their
+    own, in lower case."""
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
     """The columns without which a row cannot be read."""
     answers: ClassVar[tuple[str, ...]] = ()
-    """Those of them that may be missing where prompts alone are read."""
+    """Those of `needs` that may be missing where only prompts are read."""
     unranked: ClassVar[tuple[str, ...] | None] = None
-    """The columns that are needed where responses are only to be scored, if that is fewer."""
+    """The columns that candidates need, which are only scored, if these are fewer than `needs`."""
     kinds: ClassVar[tuple[str, ...]] = ("instruction", "prompts", "candidates")
-    """What its rows can be read as: some of `KINDS`."""
+    """The kinds that its rows can be read as: some of `KINDS`."""
 
     @abstractmethod
     def read(self, row: dict[str, Any], kind: str) -> Parts:

@@ -1,4 +1,4 @@
-"""Rows to examples: every format is a pure function with a name, a test for its columns, and one clear error a trap.
+"""Rows to examples: the list of formats, the detection of a format, and the parsing of a row.
 
 Column names are matched without regard to case, and a few obvious ones stand for each other (question and 질문 for
 prompt, answer and 답변 for response); `columns={"prompt": "my column"}` maps any other name.
@@ -53,7 +53,7 @@ def parse(
 def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = None) -> str:
     """The name of the format that most of the first `rows` are written in; raises `UserError` when none fits.
 
-    Where two fit equally well the earlier in `FORMATS` wins; for prompts, one whose answers are there wins.
+    Where two fit equally well, the earlier in `FORMATS` wins; for prompts, formats whose answers are there come first.
     """
     if not rows:
         raise UserError("no rows to find the format from; give a file with data")
@@ -70,11 +70,11 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
 
 
 def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, str] | None = None) -> str:
-    """One line that says how rows are read: `prompt-response (prompt: 질문, response: 답변)`."""
+    """The format and the columns of rows in one line: `prompt-response (prompt: 질문, response: 답변)`."""
     check_columns(rows, columns or {})
-    form, found = format_named(format, kind), names_of(rows[0], columns or {})
+    form, column_of = format_named(format, kind), names_of(rows[0], columns or {})
     reads = form.columns(kind, answers=kind != "prompts")
-    uses = [f"{name}: {found[name]}" if found[name] != name else name for name in reads if name in found]
+    uses = [f"{name}: {column_of[name]}" if column_of[name] != name else name for name in reads if name in column_of]
     return f"{form.name} ({', '.join(uses)})"
 
 
@@ -97,10 +97,10 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
             raise RowError(problem, "no answer")
     if kind != "preference":
         return Example(parts.prompt, responses, row=row)
-    kept = best_first(responses, worth)
-    scores = parts.scores and [parts.scores[number] for number in kept]
-    left_out = len(responses) - len(kept)
-    return Example(parts.prompt, [responses[number] for number in kept], scores, row=row, left_out=left_out)
+    numbers = best_first(responses, worth)
+    scores = parts.scores and [parts.scores[number] for number in numbers]
+    left_out = len(responses) - len(numbers)
+    return Example(parts.prompt, [responses[number] for number in numbers], scores, row=row, left_out=left_out)
 
 
 SHIPPED: tuple[Format, ...] = (
@@ -118,7 +118,7 @@ SHIPPED: tuple[Format, ...] = (
     Text(),
     PromptOnly(),
 )
-"""In order of precedence. Every kind also reads the richer ones and leaves out the rest."""
+"""The formats that are built in, in order of precedence. Every kind also reads rows with more parts than it uses."""
 FORMATS: dict[str, dict[str, Format]] = {
     kind: {form.name: form for form in SHIPPED if kind in form.kinds} for kind in KINDS
 }
@@ -151,18 +151,18 @@ def _own_format(path: str) -> Format:
 
 
 def code_of(name: str) -> str:
-    """The source of a format of the user's own, on which what it made depends; none for the others."""
+    """The source code of a user's own format, for the key of the cache; empty for formats that are built in."""
     return inspect.getsource(inspect.getmodule(type(_own_format(name)))) if "." in name else ""  # type: ignore[arg-type]
 
 
 def _no_format(row: Row, kind: str) -> str:
-    found = ", ".join(map(str, row)) or "none"
+    columns = ", ".join(map(str, row)) or "none"
     known = " | ".join(",".join(form.needs) for form in FORMATS[kind].values())
     names = ("chosen", "rejected") if kind == "preference" else ("prompt", "response")
     flags = " ".join(f"--{name} COLUMN" for name in names)
     mapping = ", ".join(f"{name}: COLUMN" for name in names)
     return (
-        f"no {kind} format fits the columns {found}; name them with {flags} (leyden data) or "
+        f"no {kind} format fits the columns {columns}; name them with {flags} (leyden data) or "
         f"--data.columns '{{{mapping}}}' (leyden fit), or use one of {known}"
     )
 

@@ -1,5 +1,5 @@
-"""Formats of preferences: each says its columns and how its rows are read. Responses are left in the order of the row,
-beside what each is worth."""
+"""Formats of preference rows. Each names its columns and reads a row: responses in the order of the row, and the worth
+of each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from leyden.datamodules.formats.format import KINDS, Format, Parts
 from leyden.datamodules.formats.readers import answer, with_system
 from leyden.datamodules.formats.row_error import RowError
-from leyden.datamodules.formats.turns import is_transcript, messages_of, seen, turns_of
+from leyden.datamodules.formats.turns import is_transcript, messages_of, normalised_turns, turns_of
 from leyden.example import Message
 
 NO_ORDER = (
@@ -35,9 +35,9 @@ class Pair(Format):
         parts = Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
         if kind != "prompts":
             parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
-            if is_transcript(row["prompt"]):  # written as one text, so that a blank stands between
+            if is_transcript(row["prompt"]):  # prompt and answer were one text, with a blank between them
                 parts.responses = [_stripped(response) for response in parts.responses]
-        return _labelled(parts, row, kind)
+        return _with_scores(parts, row, kind)
 
 
 def _transcripts(row: dict[str, Any], kind: str) -> Parts:
@@ -51,9 +51,9 @@ def _transcripts(row: dict[str, Any], kind: str) -> Parts:
             raise RowError(problem, "no prompt")
         problem = f"'{name}' is only an answer and the other a whole conversation; write both in the same way"
         raise RowError(problem, "different prompts")
-    shared = _shared(chosen, rejected)
+    shared = _shared_turns(chosen, rejected)
     parts = Parts(with_system(chosen[:shared], row), [chosen[shared:], rejected[shared:]])
-    return _labelled(parts, row, kind)
+    return _with_scores(parts, row, kind)
 
 
 class Transcripts(Format):
@@ -79,7 +79,7 @@ class ShareGPTPair(Format):
         parts = Parts(with_system(messages_of(row["conversations"], "conversations"), row))
         if kind != "prompts":
             parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
-        return _labelled(parts, row, kind)
+        return _with_scores(parts, row, kind)
 
 
 class Scored(Format):
@@ -141,7 +141,7 @@ class Ranked(Format):
 
 
 class RankedColumns(Ranked):
-    """The same with one column for each rank."""
+    """Ranked completions with one column for each rank."""
 
     name = "ranked-columns"
     needs = ("prompt", "completion_0", "completion_1", "ranking_0", "ranking_1")
@@ -150,13 +150,13 @@ class RankedColumns(Ranked):
 
 def listed(value: Any, name: str) -> list[Any]:
     """A list, or one written as JSON in the cell of a table."""
-    found = value
+    items = value
     if isinstance(value, str):
         with suppress(ValueError):
-            found = json.loads(value)
-    if not isinstance(found, list):
+            items = json.loads(value)
+    if not isinstance(items, list):
         raise RowError(f"'{name}' is {value!r:.40}, not a list; write one in brackets, such as [2, 1, 3]", "not a list")
-    return found
+    return items
 
 
 def _ranks(row: dict[str, Any], names: list[str]) -> list[Any]:
@@ -169,9 +169,9 @@ def _ranks(row: dict[str, Any], names: list[str]) -> list[Any]:
     return ranks
 
 
-def _shared(chosen: list[Message], rejected: list[Message]) -> int:
-    """How many turns two conversations both begin with; what follows is an answer in each."""
-    pairs = zip(seen(chosen), seen(rejected), strict=False)
+def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
+    """The number of turns that two conversations both begin with; the next turn is an answer in each."""
+    pairs = zip(normalised_turns(chosen), normalised_turns(rejected), strict=False)
     shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
     if shared == len(chosen) == len(rejected):  # equal: the last answer is compared with itself
         return next((i for i in range(shared - 1, 0, -1) if chosen[i]["role"] == "assistant"), shared)
@@ -186,9 +186,9 @@ def _shared(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _checked(parts: Parts, row: dict[str, Any]) -> Parts:
-    """The parts of transcripts, unless the prompt column asks something else than they do."""
-    asked = [turn for turn in seen(turns_of(row["prompt"], "prompt", "user")) if turn[0] != "system"]
-    if not set(asked) <= set(seen(parts.prompt)):
+    """The parts of transcripts. Raises `RowError` where the prompt column has turns that their prompt does not have."""
+    turns = [turn for turn in normalised_turns(turns_of(row["prompt"], "prompt", "user")) if turn[0] != "system"]
+    if not set(turns) <= set(normalised_turns(parts.prompt)):
         problem = "'prompt' is not what chosen and rejected answer; mend the row, or read all rows without this column"
         raise RowError(f"{problem}: --data.format chosen-rejected (leyden data: --format)", "different prompts")
     return parts
@@ -205,8 +205,8 @@ def _stripped(response: list[Message]) -> list[Message]:
     return [Message(role=turn["role"], content=turn["content"].strip()) for turn in response]
 
 
-def _labelled(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
-    """The parts with the scores of chosen and rejected, where they are to be compared and the row has them."""
+def _with_scores(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
+    """The parts with the scores of chosen and rejected, if they are read as preferences and the row has scores."""
     if kind != "preference":
         return parts
     if all(row.get(name) not in (None, "") for name in ("score_chosen", "score_rejected")):

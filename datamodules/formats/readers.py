@@ -1,4 +1,4 @@
-"""Formats of instructions and prompts: each says its columns and how its rows are read."""
+"""Formats of instruction, text and prompt rows. Each names its columns and reads a row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from leyden.datamodules.formats.format import Format, Parts
 from leyden.datamodules.formats.row_error import RowError
-from leyden.datamodules.formats.turns import messages_of, text_of, turns_of, with_roles_split
+from leyden.datamodules.formats.turns import messages_of, split_at_answer, text_of, turns_of
 from leyden.example import Message
 
 
@@ -34,7 +34,7 @@ def _conversation(turns: list[Message], row: dict[str, Any], kind: str) -> Parts
     turns = with_system(turns, row)
     if kind == "prompts":
         return Parts(turns)
-    prompt, response = with_roles_split(turns)
+    prompt, response = split_at_answer(turns)
     if not response:
         raise RowError("no assistant turn: nothing to train; add the answer or drop the row", "no answer")
     return Parts(prompt, [response])

@@ -1,4 +1,4 @@
-"""Why a row is not used, in full for the row and in a few words for summaries."""
+"""Exceptions for rows that are not used, in full for the row and as a short reason for summaries."""
 
 from __future__ import annotations
 

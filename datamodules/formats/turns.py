@@ -18,7 +18,7 @@ _ROLES = {
     "tool": "tool function observation function_response tool_response 도구",
 }
 ROLES = {word: role for role, words in _ROLES.items() for word in words.split()}
-"""Any word for a role -> the role that chat templates know."""
+"""Words for roles -> the role that chat templates know."""
 
 _EMPTY = {"assistant": "empty response", "user": "empty prompt"}
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
@@ -44,10 +44,10 @@ def text_of(value: Any, name: str, role: str = "") -> str:
     return value
 
 
-def seen(turns: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    """Turns as a reader sees them, to compare them by: blanks around a text and at line ends, the way line ends are
-    written and the composition of letters make no difference. Other blanks do: code and lists live on them."""
-    return tuple((turn["role"], _seen(turn["content"])) for turn in turns)
+def normalised_turns(turns: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    """Turns as a reader sees them, for comparison: blanks around a text and at line ends, the kind of line ends and the
+    composition of letters make no difference. Other blanks do, since code and lists depend on them."""
+    return tuple((turn["role"], _normalised(turn["content"])) for turn in turns)
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
@@ -87,7 +87,8 @@ def transcript(text: str, name: str) -> list[Message]:
 
 
 def check_order(turns: Sequence[Message]) -> None:
-    """Raise unless the turns are an optional system turn, then user and assistant in turn (tools after assistants)."""
+    """Raise `RowError` unless the turns are an optional system turn, then user and assistant in turn, with tools after
+    assistants."""
     allowed = {"start": ("system", "user"), "system": ("user",), "user": ("assistant",)}
     allowed |= {"assistant": ("user", "tool"), "tool": ("tool", "assistant")}
     before = "start"
@@ -98,13 +99,13 @@ def check_order(turns: Sequence[Message]) -> None:
         before = role
 
 
-def with_roles_split(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+def split_at_answer(turns: Sequence[Message]) -> tuple[list[Message], list[Message]]:
     """(prompt, response) of a conversation: the response starts at the first assistant turn."""
     first = next((index for index, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
     return list(turns[:first]), list(turns[first:])
 
 
-def _seen(text: str) -> str:
+def _normalised(text: str) -> str:
     return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text).splitlines()).strip()
 
 

@@ -1,15 +1,15 @@
-"""Sample data with checkable answers, made on the spot: instruction and preference rows, prompts, pretraining text.
+"""Sample data with checkable answers, generated on demand: instruction and preference rows, prompts, pretraining text.
 
 Questions ask for facts, sums and small rewriting jobs in Korean or English. Answers are right, and mixed in style:
 half are polite, half are brief, independently, so that there is something to align. Preference rows compare answers in
 all these styles, and wrong ones, by the gold reward, with some labels flipped. Every row but text carries the columns
 that `leyden.rewards.function.Gold` scores with: `language`, `answer` and `rivals` (wrong answers, joined by `|`).
 
-The split is by content, not by wording: what is asked in held-out rows is asked in no training row, in neither
-language. The same arguments give the same rows on every machine, and fewer rows are a prefix of more.
+The split is by content, not by wording: no training row asks for the content of a held-out row, in either language.
+The same arguments give the same rows on every machine, and fewer rows are a prefix of more.
 
-Called by `leyden data sample`, the demo and tests. May import `errors` and `rewards`. Begin reading at `items`, what
-can be asked, then `phrases`, how it is.
+Called by `leyden data sample`, the demo and tests. May import `errors` and `rewards`. Begin reading at `items`, the
+content of questions, then `phrases`, their wording.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPLITS = ("train", "heldout")
 POLITE_SHARE = 0.5
 BRIEF_SHARE = 0.5
 RETRIES = 20
-"""How often a prompt that has been used is drawn again before it is used twice: small held-out sets run out."""
+"""Draws of a new prompt before a used one is repeated: small held-out sets run out."""
 
 Row = dict[str, Any]
 Maker = Callable[[Random, str, str], Iterator[Row]]
@@ -91,7 +91,7 @@ KINDS: dict[str, Maker] = {
     "prompts": _bare_prompts,
     "text": _text,
 }
-"""Row makers by name: each yields rows without end from a source of randomness, a language and a split."""
+"""Kind -> maker of its rows, which yields rows without end from a source of randomness, a language and a split."""
 
 
 def sample_rows(
@@ -113,8 +113,8 @@ def sample_rows(
         rows: how many, at least 1.
         seed: rows of another seed are other draws from the same world.
         split: `train` or `heldout`.
-        noise: of preference rows: the share in which two answers have traded their labels, 0.1 where nothing is said.
-        responses: of preference rows: how many answers each compares, 2 where nothing is said; more than two stand in
+        noise: of preference rows: the share in which two answers have traded their labels; None is 0.1.
+        responses: of preference rows: the number of answers that each compares; None is 2. More than two stand in
             `responses` with their `scores`.
 
     Raises:
@@ -134,7 +134,7 @@ def sample_rows(
 
 
 def _checked(kind: str, noise: float | None, responses: int | None) -> tuple[float, int]:
-    """Noise and number of answers of preference rows, with what nothing was said of filled in."""
+    """Noise and number of answers of preference rows, checked, and with the defaults for None."""
     if kind != "preference":
         raise UserError(f"sample: {kind} rows have no labels; use --noise and --responses with --kind preference")
     noise, responses = NOISE if noise is None else noise, RESPONSES if responses is None else responses

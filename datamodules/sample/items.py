@@ -1,4 +1,4 @@
-"""What can be asked: an `Item` in one language, and every fact and sum as one."""
+"""Items of sample data: an `Item` is one thing to ask about in one language. Every fact and sum is one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Item:
     shown: str
     """The answer as a sentence shows it: with a unit, an article or quotation marks."""
     rivals: tuple[str, ...] = ()
-    """Wrong answers that a response must not name beside the right one."""
+    """Wrong answers that a response must not name next to the right one."""
     asks: tuple[str, ...] = ()
-    """Questions and requests that only fit this kind of item, beside those made from `names`."""
+    """Questions and requests that only fit this kind of item, besides those made from `names`."""
     mistakes: tuple[str, ...] = ()
     """Wrong answers that a careless writer would give, where there are no rivals."""
 
@@ -41,7 +41,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Relation:
-    """How a table of facts is put into words: templates with `{s}` for the subject, in Korean and in English."""
+    """The wording of a table of facts: templates with `{s}` for the subject, in Korean and in English."""
 
     table: str
     names: tuple[str, ...]
@@ -221,19 +221,19 @@ def sums(language: str) -> tuple[Item, ...]:
 
     Sums whose answer is one of the numbers in the question are left out: repeating the question would answer them.
     """
-    found = []
+    equations = []
     for a in range(1, 13):
         for b in range(1, 11):
             if a <= 10:
-                found.append(("+", a, b, a + b))
+                equations.append(("+", a, b, a + b))
             if b < a:
-                found.append(("-", a, b, a - b))
+                equations.append(("-", a, b, a - b))
             if 2 <= a <= 5 and 2 <= b <= 9:
-                found.append(("×", a, b, a * b))
+                equations.append(("×", a, b, a * b))
     korean = {"+": "더하기", "-": "빼기", "×": "곱하기"}
     english = {"+": "plus", "-": "minus", "×": "times"}
     items = []
-    for sign, a, b, result in found:
+    for sign, a, b, result in equations:
         if result in (a, b):
             continue
         # a + b and b + a are one content, so that neither gives the other away.

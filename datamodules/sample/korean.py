@@ -1,4 +1,4 @@
-"""Korean grammar that generated text needs: particles and the copula after any word, and regular verb endings."""
+"""Korean grammar that generated text needs: particles and the copula after any word."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FINALS = " ㄱㄲㄳㄴㄵㄶㄷㄹㄺㄻㄼㄽㄾㄿㅀㅁㅂㅄㅅㅆㅇㅈ�
 
 
 def final(word: str) -> str:
-    """The final consonant of the last sound of `word`, or an empty string after a vowel. Quotes are looked through.
+    """The final consonant of the last sound of `word`, or an empty string after a vowel. Quotes are ignored.
 
     >>> final("산"), final("바다"), final("'3'")
     ('ㄴ', '', 'ㅁ')

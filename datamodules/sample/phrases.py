@@ -1,4 +1,4 @@
-"""How questions are asked and answers are given: wording that fits every `Item`."""
+"""The wording of questions and answers, for every `Item`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def capital(text: str) -> str:
 
 
 def _contract(question: str) -> str:
-    """Korean questions as they are said: 까 in formal ones, 뭐 fused with the copula, kinds asked for as such."""
+    """A Korean question in natural wording: 까 in formal ones, 뭐 fused with the copula, kinds asked for as such."""
     for stiff, said in (
         ("입니다?", "입니까?"),
         ("뭐입니까", "무엇입니까"),

@@ -1,4 +1,4 @@
-"""Answers to compare: right and wrong ones in every style, ordered by the gold reward but for some noise."""
+"""Preference rows: right and wrong answers in every style, ranked by the gold reward, with some labels flipped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _shown(language: str) -> dict[tuple[str, str], str]:
 
 @cache
 def _gold() -> Gold:
-    """The gold reward; imported late, since it takes torch along."""
+    """The gold reward; imported late, since it imports torch."""
     from leyden.rewards.function import Gold
 
     return Gold()

@@ -1,4 +1,4 @@
-"""Words: opposites, as a table of the form that `leyden.datamodules.sample.world` describes, and pairs of languages."""
+"""Words: opposites, as a table of the form that `leyden.datamodules.sample.world` describes, and translations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Facts about living things and everyday objects, in Korean and English side by side, and how tables are read.
+"""Facts about living things and everyday objects, in Korean and English side by side, and the reader of tables.
 
 One table a relation. A line is one fact: `Korean subject = Korean answer | English subject = English answer`. Both
 halves say the same thing, so that a fact held out of training is held out in both languages. A table in which one

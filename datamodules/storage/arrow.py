@@ -44,7 +44,7 @@ Place = tuple[str, Tree]
 
 @dataclass
 class Report:
-    """What became of the rows of a file."""
+    """Counts of the rows of a file that were kept, dropped or truncated, and the rejected rows."""
 
     format: str = ""
     kept: int = 0
@@ -73,7 +73,7 @@ class Report:
 
 
 class Store:
-    """Trees on disk. Lengths and totals are in memory, tokens are read when asked for.
+    """Trees on disk. Lengths and totals are in memory; tokens are read on access.
 
     Args:
         path: the Arrow file.
@@ -94,20 +94,20 @@ class Store:
     @cached_property
     def longest(self) -> list[int]:
         """Tokens of each row's prompt and longest response."""
-        found: list[int] = []
+        longest: list[int] = []
         for prompts, responses in zip(self.table["prompt"].chunks, self.table["responses"].chunks, strict=True):
             lengths = pc.list_value_length(responses.values).to_numpy()
-            most = np.maximum.reduceat(lengths, responses.offsets.to_numpy()[:-1])
-            found += (pc.list_value_length(prompts).to_numpy() + most).tolist()
-        return found
+            longest_responses = np.maximum.reduceat(lengths, responses.offsets.to_numpy()[:-1])
+            longest += (pc.list_value_length(prompts).to_numpy() + longest_responses).tolist()
+        return longest
 
     def prompts(self) -> list[bytes]:
         """The prompt of each row, its token ids as bytes."""
-        found: list[bytes] = []
+        prompts: list[bytes] = []
         for chunk in self.table["prompt"].chunks:
             values, offsets = chunk.values.to_numpy(), chunk.offsets.to_numpy()
-            found += [values[start:stop].tobytes() for start, stop in pairwise(offsets)]
-        return found
+            prompts += [values[start:stop].tobytes() for start, stop in pairwise(offsets)]
+        return prompts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -160,9 +160,9 @@ class Subset:
 def fingerprint(tokenizer: Any) -> str:
     """A hash of everything in a tokenizer that changes token ids."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    what = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     names = [type(tokenizer).__name__, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(f"{names} {what}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{names} {definition}".encode()).hexdigest()[:16]
 
 
 def key(files: Iterable[Path | str], options: dict[str, Any]) -> str:
@@ -177,9 +177,13 @@ def key(files: Iterable[Path | str], options: dict[str, Any]) -> str:
 
 
 def build(path: Path, rows: Callable[[Report], Iterator[Place]]) -> None:
-    """Write the Arrow file at `path` from `rows(report)`, and the report beside it; whole or not at all."""
+    """Write the Arrow file at `path` from `rows(report)`, and the report as `.json` next to it; whole or not at all."""
     report, started = Report(), time.monotonic()
-    with _whole(path) as unfinished, pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+    with (
+        _whole_file(path) as unfinished,
+        pa.OSFile(str(unfinished), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA) as writer,
+    ):
         waiting: list[dict[str, Any]] = []
         for source, tree in rows(report):
             waiting.append(_record(source, tree))
@@ -192,8 +196,8 @@ def build(path: Path, rows: Callable[[Report], Iterator[Place]]) -> None:
                     started = time.monotonic()
         if waiting:
             writer.write_batch(pa.RecordBatch.from_pylist(waiting, SCHEMA))
-        with _whole(path.with_suffix(".json")) as beside:
-            beside.write_text(json.dumps(asdict(report), ensure_ascii=False), encoding="utf-8")
+        with _whole_file(path.with_suffix(".json")) as report_file:
+            report_file.write_text(json.dumps(asdict(report), ensure_ascii=False), encoding="utf-8")
 
 
 def _record(source: str, tree: Tree) -> dict[str, Any]:
@@ -210,8 +214,8 @@ def _record(source: str, tree: Tree) -> dict[str, Any]:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes `path` when all went well, and vanishes otherwise."""
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path, which is renamed to `path` at the end and removed after an error."""
     try:
         with replacing(path) as unfinished:
             yield unfinished

@@ -1,4 +1,4 @@
-"""Which rows are trained on, which are held out, and how files mix."""
+"""The split into training rows and held-out rows, and the mix of several files in an epoch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 
 def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -> tuple[list[Row], list[Row]]:
-    """Training rows and held-out rows, both in their order: at least one of each where there are two, and always the
-    same of the same file, so that runs with different seeds are measured on the same rows.
+    """Training rows and held-out rows, both in their order. There is at least one of each where there are two, and a
+    file always gives the same ones, so that runs with different seeds are measured on the same rows.
 
     Rows of the same place (the pieces of a long text, comparisons for one prompt) are held out together, since each
     tells about the others.
@@ -36,7 +36,7 @@ def epoch(rows: Sequence[Row], weights: Sequence[float], seed: int) -> list[int]
     """Indices of the rows of one epoch: those of store s come `weights[s]` times, a fraction of them drawn by seed."""
     indices: list[int] = []
     for store, weight in enumerate(weights):
-        mine = [i for i, (s, _) in enumerate(rows) if s == store]
+        own = [i for i, (s, _) in enumerate(rows) if s == store]
         whole, part = int(weight), weight - int(weight)
-        indices += mine * whole + [mine[i] for i in shuffled(len(mine), seed + store)[: round(part * len(mine))]]
+        indices += own * whole + [own[i] for i in shuffled(len(own), seed + store)[: round(part * len(own))]]
     return indices

@@ -1,4 +1,4 @@
-"""What happens to a row with more tokens than fit."""
+"""Truncation: rows with more tokens than fit are dropped, cut or refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from leyden.batch.forest import Tree
-from leyden.datamodules.formats.ranking import apart
+from leyden.datamodules.formats.ranking import without_repeats
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 
 Overlength = Literal["drop", "truncate_prompt", "truncate_response", "error"]
@@ -27,7 +27,7 @@ def fit(tree: Tree, max_length: int, policy: Overlength) -> Tree:
 
     Raises:
         LeftOut: the policy is `drop`, or nothing is left to compare after the cut.
-        RowError: the policy is `error`, or what would be cut is not what is too long.
+        RowError: the policy is `error`, or cutting the part that it names is not enough.
     """
     excess = longest(tree) - max_length
     if excess <= 0:
@@ -54,22 +54,22 @@ def fit(tree: Tree, max_length: int, policy: Overlength) -> Tree:
     if len(tree.responses) == 1:
         return cut
     try:
-        return distinct(cut)
+        return distinct_responses(cut)
     except RowError:
         raise LeftOut("equal when cut") from None
 
 
-def distinct(tree: Tree) -> Tree:
+def distinct_responses(tree: Tree) -> Tree:
     """The tree with each of its responses, best first, once.
 
     Raises:
         RowError: only one is left, or one stands both above and below another.
     """
-    kept = apart([tuple(response) for response in tree.responses])
-    if len(kept) < 2:
+    numbers = without_repeats([tuple(response) for response in tree.responses])
+    if len(numbers) < 2:
         problem = "the chat template writes all responses alike; drop the row, or give another template"
         raise RowError(problem, "chosen equals rejected")
-    return at(tree, kept)
+    return at(tree, numbers)
 
 
 def at(tree: Tree, numbers: Sequence[int]) -> Tree:
@@ -79,7 +79,7 @@ def at(tree: Tree, numbers: Sequence[int]) -> Tree:
     return Tree(tree.prompt, [tree.responses[n] for n in numbers], scores, weights, tree.row)
 
 
-def pieces(tree: Tree, max_length: int) -> list[Tree]:
+def cut_text(tree: Tree, max_length: int) -> list[Tree]:
     """A long text in pieces of at most `max_length` tokens, each token predicted once.
 
     A piece starts with the last token of the one before, as its prompt.

@@ -1,4 +1,4 @@
-"""What every algorithm shares: a subclass writes `loss`, as exact means over its batch, and little else.
+"""The base classes of algorithms: a subclass writes `loss`, as exact means over its batch, and little else.
 
 Called by Lightning's Trainer; subclassed in `leyden.algos` and by you. May import `data`, `checkpoint` and below.
 Begin reading at `algorithm`, then `optimizer_step`: how a loss becomes one exact step. `with_reference` adds a

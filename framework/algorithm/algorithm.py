@@ -1,4 +1,4 @@
-"""What every algorithm shares: a subclass writes `loss`, as exact means over its batch, and little else."""
+"""The base class of algorithms: a subclass writes `loss`, as exact means over its batch, and little else."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class Algorithm(OptimizerStep):
         return loader
 
     def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
-        """What validation logs: each value is this batch's share of a mean, so that summing over batches is exact."""
+        """The sums that validation adds up over batches and processes: by default each value is this batch's share of a
+        mean, so that the sum is the mean."""
         self._notes = {}
         loss = self.loss(batch)
         return {"loss": loss} | self._notes
@@ -92,7 +93,7 @@ class Algorithm(OptimizerStep):
 
     @property
     def has_reference(self) -> bool:
-        """Whether there is a `reference` that can be asked about any batch."""
+        """Whether there is a `reference` that gives log-probs of any batch."""
         return False
 
     @property

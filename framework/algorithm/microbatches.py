@@ -1,4 +1,4 @@
-"""Micro-batches that do not fit the memory are cut: means are of the whole step, so the parts of one add up to it."""
+"""Micro-batches cut to fit the memory. Means are of the whole optimizer step, so the parts of one add up to it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatches:
-    """How small micro-batches have to be cut. Nothing is cut until one has failed."""
+    """The size that micro-batches are cut to. Nothing is cut until one has run out of memory."""
 
     def __init__(self) -> None:
         self.most: int | None = None
-        """Tokens that a part may have, unless it is one tree alone; None does not cut."""
+        """Most tokens of a part, unless it is one tree alone; None does not cut."""
 
     def of(self, batch: B, count: int | None = None) -> list[B]:
         """The parts of a micro-batch, one at least.
@@ -46,28 +46,28 @@ class MicroBatches:
         return parts + [batch.blank()] * ((count or 0) - len(parts))
 
     def run(self, function: Callable[[B], R], batch: B) -> list[R]:
-        """What a function without gradients gives for each part of a batch, cut smaller until they fit."""
-        todo, found = [batch], list[R]()
+        """The results of a function without gradients for each part of a batch, which is cut smaller until it fits."""
+        todo, results = [batch], list[R]()
         while todo:
             part = todo.pop(0)
             if len(parts := self.of(part)) > 1:
                 todo = [*parts, *todo]
                 continue
             try:
-                found.append(function(part))
+                results.append(function(part))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-            self.smaller(part)  # outside of the handler, which would keep what the failed part has made
+            self.shrink(part)  # outside of the handler, which would keep what the failed part has made
             todo.insert(0, part)
-        return found
+        return results
 
     def needed(self, batch: Batch) -> int:
-        """How many parts are small enough."""
+        """The number of parts that are small enough."""
         return 1 if self.most is None else max(1, math.ceil(batch.size / self.most))
 
-    def smaller(self, failed: Batch) -> None:
+    def shrink(self, failed: Batch) -> None:
         """Cut smaller from now on, since this part did not fit.
 
         Raises:

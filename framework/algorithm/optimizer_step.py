@@ -1,4 +1,4 @@
-"""One optimizer step: exact means over its micro-batches, what is measured, and what if one does not fit the memory."""
+"""One optimizer step: exact means over its micro-batches, its metrics, and a second try where memory runs out."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class OptimizerStep(LightningModule):
         self.micro_batches = MicroBatches()
         self._notes: dict[str, Tensor] = {}
         self._window: list[tuple[Batch, dict[str, Tensor]]] = []
-        """What has been run of this step, with what it noted."""
+        """Parts of this step that were run, with the metrics that each noted."""
         self._micro: list[Batch] = []
-        """Its micro-batches so far, whole."""
+        """The whole micro-batches of this step so far."""
         self._rest: list[Batch] = []
-        """Parts of the last one that are still to be run."""
+        """Parts of the last micro-batch that are still to be run."""
         self._graph: Tensor | None = None
-        """Loss of its first part, to be run backward."""
+        """Loss of the first part, with its graph, until it is run backward."""
         self._failed: Batch | None = None
-        """The part that did not fit."""
+        """The part that ran out of memory."""
         self._drawn: list[Tensor] = []
         """States of the random generators when the step began."""
 
@@ -135,7 +135,7 @@ class OptimizerStep(LightningModule):
     def _again(self, failed: Batch) -> None:
         """Run this step from its beginning, cut smaller, with the random numbers that it had: half of a backward pass
         cannot be taken back from gradients."""
-        self.micro_batches.smaller(failed)
+        self.micro_batches.shrink(failed)
         self._window = []
         for parameter in self.parameters():
             parameter.grad = None

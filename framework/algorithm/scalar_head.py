@@ -1,4 +1,4 @@
-"""Algorithms that give every response a reward: how rewards are measured, and what `leyden predict` makes of them.
+"""Algorithms with a scalar head, which gives every response a reward: validation, calibration and prediction.
 
 A reward model says that the better of two responses wins with probability σ(d), σ the logistic function and d the
 difference of their rewards. So it can be right or wrong, and it can be too sure or not sure enough of it: `calibration`
@@ -104,8 +104,8 @@ class WithScalarHead(Algorithm):
 
 
 def _row(example: Example, scores: list[float]) -> dict[str, Any]:
-    said = [_text(turns) for turns in example.responses]
-    answers = {"responses": said, "scores": scores} if len(said) > 1 else {"response": said[0], "score": scores[0]}
+    texts = [_text(turns) for turns in example.responses]
+    answers = {"responses": texts, "scores": scores} if len(texts) > 1 else {"response": texts[0], "score": scores[0]}
     return {"prompt": example.messages, **answers, "row": dict(example.row)}
 
 
@@ -115,7 +115,7 @@ def _text(turns: list[Message]) -> str | list[Message]:
 
 
 def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]:
-    """What `calibration` needs to know of M pairs.
+    """The sums over M pairs from which `calibration` is computed.
 
     Args:
         better: [M] reward of the better response.
@@ -137,7 +137,7 @@ def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]
 
 
 def length_sums(reward: Tensor, length: Tensor) -> dict[str, Tensor]:
-    """What `calibration` needs to know of the rewards and the lengths, in tokens, of N responses."""
+    """The sums over N responses, their rewards and their lengths in tokens, from which `calibration` is computed."""
     x, y = _exact(reward), _exact(length)
     columns = {"n": torch.ones_like(x), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
     return {f"length_{name}": value.sum() for name, value in columns.items()}

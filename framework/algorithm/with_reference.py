@@ -1,4 +1,4 @@
-"""Algorithms that hold their policy against a fixed reference: which one, made when, and checked how."""
+"""Algorithms with a reference: the fixed model that the policy is compared with, and the check that both agree."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ class WithReference(Algorithm):
     def _check(self, batch: Batch, ratio: Tensor) -> bool:
         """That policy and reference are the same model before the first step; True once there was a token to see."""
         assert self.reference is not None
-        seen = (batch.weight > 0) & (batch.branch >= 0) & (batch.parent >= 0)
-        if not seen.any():
+        counted = (batch.weight > 0) & (batch.branch >= 0) & (batch.parent >= 0)
+        if not counted.any():
             return False
-        apart, limit = float(ratio[seen].abs().mean()), TOLERANCE.get(self.reference.kind, 1e-3)
-        if not apart <= limit:
+        distance, limit = float(ratio[counted].abs().mean()), TOLERANCE.get(self.reference.kind, 1e-3)
+        if not distance <= limit:
             kind = self.reference.kind
             raise UserError(
-                f"before the first step the policy is {apart:.3g} nats a token from its {kind} reference, "
+                f"before the first step the policy is {distance:.3g} nats a token from its {kind} reference, "
                 "but both should be the same model; an adapter that does not start as zero, or a layer with noise of "
                 "its own, does this: set --model.reference copy, or give the adapter its usual start"
             )

@@ -1,4 +1,4 @@
-"""Which responses of a batch are compared with which: a preference says that one of two is better."""
+"""Pairs of responses to one prompt, of which one is better, and tables of ranked responses."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def preference_pairs(batch: Batch) -> Pairs:
     """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs."""
     better, worse, share = [], [], []
     for mine in responses_by_prompt(batch):
-        found = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
-        better += [a for a, _ in found]
-        worse += [b for _, b in found]
-        share += [1 / max(len(found), 1)] * len(found)
+        pairs = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
+        better += [a for a, _ in pairs]
+        worse += [b for _, b in pairs]
+        share += [1 / max(len(pairs), 1)] * len(pairs)
     device = batch.group.device
     return Pairs(
         torch.tensor(better, dtype=torch.long, device=device),
@@ -58,9 +58,9 @@ def rank_table(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def responses_by_prompt(batch: Batch) -> list[list[int]]:
     """Numbers of the responses to each prompt, as plain numbers, which no device has to be asked for."""
-    found = [[number for number, _, _ in span.responses] for span in batch.structure() if span.responses]
-    if len(found) != len(batch.row):  # unshared: a prompt stands once for each of its responses
-        found = [[] for _ in batch.row]
+    numbers = [[number for number, _, _ in span.responses] for span in batch.structure() if span.responses]
+    if len(numbers) != len(batch.row):  # unshared: a prompt stands once for each of its responses
+        numbers = [[] for _ in batch.row]
         for number, group in enumerate(batch.group.tolist()):
-            found[group].append(number)
-    return found
+            numbers[group].append(number)
+    return numbers

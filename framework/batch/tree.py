@@ -1,4 +1,4 @@
-"""Trees of token ids, and how they are laid out in one row, as plain numbers."""
+"""Trees of token ids, and their layout in one row, as plain numbers."""
 
 from __future__ import annotations
 

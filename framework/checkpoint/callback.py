@@ -1,4 +1,4 @@
-"""Checkpoints: at optimizer steps only, with the state of every random generator."""
+"""Callbacks that save checkpoints, at optimizer steps only, and the states of all random generators in them."""
 
 from __future__ import annotations
 
@@ -197,11 +197,11 @@ def interval(text: str | timedelta | None) -> timedelta | None:
     """
     if not isinstance(text, str):
         return text
-    if not (found := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+):(\d+)", text.strip())):
+    if not (match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+):(\d+)", text.strip())):
         raise UserError(
             f"--checkpoint.train_time_interval {text}: give DAYS:HOURS:MINUTES:SECONDS, such as 00:00:30:00"
         )
-    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
 
 

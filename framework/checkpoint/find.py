@@ -1,4 +1,4 @@
-"""Checkpoint files: which one to go on from, whether it is sound and ours, and how one is written and read."""
+"""Checkpoint files: finding the one to resume from, checking that it is sound and ours, writing and reading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("leyden")
 
 ENTRY = "leyden"
 """Key of what a checkpoint says of itself: version, format, when it was saved, and what it was made from."""
-FORMAT = 1
+FORMAT = 2
 """Counted up when the meaning of what a checkpoint holds changes, so that others are refused and not misread."""
 
 
@@ -64,8 +64,8 @@ def resolve_ckpt_path(value: str | None, verb: str, folder: str | None, dirpath:
     """What Lightning is given for what `--ckpt_path` says; see `find_checkpoint`. Only training can start without."""
     if value is None:
         return None
-    found = find_checkpoint("last" if value == "auto" and verb != "fit" else value, folder, dirpath)
-    return None if found is None else str(found)
+    checkpoint = find_checkpoint("last" if value == "auto" and verb != "fit" else value, folder, dirpath)
+    return None if checkpoint is None else str(checkpoint)
 
 
 def _given(value: str) -> Path:
@@ -104,8 +104,8 @@ def header(file: Path) -> dict[str, Any]:
     """What a checkpoint says of itself, read without its weights; empty where there is nothing to read."""
     try:
         part = file / "meta.pt" if file.is_dir() else file  # a folder is what sharded training saves
-        found = torch.load(part, mmap=True, map_location="meta", weights_only=True)
-        return dict(found[ENTRY])
+        content = torch.load(part, mmap=True, map_location="meta", weights_only=True)
+        return dict(content[ENTRY])
     except Exception:  # there is no end to what may be wrong with a file
         return {}
 
@@ -123,11 +123,11 @@ def load(file: Path, read: Callable[[], Any]) -> dict[str, Any]:
     if (problem := damage(file)) is not None:
         raise UserError(f"{file}: {problem}; --ckpt_path last finds the newest whole one")
     try:
-        found = read()
+        content = read()
     except pickle.UnpicklingError as error:  # nothing that could run code is read
         raise UserError(f"{file}: it holds more than weights and numbers, so it is {_FOREIGN}") from error
-    check_format(str(file), found)
-    return dict(found)
+    check_format(str(file), content)
+    return dict(content)
 
 
 _FOREIGN = (
@@ -136,13 +136,13 @@ _FOREIGN = (
 )
 
 
-def check_format(name: str, found: Any) -> None:
+def check_format(name: str, content: Any) -> None:
     """That what was read is a checkpoint in the format of this version.
 
     Raises:
         UserError: it is not.
     """
-    entry = found.get(ENTRY) if isinstance(found, dict) else None
+    entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict):
         raise UserError(f"{name}: it is {_FOREIGN}")
     if entry.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""What a run is made from: kept in its checkpoints, so that none is gone on from with something else."""
+"""The provenance of a run: what it is made from, kept in its checkpoints, so that none is resumed with others."""
 
 from __future__ import annotations
 

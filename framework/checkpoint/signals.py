@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop: it ends at the next whole optimizer step, once that is saved."""
+"""Signals that end a run: it stops at the next whole optimizer step, once that is saved."""
 
 from __future__ import annotations
 

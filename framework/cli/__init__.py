@@ -1,4 +1,4 @@
-"""The command line: what was typed, checked before anything heavy is imported, then run by LightningCLI.
+"""The command line: commands are checked before anything heavy is imported, then run by LightningCLI.
 
 Called by `leyden …` alone; `lightning_cli` is the composition root, where everything meets. May import every other
 room. Begin reading at `launcher`, then `command` and `lightning_cli`.

@@ -1,4 +1,7 @@
-"""Is every key that the user typed one that its class takes? The parser could not say where a key stands."""
+"""Keys of a configuration, checked before anything is built: each must be a parameter of its class.
+
+The parser checks them again, but its messages cannot name the file and line of a key.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from leyden.cli.config_keys import Key
 from leyden.errors import UserError, nearest
 
 _NAME = re.compile(r"(?!(?:None|True|False)$)(?:[A-Za-z_]\w*\.)*[A-Z]\w*$")
-_SHELVES = (
+_LIBRARIES = (
     "torch.optim",
     "torch.optim.lr_scheduler",
     "lightning.pytorch.callbacks",
@@ -28,13 +31,13 @@ _SHELVES = (
     "lightning.pytorch.profilers",
     "peft",
 )
-"""Where short names of classes that are not ours are looked up, in this order."""
+"""Modules in which short names of classes that are not ours are looked up, in this order."""
 LINKED = {("data", "tokenizer"): "model.policy.path"}
-"""Keys that follow another key, and so are not typed."""
+"""Key -> the key that sets it, so that it must not be typed."""
 
 
-def vet(keys: Iterable[Key], groups: dict[str, Any], free: Iterable[str]) -> None:
-    """Check all keys and write full dotted paths in place of short class names.
+def check_keys(keys: Iterable[Key], groups: dict[str, Any], free: Iterable[str]) -> None:
+    """Check all keys, and replace short class names by full class paths.
 
     Args:
         keys: in the order in which they apply.
@@ -51,13 +54,13 @@ def vet(keys: Iterable[Key], groups: dict[str, Any], free: Iterable[str]) -> Non
             raise UserError(f"{key.where}: {'.'.join(key.path)} follows {LINKED[key.path]}; leave it out")
         annotation = _follow(key, top, chosen)
         if isinstance(key.value, str) and (key.is_class or (_NAME.match(key.value) and takes_class(annotation))):
-            found = _find(key, strict=key.is_class or not _mentions(annotation, str))
-            if found is not None:
-                chosen[key.path] = found
+            cls = _resolve_class(key, strict=key.is_class or not _mentions(annotation, str))
+            if cls is not None:
+                chosen[key.path] = cls
 
 
 def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -> Any:
-    """Walk down to a key through the classes chosen so far. Returns the annotation of its value, None if unknown."""
+    """The annotation of a key's value, by way of the classes chosen so far; None where it is not known."""
     options: dict[str, Any] | None = top
     owner, annotation = "", None
     for depth, part in enumerate(key.path, 1):
@@ -67,15 +70,16 @@ def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -
                 subject = f"{owner} has no key '{part}'" if owner else f"there is no key '{part}'"
                 raise UserError(f"{key.where}: {whole}{subject}{nearest(part, options)}")
             annotation = None if options is None else options[part]
-        here = chosen.get(key.path[:depth]) or _dataclass(annotation)
-        options, owner = (parameters(here), here.__name__) if here is not None else (None, "")
+        cls = chosen.get(key.path[:depth]) or _dataclass(annotation)
+        options, owner = (parameters(cls), cls.__name__) if cls is not None else (None, "")
     return annotation
 
 
 def parameters(kind: Any) -> dict[str, Any]:
-    """Name -> annotation of what a class or function takes, the parameters behind its `**kwargs` included.
+    """Name -> annotation of the parameters of a class or function, those behind its `**kwargs` included.
 
-    These are the parser's own eyes (a private function of jsonargparse 4.53), so that both accept the same keys.
+    Read by the function that the parser itself uses (a private one of jsonargparse 4.53), so that both accept the same
+    keys.
     """
     try:
         return {parameter.name: parameter.annotation for parameter in get_signature_parameters(kind, None)}
@@ -103,8 +107,8 @@ def _dataclass(annotation: Any) -> Any:
     return next((part for part in typing.get_args(annotation) if is_dataclass(part)), None)
 
 
-def _find(key: Key, strict: bool) -> Any:
-    """The class that a key names; its full path is written back. None where the value may be plain text after all."""
+def _resolve_class(key: Key, strict: bool) -> Any:
+    """The class that a key names; its class path replaces the name. None where the value may be plain text."""
     name, flag = key.value, ".".join(key.path)
     known = class_names.classes()
     if flag in class_names.KINDS:
@@ -112,21 +116,21 @@ def _find(key: Key, strict: bool) -> Any:
     elif name in known:
         path = known[name]
     else:
-        path = name if "." in name else _on_shelf(name)
+        path = name if "." in name else _library_path(name)
     try:
-        found = _load(path)
+        cls = _load(path)
     except (ImportError, AttributeError, ValueError) as error:
         if not strict:
             return None
-        known_names = [*known, *(n for shelf in _SHELVES for n in _classes(shelf))]
+        known_names = [*known, *(n for library in _LIBRARIES for n in _classes(library))]
         reason = f" ({error})" if "." in path else nearest(name, known_names)
         raise UserError(f"{key.where}: no class is called '{name}'{reason}") from error
-    if not callable(found):
+    if not callable(cls):
         if strict:
-            raise UserError(f"{key.where}: {path} is no class, but {type(found).__name__}")
+            raise UserError(f"{key.where}: {path} is no class, but {type(cls).__name__}")
         return None
     key.box[key.slot] = path
-    return found
+    return cls
 
 
 def _load(path: str) -> Any:
@@ -134,8 +138,8 @@ def _load(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _on_shelf(name: str) -> str:
-    return next((f"{shelf}.{name}" for shelf in _SHELVES if name in _classes(shelf)), name)
+def _library_path(name: str) -> str:
+    return next((f"{library}.{name}" for library in _LIBRARIES if name in _classes(library)), name)
 
 
 def _classes(module: str) -> list[str]:
@@ -144,13 +148,13 @@ def _classes(module: str) -> list[str]:
 
 
 def explain(message: str, keys: list[Key]) -> str:
-    """One line out of the parser's many: the key, where it stands, what is wrong with its value."""
+    """The parser's message as one line: the key, where it stands, and what is wrong with its value."""
     missing = re.search(r"the following arguments are required: ([\w., ]+)", message)
     path = ".".join(re.findall(r'Parser key "([\w.]+)"', message.split(" - Expected a <class 'NoneType'>")[0]))
     if missing:
-        wanted = [f"{path}.{name}".strip(".") for name in missing[1].split(", ")]
-        flag = "model.policy.path NAME" if wanted == ["model.policy"] else f"{wanted[0]} VALUE"
-        return f"{', '.join(wanted)}: missing; add --{flag}"
+        missing_keys = [f"{path}.{name}".strip(".") for name in missing[1].split(", ")]
+        flag = "model.policy.path NAME" if missing_keys == ["model.policy"] else f"{missing_keys[0]} VALUE"
+        return f"{', '.join(missing_keys)}: missing; add --{flag}"
     refused = re.search(r"(?:Option|option) '([\w.]+)' is not accepted", message)
     if refused:
         path = f"{path}.{refused[1]}"
@@ -164,7 +168,7 @@ def explain(message: str, keys: list[Key]) -> str:
 
 
 def _complaint(message: str) -> str:
-    """What the parser expected of a value and what it got instead."""
+    """The type that the parser expected of a value, and the value that it got."""
     kinds = [kind for kind in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message) if "NoneType" not in kind]
     value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (?!NestedArg|Namespace)(.*)", message)
     if not kinds:

@@ -1,4 +1,4 @@
-"""Names a user may type, classes and shipped configs, read from the source tree: nothing heavy is imported."""
+"""Names of classes and shipped configs that a user may type, read from the source tree: nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
     "leyden.rewards",
     "leyden.run",
 )
-"""What these hand on, users may name without its path. Where two hand on the same name, the earlier wins."""
+"""Packages whose exports users may name without a path. Where two export the same name, the earlier wins."""
 MODULES = (
     "leyden.objectives",
     "leyden.surrogates",
@@ -53,22 +53,22 @@ KINDS = {
     "eval.reward": "Reward",
     "eval.measures": "Measure",
 }
-"""Flag -> the class in the framework that everything given there descends from."""
+"""Flag -> the base class, in the framework, of everything given there."""
 _CLASS = re.compile(r"^class (\w+)\s*(?:\[[^\]]*\])?\s*(?:\(([^)]*)\))?\s*:", re.MULTILINE)
 _ABSTRACT = re.compile(r"^    @(?:abc\.)?abstractmethod\b", re.MULTILINE)
 
 
 class Source(NamedTuple):
-    """What the text of a class says."""
+    """Facts about a class, from its source text."""
 
     bases: tuple[str, ...]
     """Names of the classes that it derives from, without their modules"""
     abstract: bool
-    """Whether there is an abstract method in its body: then only others build on it"""
+    """Whether its body has an abstract method, so that it cannot be built itself"""
 
 
 def folder(package: str) -> Path:
-    """Where a package's files stand, without importing it (its parents are imported)."""
+    """The folder of a package's files. The package is not imported, but its parents are."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{package} is not installed")
@@ -80,9 +80,10 @@ def sources() -> dict[str, Source]:
     """Every class of the project by its name, from the text of its files.
 
     Importing them would take seconds, and parsing them whole a tenth of one, while help and typos are to be answered at
-    once; so the lines that begin a class are looked for. tests/test_cli.py holds the result against the real classes.
+    once; so a regular expression looks for the lines that begin a class. tests/test_cli.py compares the result with the
+    real classes.
     """
-    found: dict[str, Source] = {}
+    by_name: dict[str, Source] = {}
     for top in ("leyden.algos", "leyden.datamodules", "leyden.models", "leyden"):
         for file in sorted(folder(top).rglob("*.py")):
             text = file.read_text(encoding="utf-8")
@@ -90,13 +91,13 @@ def sources() -> dict[str, Source]:
             for head, after in zip(heads, [*heads[1:], None], strict=False):
                 bases = (re.sub(r"\[.*\]", "", base).split(".")[-1].strip() for base in (head[2] or "").split(","))
                 body = text[head.end() : after.start() if after else len(text)]
-                found.setdefault(head[1], Source(tuple(bases), bool(_ABSTRACT.search(body))))
-    return found
+                by_name.setdefault(head[1], Source(tuple(bases), bool(_ABSTRACT.search(body))))
+    return by_name
 
 
 @cache
 def classes() -> dict[str, str]:
-    """Short name -> dotted path of every class that users may name without its path."""
+    """Short name -> class path of every class that users may name by it."""
     names: dict[str, str] = {}
     for package in PACKAGES:
         import_module(package)
@@ -112,7 +113,7 @@ def classes() -> dict[str, str]:
 
 
 def of_kind(kind: str) -> dict[str, str]:
-    """Short name -> dotted path of the classes that `--model`, `--data` or `--model.policy` accepts."""
+    """Short name -> class path of the classes that `--model`, `--data` or `--model.policy` accepts."""
     known, root = sources(), KINDS[kind]
 
     def descends(name: str) -> bool:
@@ -122,7 +123,7 @@ def of_kind(kind: str) -> dict[str, str]:
 
 
 def class_path(kind: str, name: str, where: str) -> str:
-    """The dotted path of a class given as `SFT` or as `my_file.MyAlgorithm` (a module in the current folder).
+    """The class path of a class given as `SFT` or as `my_file.MyAlgorithm` (a module in the current folder).
 
     Raises:
         UserError: there is no such class; the message names the nearest.
@@ -137,10 +138,10 @@ def class_path(kind: str, name: str, where: str) -> str:
     file = _module_file(module)
     if file is None:
         if module.split(".")[0] not in sys.modules and find_spec(module.split(".")[0]) is None:
-            here = [path.stem for path in Path.cwd().glob("*.py")]
-            raise UserError(f"{where}: no module '{module}' in this folder{nearest(module, here)}")
+            modules = [path.stem for path in Path.cwd().glob("*.py")]
+            raise UserError(f"{where}: no module '{module}' in this folder{nearest(module, modules)}")
     elif not re.search(rf"\b{re.escape(short)}\b", text := file.read_text(encoding="utf-8")):
-        defined = [found for found, _ in _CLASS.findall(text)]
+        defined = [class_name for class_name, _ in _CLASS.findall(text)]
         raise UserError(f"{where}: {file.name} defines no class '{short}'{nearest(short, defined)}")
     return name
 
@@ -170,8 +171,8 @@ def config_file(name: str) -> Path:
     shipped = configs()
     if name in shipped:
         return shipped[name]
-    here = [str(path) for path in Path(name).parent.glob("*.y*ml")]
+    files = [str(path) for path in Path(name).parent.glob("*.y*ml")]
     listed = ", ".join(shipped)
     raise UserError(
-        f"--config {name}: neither a file nor a shipped config{nearest(name, [*shipped, *here])} ({listed})"
+        f"--config {name}: neither a file nor a shipped config{nearest(name, [*shipped, *files])} ({listed})"
     )

@@ -11,16 +11,16 @@ from leyden.cli.config_keys import Key, flag_keys, flags, read, render
 from leyden.errors import UserError, nearest
 
 _USUAL = {"Policy": "CausalLM", "Evaluator": "Evaluation"}
-"""Abstract class -> the one that is meant where only its arguments are given."""
+"""Abstract class -> the subclass that is built where only arguments are given."""
 
 
 @dataclass
 class Command:
-    """`leyden VERB …`."""
+    """A Trainer command, `leyden VERB …`."""
 
     verb: str
     classes: list[list[str]] = field(default_factory=list)
-    """Which class `model`, `data`, `model.policy` … end up with, as flags. They come first, so that a file that only
+    """The classes chosen for `model`, `data`, `model.policy` …, as flags. They come first, so that a file that only
     sets arguments may stand anywhere."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """Content of the config files, merged left to right"""
@@ -30,7 +30,7 @@ class Command:
     """The keys of all of these in the order in which they apply"""
 
     def arguments(self) -> list[str]:
-        """What the parser is given."""
+        """The arguments for the parser."""
         files = [f"--config={json.dumps(content, ensure_ascii=False)}" for content in self.files]
         return [self.verb, *map(render, self.classes), *files, *map(render, self.flags)]
 
@@ -39,20 +39,20 @@ def read_command(verb: str, args: list[str]) -> Command:
     """Read config files and flags.
 
     Raises:
-        UserError: a config file, a class or a flag's value that is not there; a file that is not a config.
+        UserError: a config file, a class or a flag's value is missing, or a file is not a config.
     """
     pairs = flags(args)
     if not pairs:
         raise UserError(f"say what to {verb}: leyden {verb} --config sft --data.path FILE (see leyden {verb} --help)")
-    asked = next((pair for pair in pairs if pair[0].endswith(".help")), None)
-    if asked is not None:
-        return Command(verb, flags=[_help_on(asked)])
+    help_flag = next((pair for pair in pairs if pair[0].endswith(".help")), None)
+    if help_flag is not None:
+        return Command(verb, flags=[_help_on(help_flag)])
     command = Command(verb)
     for name, value in pairs:
         if name == "config":
-            content, found = read(class_names.config_file(value))
+            content, keys = read(class_names.config_file(value))
             command.files.append(content)
-            command.keys += found
+            command.keys += keys
     # A class is chosen before its arguments are given, in whatever order they were typed.
     order = {kind: kind.count(".") for kind in class_names.KINDS}
     command.flags = sorted((pair for pair in pairs if pair[0] != "config"), key=lambda pair: order.get(pair[0], 2))
@@ -62,7 +62,7 @@ def read_command(verb: str, args: list[str]) -> Command:
 
 
 def _help_on(flag: list[str]) -> list[str]:
-    """`--model.help SFT` with the class's full path, which the parser wants."""
+    """`--model.help SFT` with the class path, which the parser needs."""
     kind = flag[0].removesuffix(".help")
     return [
         flag[0],
@@ -71,7 +71,7 @@ def _help_on(flag: list[str]) -> list[str]:
 
 
 def _choose_classes(command: Command) -> None:
-    """Resolve the names of classes that have short ones and put the final ones first."""
+    """Replace short class names by class paths in all keys, and put the final choices first, as flags."""
     chosen: dict[str, str] = {}
     for key in command.keys:
         kind = ".".join(key.path)

@@ -1,4 +1,4 @@
-"""What the user typed, key by key: config files and flags, each key with the place where it stands."""
+"""Keys of config files and flags, each with the place where it stands."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Key:
-    """One key and its value. The key of `model: {init_args: {policy: {class_path: X}}}` is ("model", "policy")."""
+    """A key and its value. The path of `model: {init_args: {policy: {class_path: X}}}` is ("model", "policy")."""
 
     path: tuple[str, ...]
     """Without `init_args` and `class_path`; list items by their number"""
     box: Any
-    """What holds the value, so that it can be replaced: a mapping or list of the file, or a flag's [name, value]"""
+    """The value's container, in which it can be replaced: a mapping or list of the file, or a flag's [name, value]"""
     slot: Any
-    """Where in the box"""
+    """The value's key or index in `box`"""
     where: str
     """`file:line`, or the flag as typed"""
     is_class: bool = False

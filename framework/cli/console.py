@@ -1,4 +1,4 @@
-"""The terminal is the run's: our own log lines as they are, and of libraries only warnings that mean something."""
+"""Logging and warnings in the terminal: our own log lines as they are, and of libraries only what matters."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HARMLESS = (
 )
 
 
-def quiet() -> None:
-    """Leave the terminal to the run: our own log lines and warnings that mean something."""
+def quiet_libraries() -> None:
+    """Show our own log lines as they are, and hide the libraries' log lines and their harmless warnings."""
     log = logging.getLogger("leyden")
     log.handlers = [_Lines()]
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
@@ -38,7 +38,7 @@ def quiet() -> None:
 
 
 def no_loading_bars() -> None:
-    """No bar for weights read from disk; those for downloads stay."""
+    """Hide the progress bars of weights read from disk, but not those of downloads."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils import logging as transformers_logging
 

@@ -30,14 +30,14 @@ Main = Callable[[list[str]], int]
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything the demo makes and trains on."""
+    """The amounts of data and training in the demo."""
 
     rows: int = 4000
     epochs: int = 2
     pairs: int = 2000
     prompts: int = 2000
     batch: int = 128
-    """Answers in a rollout are twice as many for PPO, and eight times half as many for rejection sampling."""
+    """Prompts of a batch for PPO, with two answers to each; rejection sampling takes half as many, with eight."""
     rollouts: int = 6
     rounds: int = 10
     heldout: int = 200
@@ -55,12 +55,12 @@ def main(argv: Sequence[str]) -> int:
     size = QUICK if options.quick else Size()
     if options.folder:
         return run(leyden, Path(options.folder), size)
-    there = []
+    existing = []
     for n in count(1):
         if not (path := Path("runs", f"demo-{n}")).exists():
             break
-        there.append(path)
-    return run(leyden, unfinished(there, asdict(size)) or path, size)
+        existing.append(path)
+    return run(leyden, unfinished(existing, asdict(size)) or path, size)
 
 
 def _options(argv: list[str]) -> argparse.Namespace:
@@ -71,22 +71,22 @@ def _options(argv: list[str]) -> argparse.Namespace:
 
 
 def _make(folder: Path) -> None:
-    """Make the demo's folder, which must be new, empty or a demo's, and see that it can be written to."""
-    again = "type leyden demo ANOTHER_FOLDER"
+    """Make the demo's folder, which must be new, empty or a demo's, and check that it can be written to."""
+    advice = "type leyden demo ANOTHER_FOLDER"
     try:
         if folder.is_dir() and any(folder.iterdir()) and recorded(folder) is None:
-            raise UserError(f"{folder}: there is something in it; remove it, or {again}")
+            raise UserError(f"{folder}: there is something in it; remove it, or {advice}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         file = isinstance(error, FileExistsError | NotADirectoryError)
         reason = "there is a file in its place" if file else error.strerror
-        raise UserError(f"{folder}: not a folder that can be written to ({reason}); {again}") from None
+        raise UserError(f"{folder}: not a folder that can be written to ({reason}); {advice}") from None
 
 
 def run(main: Main, folder: Path, size: Size | None = None) -> int:
-    """Run the demo in `folder`, or go on with one that broke off there, through the command line's `main`."""
+    """Run the demo in `folder`, or resume one that broke off there, through the command line's `main`."""
     size = size or Size()
     _make(folder)
     stages = Stages(main, folder, asdict(size))
@@ -105,7 +105,7 @@ def run(main: Main, folder: Path, size: Size | None = None) -> int:
 
 
 def _data(stages: Stages, folder: Path, size: Size) -> dict[str, Path]:
-    """The files that everything is trained and evaluated on."""
+    """Make the data files for training and evaluation; returns their paths by name."""
     names = {"table": "questions.csv", "rows": "questions.jsonl", "pairs": "pairs.jsonl", "prompts": "prompts.jsonl",
              "heldout": "heldout.jsonl", "text": "text.jsonl"}  # fmt: skip
     files = {name: folder / file for name, file in names.items()}
@@ -127,16 +127,16 @@ def _data(stages: Stages, folder: Path, size: Size) -> dict[str, Path]:
 
 
 def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> dict[str, str]:
-    """Fine-tune, train a reward model, and align in three ways, each evaluated on the same questions; gives back what
-    each run was for."""
-    look = ["--config", "eval", "--eval.path", data["heldout"], "--eval.text_path", data["text"], "--eval.reward",
+    """Fine-tune, train a reward model, and align in three ways, each evaluated on the same questions; returns what
+    each run was for, by name."""
+    evaluation = ["--config", "eval", "--eval.path", data["heldout"], "--eval.text_path", data["text"], "--eval.reward",
             "Gold", "--eval.size", size.heldout, "--eval.sampling.max_new_tokens", 64]  # fmt: skip
     start, scores, purposes = folder / "sft" / "export", folder / "reward_model" / "export", dict[str, str]()
 
     def fit(what: str, name: str, *words: object, evaluated: bool = True, config: str | None = None) -> None:
         purposes[name] = what
         own = ["--data.max_length", 256, "--trainer.default_root_dir", folder / name, "--ckpt_path", "auto"]
-        stages(what, "fit", "--config", config or name, *(look if evaluated else []), *words, *own)
+        stages(what, "fit", "--config", config or name, *(evaluation if evaluated else []), *words, *own)
 
     fit("Supervised fine-tuning: how to answer at all",
         "sft", "--data.path", data["rows"], "--trainer.max_epochs", size.epochs, config="demo")  # fmt: skip
@@ -157,12 +157,12 @@ def train(stages: Stages, folder: Path, data: dict[str, Path], size: Size) -> di
 
 
 class Stages:
-    """Says what each command is for, runs it, and notes down in the folder that it has ended.
+    """Runs a sequence of commands, prints what each is for, and records in the folder those that have ended.
 
     Args:
         main: the command line.
-        folder: of all that is made.
-        settings: what the sequence depends on; with others it cannot go on.
+        folder: for all that the commands make.
+        settings: of the sequence; with others it cannot be resumed.
 
     Raises:
         UserError: the folder belongs to a sequence with other settings.
@@ -171,19 +171,19 @@ class Stages:
     def __init__(self, main: Main, folder: Path, settings: dict[str, Any]) -> None:
         self.main, self.file, self.settings = main, folder / "stages.json", settings
         self.count, self.seconds = 0, dict[str, float]()
-        """What each command was for -> how long it took"""
-        if (known := recorded(folder)) is not None:
-            if known["settings"] != settings:
+        """Purpose of each command that has ended -> seconds that it took"""
+        if (record := recorded(folder)) is not None:
+            if record["settings"] != settings:
                 raise UserError(f"{folder}: it holds another size of this; go on with that one, or name another folder")
-            self.seconds = dict(known["seconds"])
+            self.seconds = dict(record["seconds"])
 
     def __call__(self, what: str, *arguments: object, makes: Path | None = None) -> None:
         """Run a command, unless it has ended before.
 
         Args:
-            what: it is for.
+            what: the purpose of the command.
             arguments: the words after `leyden`.
-            makes: a file that the command will not write twice; what is there of it is from a broken-off attempt.
+            makes: a file that the command does not overwrite; one left by a broken-off attempt is removed.
         """
         self.count += 1
         words = [str(argument) for argument in arguments]
@@ -200,20 +200,20 @@ class Stages:
         self.note()
 
     def note(self, **more: Any) -> None:
-        """Write down what has ended."""
+        """Write stages.json: the commands that have ended, and `more`."""
         write_whole(self.file, json.dumps({"settings": self.settings, "seconds": self.seconds} | more) + "\n")
 
 
 def recorded(folder: Path) -> dict[str, Any] | None:
-    """What stands in a folder of such a sequence; None where there is none."""
+    """The content of stages.json in a folder of such a sequence; None where there is no such file."""
     file = folder / "stages.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def unfinished(folders: Sequence[Path], settings: dict[str, Any]) -> Path | None:
     """The last of these folders, if its sequence has these settings and broke off."""
-    known = recorded(folders[-1]) if folders else None
-    return folders[-1] if known and known["settings"] == settings and not known.get("ended") else None
+    record = recorded(folders[-1]) if folders else None
+    return folders[-1] if record and record["settings"] == settings and not record.get("ended") else None
 
 
 def scores(answers: Path) -> list[float]:
@@ -223,8 +223,8 @@ def scores(answers: Path) -> list[float]:
 
     rows = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
     samples = [Sample(row["prompt"], row["response"], row["row"], row["finished"]) for row in rows]
-    found: list[float] = Gold()(samples).tolist()
-    return found
+    rewards: list[float] = Gold()(samples).tolist()
+    return rewards
 
 
 def gain(before: list[float], after: list[float]) -> tuple[float, float]:
@@ -234,7 +234,7 @@ def gain(before: list[float], after: list[float]) -> tuple[float, float]:
 
 
 def report(folder: Path, minutes: dict[str, float]) -> None:
-    """Print what each step changed: gold reward on held-out questions, what it was bought for, and minutes it took."""
+    """Print a table of the stages: gold reward on held-out questions, what it cost in KL and text loss, and minutes."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -243,10 +243,10 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
     for column in ("", "gold reward", "wins", "KL", "length", "text", "min"):
         table.add_column(column, justify="left" if not column else "right")
     names = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO", "rejection_sampling": "rejection sampling"}
-    table.add_row("base", *_cells(looks(folder / "sft" / "metrics.csv")[0], False), "")
-    for name, shown in names.items():
-        last = looks(folder / name / "metrics.csv")[-1]
-        table.add_row(shown, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
+    table.add_row("base", *_cells(evaluation_rows(folder / "sft" / "metrics.csv")[0], False), "")
+    for name, label in names.items():
+        last = evaluation_rows(folder / name / "metrics.csv")[-1]
+        table.add_row(label, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
     Console().print("", table)
     print(
         "Gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an\n"
@@ -255,8 +255,8 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
     )
 
 
-def looks(metrics: Path) -> list[dict[str, str]]:
-    """The looks of the evaluation in a metrics.csv."""
+def evaluation_rows(metrics: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv that hold evaluation passes."""
     with metrics.open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row.get("eval/reward")]
 

@@ -69,15 +69,15 @@ def _exit_code(stop: SystemExit) -> int:
         return code
     if rank() == 0:
         name = "interrupted" if code == 130 else f"stopped by {signal.Signals(code - 128).name}"
-        print(f"{name}{_go_on()}", file=sys.stderr)
+        print(f"{name}{_resume_hint()}", file=sys.stderr)
     return code
 
 
-def _go_on() -> str:
-    """How to go on with the run that was stopped, if it has a checkpoint."""
+def _resume_hint() -> str:
+    """The command that resumes the run, phrased to end a sentence; empty if the run has no checkpoint."""
     folder = os.environ.get("LEYDEN_RUN", "")
-    there = bool(folder) and any(Path(folder, "checkpoints").glob("*.ckpt"))
-    return f"; go on with leyden fit --config {folder}/config.yaml --ckpt_path last" if there else ""
+    has_checkpoint = bool(folder) and any(Path(folder, "checkpoints").glob("*.ckpt"))
+    return f"; go on with leyden fit --config {folder}/config.yaml --ckpt_path last" if has_checkpoint else ""
 
 
 def _dispatch(args: list[str]) -> int:
@@ -90,14 +90,14 @@ def _dispatch(args: list[str]) -> int:
         return 0
     if verb in TRAINER_VERBS:
         return _train(verb, rest)
-    others = _others()
+    others = _installed_verbs()
     if verb in others:
         return int(import_module(others[verb][0]).main(rest) or 0)
     raise UserError(f"no command is called '{verb}'{nearest(verb, [*TRAINER_VERBS, *others])} (see leyden --help)")
 
 
 def _train(verb: str, args: list[str]) -> int:
-    """`fit` and its kind, or help on them."""
+    """Run a command of the Trainer, or print its help."""
     if {"-h", "--help"}.isdisjoint(args):
         command = read_command(verb, args)
         from leyden.cli.lightning_cli import run
@@ -111,14 +111,14 @@ def _train(verb: str, args: list[str]) -> int:
     return 0
 
 
-def _others() -> dict[str, tuple[str, str]]:
-    """The commands whose modules are installed, found without importing them."""
+def _installed_verbs() -> dict[str, tuple[str, str]]:
+    """The commands whose modules are installed. The modules are not imported."""
 
-    def there(module: str) -> bool:
+    def is_installed(module: str) -> bool:
         package, _, name = module.rpartition(".")
         return (class_names.folder(package) / f"{name}.py").is_file()
 
-    return {verb: entry for verb, entry in OTHER_VERBS.items() if there(entry[0])}
+    return {verb: entry for verb, entry in OTHER_VERBS.items() if is_installed(entry[0])}
 
 
 def _table(rows: dict[str, str]) -> str:
@@ -126,7 +126,7 @@ def _table(rows: dict[str, str]) -> str:
 
 
 def _help() -> str:
-    verbs = TRAINER_VERBS | {verb: text for verb, (_, text) in _others().items()}
+    verbs = TRAINER_VERBS | {verb: text for verb, (_, text) in _installed_verbs().items()}
     return f"""leyden {__version__}: post-training for language models on PyTorch Lightning
 
 usage: leyden COMMAND …

@@ -19,9 +19,9 @@ from leyden.algorithm.microbatches import MEMORY_ADVICE, out_of_memory
 from leyden.checkpoint.callback import Checkpoint, RNGState
 from leyden.checkpoint.find import AtomicCheckpointIO, resolve_ckpt_path
 from leyden.checkpoint.signals import GracefulStop
-from leyden.cli.check_keys import explain, vet
+from leyden.cli.check_keys import check_keys, explain
 from leyden.cli.command import Command
-from leyden.cli.console import no_loading_bars, quiet
+from leyden.cli.console import no_loading_bars, quiet_libraries
 from leyden.data.datamodule import DataModule
 from leyden.diagnostics.callback import Diagnostics
 from leyden.errors import UserError
@@ -40,7 +40,7 @@ def run(command: Command) -> int:
     Raises:
         UserError: a key, value or setting that cannot work, in one line.
     """
-    quiet()
+    quiet_libraries()
     cli = CLI(command)
     try:
         cli.start()
@@ -63,8 +63,8 @@ def show_keys(verb: str) -> int:
     return run(Command(verb, flags=[["help", ""]]))
 
 
-def _root(error: BaseException) -> BaseException:
-    """What an error comes from; an error that is phrased for the user says it better than its cause."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The first cause of an error; or, before it, a `UserError`, which says it better than its own cause."""
     while error.__cause__ is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
@@ -119,11 +119,11 @@ class CLI(LightningCLI):
             "checkpoint": Checkpoint,
             "eval": Evaluator,
         }
-        vet(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
+        check_keys(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
         self.config = parser.parse_args(self.command.arguments())
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: the configuration is the truth on resume, the checkpoint is only state."""
+        """Do nothing: on resume the configuration decides, and the checkpoint is only state."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
@@ -150,11 +150,11 @@ class CLI(LightningCLI):
         no_loading_bars()
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer. What their constructors say about their arguments is for the user."""
+        """Build model, data and trainer. Errors of their constructors about arguments become `UserError`s."""
         try:
             super().instantiate_classes()
         except ValueError as error:  # the parser wraps errors in its own
-            root = _root(error)
+            root = _root_cause(error)
             if isinstance(root, (UserError, ValueError, ImportError)):
                 raise UserError(str(root).splitlines()[0]) from error
             raise
@@ -166,31 +166,31 @@ class CLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
         own = [] if config.get("barebones") else self._own_callbacks(config)
-        own = [callback for callback in own if not any(isinstance(other, _place(callback)) for other in given)]
+        own = [callback for callback in own if not any(isinstance(other, _replacing_type(callback)) for other in given)]
         config |= {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins}
         return Trainer(**config, **kwargs)
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
-        """What this verb shows and leaves behind."""
-        own: list[Any] = [] if config.get("enable_progress_bar") is False else [Progress()]
+        """The callbacks of this verb, which show progress, measure and write files."""
+        callbacks: list[Any] = [] if config.get("enable_progress_bar") is False else [Progress()]
         if self.verb == "predict":
             output = self.config[self.verb].output
-            return [*own, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
+            return [*callbacks, PredictionWriter(output or Path(config["default_root_dir"]) / "answers.jsonl")]
         evaluator = self._get(self.config_init, "eval")
-        looks = [] if evaluator is None else [evaluator]
+        evaluators = [] if evaluator is None else [evaluator]
         if self.verb != "fit":
-            return own + looks
-        own += [Summary(), Throughput(), RunEstimate(), RNGState(), FinalValidation(), GracefulStop()]
-        own += [Diagnostics(), *looks]
+            return callbacks + evaluators
+        callbacks += [Summary(), Throughput(), RunEstimate(), RNGState(), FinalValidation(), GracefulStop()]
+        callbacks += [Diagnostics(), *evaluators]
         if self.run is not None:
             checkpoint = self._get(self.config_init, "checkpoint")
             checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")
-            own += [] if config.get("enable_checkpointing") is False else [checkpoint]
-            own += [RunRecord(self.run.folder, self.resolved()), Export(self.run.folder / "export")]
-        return own
+            callbacks += [] if config.get("enable_checkpointing") is False else [checkpoint]
+            callbacks += [RunRecord(self.run.folder, self.resolved()), Export(self.run.folder / "export")]
+        return callbacks
 
     def _loggers(self, config: dict[str, Any]) -> Any:
-        """metrics.csv beside whatever loggers are configured, unless logging is off."""
+        """The logger of metrics.csv and the configured ones, unless logging is off."""
         given = config.get("logger")
         if self.run is None or self.verb != "fit" or given is False:
             return given or False
@@ -208,6 +208,6 @@ def _as_list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _place(callback: Any) -> type:
-    """The type whose presence makes a callback of ours unnecessary."""
+def _replacing_type(callback: Any) -> type:
+    """The type of configured callback that takes the place of this callback of ours."""
     return ProgressBar if isinstance(callback, Progress) else type(callback)

@@ -1,4 +1,4 @@
-"""The parser of commands that are not the Trainer's: a mistake is one line with the nearest flag."""
+"""The parser of the commands that are not the Trainer's. A mistake becomes one line with the nearest flag."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse what was typed. UserError for what is not known."""
-        found, unknown = self.parse_known_args(argv)
+        """Parse a command's arguments. UserError for those that are not known."""
+        options, unknown = self.parse_known_args(argv)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             word = unknown[0].partition("=")[0]
             hint = nearest(word, flags) if word.startswith("-") else ""
             raise UserError(f"{self.prog}: '{word}' is not known{hint or f'; see {self.prog} --help'}")
-        return found
+        return options
 
     def choice(self, flag: str, options: Sequence[str], default: str | None = None, help: str = "") -> None:
         """A flag with one of a few values."""

@@ -1,4 +1,4 @@
-"""`leyden compare`: finished and running runs beside each other, from the files in their folders alone.
+"""`leyden compare`: a comparison of finished and running runs, from the files in their folders alone.
 
 Called by the command line. May import `cli.parser`, the columns in `evaluation.metrics` and the files beside the rooms,
 nothing that needs torch. Begin reading at `main`, then `comparison`; `measures` has the columns.

@@ -1,4 +1,4 @@
-"""Axes of a chart: from numbers to places, and round numbers to write beside them."""
+"""Axes of a chart: from numbers to pixels, and round numbers for the ticks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 UNITS = ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k"))
-"""From which number on, what it is divided by, and what is written behind it."""
+"""Units of large numbers: the least number that takes one, its divisor, and its letter."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`, which lie `start` and `end` pixels from the corner. `root`: by square roots, which gives
-    small numbers more room."""
+    """An axis from `low` to `high`, which lie `start` and `end` pixels from the corner. `root`: the scale is by square
+    roots, which gives small numbers more room."""
 
     low: float
     high: float
@@ -23,22 +23,22 @@ class Axis:
     root: bool = False
 
     def place(self, value: float) -> float:
-        """Pixels from the corner; outside of the axis, so far outside."""
+        """Pixels from the corner; a value outside of `low` to `high` lies outside of the axis."""
         low, high, value = (_root(v) if self.root else v for v in (self.low, self.high, value))
         return self.start + (value - low) / (high - low) * (self.end - self.start)
 
     def ticks(self, apart: float = 56) -> list[float]:
         """Round numbers on the axis, at least `apart` pixels from each other."""
-        room = abs(self.end - self.start)
+        length = abs(self.end - self.start)
         if not self.root:
-            step = round_step((self.high - self.low) / max(1, room / apart))
+            step = round_step((self.high - self.low) / max(1, length / apart))
             first = math.ceil(self.low / step - 1e-9)
             return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
-        found = [self.low]  # by square roots: each number as far from the one before as labels need
+        ticks = [self.low]  # by square roots: each number as far from the one before as labels need
         for value in _round_numbers(self.high):
-            if abs(self.place(value) - self.place(found[-1])) >= apart:
-                found.append(value)
-        return found
+            if abs(self.place(value) - self.place(ticks[-1])) >= apart:
+                ticks.append(value)
+        return ticks
 
 
 def fitted(values: Sequence[float], start: float, end: float, zero: bool = False, root: bool = False) -> Axis:
@@ -46,16 +46,16 @@ def fitted(values: Sequence[float], start: float, end: float, zero: bool = False
     low, high = min(values), max(values)
     if root or (zero and low >= 0):
         return Axis(0.0, max(high * 1.06, 1e-6), start, end, root)
-    room = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
-    return Axis(low - room, high + room, start, end)
+    margin = 0.07 * (high - low) or 0.1 * abs(high) or 1.0
+    return Axis(low - margin, high + margin, start, end)
 
 
 def written(ticks: Sequence[float]) -> list[str]:
-    """Numbers of an axis as text, all with as many digits as the finest needs."""
+    """Ticks of an axis as text, all with as many digits as the finest needs."""
     most = max(map(abs, ticks), default=0.0)
     unit, letter = next(((u, name) for least, u, name in UNITS if most >= least), (1.0, ""))
-    apart = min((b - a for a, b in pairwise(ticks)), default=1.0) / unit
-    digits = max(0, -math.floor(math.log10(apart) + 1e-9))
+    spacing = min((b - a for a, b in pairwise(ticks)), default=1.0) / unit
+    digits = max(0, -math.floor(math.log10(spacing) + 1e-9))
     even = len({round(b - a, 9) for a, b in pairwise(ticks)}) < 2
     texts = [f"{value / unit:.{digits}f}" if even else f"{value / unit:g}" for value in ticks]
     return [f"{text}{letter}".replace("-", "−") if float(text) else "0" for text in texts]

@@ -9,7 +9,7 @@ from html import escape
 
 from leyden.compare.axis import Axis, fitted, written
 
-LOOKS = 8
+STYLES = 8
 """Colours; the shapes of marks are one fewer, so that 56 groups look different."""
 SHAPES = (
     "M0-5.5A5.5 5.5 0 1 1 0 5.5A5.5 5.5 0 1 1 0-5.5Z",
@@ -37,7 +37,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a group ended, with intervals both ways where they are drawn."""
+    """The end of a group's curve, with its intervals along x and y where they are drawn."""
 
     look: int
     label: str
@@ -49,8 +49,8 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn. `edge`: corners of a dashed line behind all; `plane`: one measure against another instead of what
-    only grows, with x by square roots."""
+    """The content of a chart. `edge`: corners of a dashed line behind the rest; `plane`: x is a measure, on a scale by
+    square roots, instead of a count that only grows."""
 
     name: str
     text: str
@@ -63,7 +63,7 @@ class Chart:
 
 
 def drawn(chart: Chart, width: int, height: int) -> str:
-    """The chart as an SVG element of that many units; it takes the width of what it stands in."""
+    """The chart as an SVG element of `width` by `height` units; on the page it takes the width of its container."""
     points = [point for line in chart.lines for point in line.points]
     right = min(60.0 if chart.plane else 130.0, max((_width(mark.label) for mark in chart.marks), default=0) + 12)
     x = fitted([p[0] for p in points], 50, width - right, zero=True, root=chart.plane)
@@ -85,7 +85,7 @@ def drawn(chart: Chart, width: int, height: int) -> str:
 
 
 def sign(look: int) -> str:
-    """A group's line and mark, for legends."""
+    """A group's line and mark as a small SVG element, for legends."""
     line = f'<path class="mean" d="M1 8H31"{_dash(look)}/>'
     return (
         f'<svg class="sign {_class(look)}" viewBox="0 0 32 16" aria-hidden="true">{line}'
@@ -94,7 +94,7 @@ def sign(look: int) -> str:
 
 
 def _class(look: int) -> str:
-    return f"k{look % LOOKS}"
+    return f"k{look % STYLES}"
 
 
 def _dash(look: int) -> str:
@@ -104,12 +104,12 @@ def _dash(look: int) -> str:
 
 def _axes(chart: Chart, x: Axis, y: Axis) -> str:
     parts = ['<g class="axes">']
-    across, along = y.ticks(40), x.ticks()
-    for value, text in zip(across, written(across), strict=True):
+    y_ticks, x_ticks = y.ticks(40), x.ticks()
+    for value, text in zip(y_ticks, written(y_ticks), strict=True):
         at = y.place(value)
         parts.append(f'<path d="M{x.start} {at:.1f}H{x.end:.1f}"/>')
         parts.append(f'<text x="{x.start - 6}" y="{at + 4:.1f}" text-anchor="end">{text}</text>')
-    for value, text in zip(along, written(along), strict=True):
+    for value, text in zip(x_ticks, written(x_ticks), strict=True):
         at = x.place(value)
         parts.append(f'<path d="M{at:.1f} {y.start}v5"/>')
         parts.append(f'<text x="{at:.1f}" y="{y.start + 18}" text-anchor="middle">{text}</text>')
@@ -136,12 +136,12 @@ def _line(line: Line, x: Axis, y: Axis) -> str:
 
 
 def _whiskers(mark: Mark, x: Axis, y: Axis) -> str:
-    across, along = y.place(mark.y[1]), x.place(mark.x[1])
+    y_place, x_place = y.place(mark.y[1]), x.place(mark.x[1])
     parts = []
     if mark.x[2] > mark.x[0]:
-        parts.append(f"M{x.place(mark.x[0]):.1f} {across:.1f}H{x.place(mark.x[2]):.1f}")
+        parts.append(f"M{x.place(mark.x[0]):.1f} {y_place:.1f}H{x.place(mark.x[2]):.1f}")
     if mark.y[2] > mark.y[0]:
-        parts.append(f"M{along:.1f} {y.place(mark.y[0]):.1f}V{y.place(mark.y[2]):.1f}")
+        parts.append(f"M{x_place:.1f} {y.place(mark.y[0]):.1f}V{y.place(mark.y[2]):.1f}")
     return f'<path class="whisker {_class(mark.look)}" d="{"".join(parts)}"/>' if parts else ""
 
 
@@ -156,26 +156,26 @@ def _width(text: str) -> float:
 
 
 def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
-    """Names beside their marks, each where it covers no mark and no other name; where that is nowhere, left out. Curves
-    that run on to the right have names there alone."""
+    """The marks' names, each in the first place beside its mark where it covers no mark and no other name. A name that
+    has no such place is left out. Unless the chart is a plane, names stand to the right of their marks alone."""
     places = [(x.place(mark.x[1]), y.place(mark.y[1])) for mark in chart.marks]
-    taken = [(a - 6, b - 6, a + 6, b + 6) for a, b in places]
+    occupied = [(a - 6, b - 6, a + 6, b + 6) for a, b in places]
     parts = []
     for mark, (a, b) in zip(chart.marks, places, strict=True):
-        long = _width(mark.label)
-        right, left, middle = a + 9, a - 9 - long, a - long / 2
+        length = _width(mark.label)
+        right, left, middle = a + 9, a - 9 - length, a - length / 2
         around = ((left, 4), (middle, -11), (middle, 19), (right, -9), (right, 17))
-        beside = ((right, 0), (right, 8), (right, -6), (right, 14), (right, -12), (right, 20))
-        for at, down in ((right, 4), *(around if chart.plane else beside)):
-            box = (at, b + down - 11, at + long, b + down + 3)
+        on_the_right = ((right, 0), (right, 8), (right, -6), (right, 14), (right, -12), (right, 20))
+        for at, down in ((right, 4), *(around if chart.plane else on_the_right)):
+            box = (at, b + down - 11, at + length, b + down + 3)
             inside = box[0] >= x.start + 2 and box[2] <= width - 2 and box[1] >= y.end and box[3] <= y.start
-            if inside and not any(_meet(box, other) for other in taken):
-                taken.append(box)
+            if inside and not any(_overlap(box, other) for other in occupied):
+                occupied.append(box)
                 name = f'<text class="name {_class(mark.look)}" x="{at:.1f}" y="{b + down:.1f}">'
                 parts.append(f"{name}{escape(mark.label)}</text>")
                 break
     return "".join(parts)
 
 
-def _meet(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,4 +1,4 @@
-"""Which runs can be compared by which column, and why others cannot."""
+"""Comparability of runs: those that can be compared by a column, and the reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from leyden.compare.run import RunFiles
 from leyden.compare.settings import flattened
 from leyden.evaluation.metrics import Column, Fact
 
-SAID: dict[Fact, str] = {
+DIFFERENCES: dict[Fact, str] = {
     "prompts": "other prompts",
     "sampling": "another sampling of answers",
     "reward": "another reward",
@@ -25,7 +25,7 @@ SAID: dict[Fact, str] = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """Runs that are left out of some columns, and why. `all_runs`: nobody is left to compare."""
+    """Runs that are left out of some columns, and why. `all_runs`: no runs are left to compare."""
 
     columns: tuple[str, ...]
     runs: tuple[str, ...]
@@ -39,10 +39,10 @@ class Refusal:
 
 
 def identity(run: RunFiles, fact: Fact) -> tuple[str, str]:
-    """What tells one run's `fact` from another's, and how to call it; empty where it is not known."""
+    """The identity of a run's `fact`, equal for runs that share it, and its name; both empty where it is not known."""
     if fact in ("algorithm", "tokenizer"):
-        found = run.algorithm if fact == "algorithm" else str(run.info.get("tokenizer") or "")
-        return found, found
+        name = run.algorithm if fact == "algorithm" else str(run.info.get("tokenizer") or "")
+        return name, name
     if fact == "rows":
         flat = flattened(run.config)
         rows = [flat.get(f"data{end}", "") for end in ("", ".path", ".val_path", ".val_fraction")]
@@ -53,45 +53,48 @@ def identity(run: RunFiles, fact: Fact) -> tuple[str, str]:
     if fact == "sampling":  # another seed draws from the same distribution
         words = [f"{key} {value}" for key, value in known.items() if key != "seed"]
         return ", ".join(sorted(words)), ", ".join(words)
-    return str(known.get("fingerprint") or ""), _called(known)
+    return str(known.get("fingerprint") or ""), _description(known)
 
 
-def _called(known: dict[str, Any]) -> str:
-    """A name or path, with as much beside it as tells two of the same name apart."""
+def _description(known: dict[str, Any]) -> str:
+    """The name or path of a fact, with rows and fingerprint, which tell two of the same name apart."""
     rows = f", {known['rows']} rows" if known.get("rows") else ""
     return f"{known.get('name') or known.get('path') or 'unnamed'}{rows}, {str(known.get('fingerprint', ''))[:8]}"
 
 
 def split(runs: Sequence[RunFiles], column: Column) -> tuple[list[RunFiles], list[Refusal]]:
-    """The runs that are compared by a column: most of those that share what it needs, of two as many the first.
+    """Split runs by a column: the runs that are compared by it, and the refusals of the others.
 
-    Runs without the column belong to neither.
+    Compared is the largest set of runs that share what the column needs; of two as large, the first. Runs without the
+    column belong to neither.
     """
-    having = [run for run in runs if column.column in run.series]
-    kinds: dict[tuple[str, ...], list[RunFiles]] = {}
-    needs = [fact for fact in column.needs if not _open(fact, having)]
-    for run in having:
-        kinds.setdefault(tuple(identity(run, fact)[0] for fact in needs), []).append(run)
-    if len(kinds) < 2:
-        return having, []
-    kept = max(kinds.values(), key=len)
-    if len(kept) == 1:
-        facts = [fact for fact in needs if len({identity(run, fact)[0] for run in having}) > 1]
-        each = "; ".join(f"{run.name}: {_names(run, facts)}" for run in having)
-        reason = f"no two runs share {' and '.join(_plain(fact) for fact in facts)} ({each})"
-        return [], [Refusal((column.name,), tuple(run.name for run in having), reason, True)]
-    refused = [_refusal(column, others, kept[0], needs) for others in kinds.values() if others is not kept]
-    return kept, refused
+    candidates = [run for run in runs if column.column in run.series]
+    sharing: dict[tuple[str, ...], list[RunFiles]] = {}
+    needs = [fact for fact in column.needs if not _is_waived(fact, candidates)]
+    for run in candidates:
+        sharing.setdefault(tuple(identity(run, fact)[0] for fact in needs), []).append(run)
+    if len(sharing) < 2:
+        return candidates, []
+    compared = max(sharing.values(), key=len)
+    if len(compared) == 1:
+        facts = [fact for fact in needs if len({identity(run, fact)[0] for run in candidates}) > 1]
+        each = "; ".join(f"{run.name}: {_names(run, facts)}" for run in candidates)
+        reason = f"no two runs share {' and '.join(_noun(fact) for fact in facts)} ({each})"
+        return [], [Refusal((column.name,), tuple(run.name for run in candidates), reason, True)]
+    refused = [_refusal(column, others, compared[0], needs) for others in sharing.values() if others is not compared]
+    return compared, refused
 
 
-def _open(fact: Fact, runs: Sequence[RunFiles]) -> bool:
-    """Whether a fact that older runs do not tell gives no reason to refuse them."""
+def _is_waived(fact: Fact, runs: Sequence[RunFiles]) -> bool:
+    """Whether a need is waived: runs that do not record their tokenizer are not refused while all others share one."""
     return fact == "tokenizer" and len({identity(run, fact)[0] for run in runs} - {""}) < 2
 
 
-def _refusal(column: Column, others: Sequence[RunFiles], kept: RunFiles, needs: Sequence[Fact]) -> Refusal:
-    apart = [fact for fact in needs if identity(others[0], fact)[0] != identity(kept, fact)[0]]
-    reasons = [f"{SAID[fact]}: {_names(others[0], [fact])}; the rest: {_names(kept, [fact])}" for fact in apart]
+def _refusal(column: Column, others: Sequence[RunFiles], compared: RunFiles, needs: Sequence[Fact]) -> Refusal:
+    differing = [fact for fact in needs if identity(others[0], fact)[0] != identity(compared, fact)[0]]
+    reasons = [
+        f"{DIFFERENCES[fact]}: {_names(others[0], [fact])}; the rest: {_names(compared, [fact])}" for fact in differing
+    ]
     return Refusal((column.name,), tuple(run.name for run in others), ", and ".join(reasons))
 
 
@@ -99,12 +102,12 @@ def _names(run: RunFiles, facts: Sequence[Fact]) -> str:
     return ", ".join(identity(run, fact)[1] or "not known" for fact in facts)
 
 
-def _plain(fact: Fact) -> str:
-    return SAID[fact].removeprefix("another ").removeprefix("other ")
+def _noun(fact: Fact) -> str:
+    return DIFFERENCES[fact].removeprefix("another ").removeprefix("other ")
 
 
 def merged(refusals: Sequence[Refusal]) -> list[Refusal]:
-    """Refusals for the same reason as one, with all their columns."""
+    """Refusals, with those of the same runs for the same reason merged into one that names all their columns."""
     columns: dict[tuple[tuple[str, ...], str, bool], Counter[str]] = defaultdict(Counter)
     for refusal in refusals:
         columns[refusal.runs, refusal.reason, refusal.all_runs].update(refusal.columns)

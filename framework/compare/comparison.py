@@ -1,4 +1,4 @@
-"""Runs beside each other: one number with its interval for each group and measure."""
+"""The comparison of runs: one number with its confidence interval for each group and column."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Comparison:
     """Groups of runs, the columns they are compared by, and what cannot be compared.
 
     Args:
-        groups: the best by the first measure first.
+        groups: ordered by the first column, the best first.
         columns: in the order of tables.
         compared: column -> runs that can be compared by it.
         refusals: who is left out of what, and why.
@@ -41,27 +41,28 @@ class Comparison:
         return [run for run in group.runs if run in self.compared.get(column, ())]
 
     def value(self, group: SeedGroup, column: str) -> Interval | None:
-        """A group's last number of a column: over its seeds, or of its one run with what is known within it."""
+        """A group's last number of a column: the mean over its seeds, or of a single run the number with the interval
+        over prompts. None where no run has it."""
         runs = self.members(group, column)
         values = [value for run in runs if (value := run.final(column)) is not None]
         if len(values) > 1:
             return over_seeds(values)
-        return _within(runs[0], column, values[0]) if values else None
+        return _one_run(runs[0], column, values[0]) if values else None
 
     def notes(self) -> list[str]:
-        """All that a reader has to know beside the numbers, one sentence each."""
-        found = [f"Not compared. {refusal}." for refusal in self.refusals]
-        without = [run.name for run in self.runs if not run.evaluated]
-        if without:
-            found.append(
-                f"Without evaluation: {', '.join(without)}. To have one, add --config eval --eval.path PROMPTS "
+        """Notes for the reader of the numbers, one sentence each."""
+        sentences = [f"Not compared. {refusal}." for refusal in self.refusals]
+        unevaluated = [run.name for run in self.runs if not run.evaluated]
+        if unevaluated:
+            sentences.append(
+                f"Without evaluation: {', '.join(unevaluated)}. To have one, add --config eval --eval.path PROMPTS "
                 "--eval.reward REWARD to leyden fit."
             )
-        found += [f"{doubt}." for doubt in doubts(self.groups)]
-        return found + [f"{note}." for run in self.runs for note in run.notes]
+        sentences += [f"{doubt}." for doubt in doubts(self.groups)]
+        return sentences + [f"{note}." for run in self.runs for note in run.notes]
 
 
-def _within(run: RunFiles, column: str, value: float) -> Interval:
+def _one_run(run: RunFiles, column: str, value: float) -> Interval:
     """One run's number, with the interval over its prompts where the run has measured that."""
     error, low, high = (run.final(f"{column}_{end}") for end in ("se", "low", "high"))
     if error is not None:
@@ -72,24 +73,24 @@ def _within(run: RunFiles, column: str, value: float) -> Interval:
 
 
 def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterable[str] = ()) -> Comparison:
-    """Compare runs by the measures that are asked for, or by all usual ones that some run has.
+    """Compare runs by the columns in `asked`, or by all usual ones that some run has.
 
     Raises:
-        UserError: no run has a measure that is asked for.
+        UserError: no run has a column that is asked for.
     """
-    known = (*COLUMNS, *declared(runs))
-    wanted = [column_named(name, known) for name in _columns(runs, asked, known)]
-    compared, refusals, shown = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()
-    for one in dict.fromkeys([*wanted, *known]):
-        kept, refused = split(runs, one)
-        compared[one.column] = kept
-        if one in wanted and not (one.asked and refused and not asked):
-            shown.append(one)
+    all_columns = (*COLUMNS, *declared(runs))
+    requested = [column_named(name, all_columns) for name in _columns(runs, asked, all_columns)]
+    compared, refusals, columns = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()
+    for column in dict.fromkeys([*requested, *all_columns]):
+        comparable, refused = split(runs, column)
+        compared[column.column] = comparable
+        if column in requested and not (column.asked and refused and not asked):
+            columns.append(column)
             refusals += refused
-    found = Comparison(grouped(runs, ignored), shown, compared, merged(refusals))
-    if shown:
-        found.groups.sort(key=lambda group: _rank(found.value(group, shown[0].column), shown[0]))
-    return found
+    comparison = Comparison(grouped(runs, ignored), columns, compared, merged(refusals))
+    if columns:
+        comparison.groups.sort(key=lambda group: _rank(comparison.value(group, columns[0].column), columns[0]))
+    return comparison
 
 
 def declared(runs: Sequence[RunFiles]) -> list[Column]:
@@ -97,28 +98,30 @@ def declared(runs: Sequence[RunFiles]) -> list[Column]:
     shown under its plain name."""
     columns: dict[str, Column] = {}
     for run in runs:
-        for said in (run.facts or {}).get("columns") or ():
-            if not isinstance(said, dict) or not isinstance(said.get("column"), str):
+        descriptions = (run.facts or {}).get("columns")
+        for description in descriptions if isinstance(descriptions, list) else ():
+            if not isinstance(description, dict) or not isinstance(description.get("column"), str):
                 continue
-            plain = column_named(said["column"])
-            needs = tuple(fact for fact in said.get("needs") or () if fact in get_args(Fact))
-            best: Literal["most", "least"] = "least" if said.get("best") == "least" else "most"
-            name, unit = str(said.get("name") or plain.name), str(said.get("unit") or "")
+            plain = column_named(description["column"])
+            needed = description.get("needs")
+            needs = tuple(fact for fact in get_args(Fact) if isinstance(needed, list) and fact in needed)
+            best: Literal["most", "least"] = "least" if description.get("best") == "least" else "most"
+            name, unit = str(description.get("name") or plain.name), str(description.get("unit") or "")
             columns.setdefault(plain.column, Column(plain.column, name, unit, needs, best))
     return [column for name, column in columns.items() if name not in {known.column for known in COLUMNS}]
 
 
 def _columns(runs: Sequence[RunFiles], asked: Sequence[str], known: Sequence[Column]) -> list[str]:
-    """Columns by their names, with or without `eval/` and its kind."""
-    there = sorted({column for run in runs for column in run.series}, key=lambda name: not name.startswith("eval/"))
+    """The columns in `asked`, which may leave out `eval/` and its kind; by default all known ones that a run has."""
+    present = sorted({column for run in runs for column in run.series}, key=lambda name: not name.startswith("eval/"))
     if not asked:
-        return [column.column for column in known if column.column in there]
-    short = {name: column for column in reversed(there) for name in (column.rpartition("/")[2], column)}
+        return [column.column for column in known if column.column in present]
+    columns_by_name = {name: column for column in reversed(present) for name in (column.rpartition("/")[2], column)}
     for name in asked:
-        if name not in short:
-            hint = nearest(name, short) or f"; there are {', '.join(there) or 'none'}"
+        if name not in columns_by_name:
+            hint = nearest(name, columns_by_name) or f"; there are {', '.join(present) or 'none'}"
             raise UserError(f"--metric {name}: no run has it{hint}")
-    return [short[name] for name in asked]
+    return [columns_by_name[name] for name in asked]
 
 
 def _rank(value: Interval | None, by: Column) -> tuple[bool, float]:

@@ -1,4 +1,4 @@
-"""The figures of the page: which there are, and what is drawn in each."""
+"""The figures of the page: their specifications, and the curves and marks in each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from leyden.compare.measures import column_named
 from leyden.compare.numbers import cell, number
 from leyden.compare.run import RunFiles
 
-MOST = 22
+LONGEST_NAME = 22
 """Letters of a name in a figure."""
 
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure: a column against another, and what to say of it."""
+    """The specification of a figure: one column against another, and a sentence below it."""
 
     name: str
     title: str
@@ -59,37 +59,37 @@ class Figure:
     missing: str
 
 
-def figures(found: Comparison) -> list[Figure]:
+def figures(comparison: Comparison) -> list[Figure]:
     """All figures for which there is something to draw."""
-    shown = {one.column for one in found.columns}
-    plans = [plan for plan in FIGURE_SPECS if not column_named(plan.y).asked or plan.y in shown]
-    return [figure for plan in plans if (figure := _figure(found, plan)) is not None]
+    columns = {column.column for column in comparison.columns}
+    plans = [plan for plan in FIGURE_SPECS if not column_named(plan.y).asked or plan.y in columns]
+    return [figure for plan in plans if (figure := _figure(comparison, plan)) is not None]
 
 
-def _figure(found: Comparison, plan: FigureSpec) -> Figure | None:
-    unit, scale = _unit(found, plan)
-    lines, marks, looks, seen = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
-    for look, group in enumerate(found.groups):
-        both = [run for run in found.members(group, plan.y) if run in found.compared.get(plan.x, ())]
-        curves = {run: curve for run in both if (curve := _points(run, plan, scale))}
+def _figure(comparison: Comparison, plan: FigureSpec) -> Figure | None:
+    unit, scale = _unit(comparison, plan)
+    lines, marks, looks, drawn = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
+    for look, group in enumerate(comparison.groups):
+        members = [run for run in comparison.members(group, plan.y) if run in comparison.compared.get(plan.x, ())]
+        curves = {run: curve for run in members if (curve := _points(run, plan, scale))}
         if not curves:
             continue
-        seen += curves
+        drawn += curves
         looks.append((look, group.name))
         lines += _curves(look, group, curves)
-        marks.append(_mark(found, look, group, plan, lines[-1]))
+        marks.append(_mark(comparison, look, group, plan, lines[-1]))
     if not lines:
         return None
     corners = frontier([point for line in lines if not line.strong or line.tips for point in line.points])
     text = f"{plan.title}. " + "; ".join(mark.tip for mark in marks)
     edge = corners if plan.x == "eval/kl" else ()
     chart = Chart(plan.name, text, unit, plan.label, lines, marks, edge, plan.x == "eval/kl")
-    absent = [run.name for run in found.runs if run not in seen]
+    absent = [run.name for run in comparison.runs if run not in drawn]
     return Figure(plan, chart, looks, f"Not shown: {', '.join(absent)}." if absent else "")
 
 
 def _curves(look: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]]) -> list[Line]:
-    """A group's curves: those of its runs and their mean at the steps that all have, or the one there is."""
+    """A group's curves: those of its runs, and their mean at the steps that all have; of a single run its own."""
     lines = []
     for run, curve in curves.items():
         tips = [f"{group.name}, {run.name}, step {step}: {number(y)} at {number(x)}" for step, (x, y) in curve.items()]
@@ -103,16 +103,16 @@ def _curves(look: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[
     return lines
 
 
-def _mark(found: Comparison, look: int, group: SeedGroup, plan: FigureSpec, line: Line) -> Mark:
-    """Where a group ended."""
+def _mark(comparison: Comparison, look: int, group: SeedGroup, plan: FigureSpec, line: Line) -> Mark:
+    """The mark at the end of a group's curve."""
     x, y = line.points[-1]
-    high = found.value(group, plan.y)
-    wide = found.value(group, plan.x) if plan.x == "eval/kl" else None
-    tip = f"{group.name}: {column_named(plan.y).name} {cell(high)}" + (
-        f", KL {cell(wide)}" if wide else f" at {number(x)}"
+    y_value = comparison.value(group, plan.y)
+    x_value = comparison.value(group, plan.x) if plan.x == "eval/kl" else None
+    tip = f"{group.name}: {column_named(plan.y).name} {cell(y_value)}" + (
+        f", KL {cell(x_value)}" if x_value else f" at {number(x)}"
     )
-    name = group.name if len(group.name) <= MOST else f"{group.name[: MOST - 1]}…"
-    return Mark(look, name, tip, _ends(wide, x), _ends(high if wide else None, y))
+    name = group.name if len(group.name) <= LONGEST_NAME else f"{group.name[: LONGEST_NAME - 1]}…"
+    return Mark(look, name, tip, _ends(x_value, x), _ends(y_value if x_value else None, y))
 
 
 def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:
@@ -122,19 +122,19 @@ def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:
 def _points(run: RunFiles, plan: FigureSpec, scale: float) -> dict[int, tuple[float, float]]:
     """Step -> x and y of one run."""
     if plan.x == "eval/kl":
-        known = dict(run.series[plan.x])
-        return {step: (known[step], y) for step, y in run.series[plan.y] if step in known}
-    found = {step: (run.at(plan.x, step), y) for step, y in run.series[plan.y]}
-    return {step: (x / scale, y) for step, (x, y) in found.items() if x is not None}
+        kl = dict(run.series[plan.x])
+        return {step: (kl[step], y) for step, y in run.series[plan.y] if step in kl}
+    points = {step: (run.at(plan.x, step), y) for step, y in run.series[plan.y]}
+    return {step: (x / scale, y) for step, (x, y) in points.items() if x is not None}
 
 
-def _unit(found: Comparison, plan: FigureSpec) -> tuple[str, float]:
-    """What stands at the x axis, and what its numbers are divided by."""
+def _unit(comparison: Comparison, plan: FigureSpec) -> tuple[str, float]:
+    """The label of the x axis, and the divisor of its numbers."""
     if plan.x == "eval/kl":
         return "KL from the reference (nats, square-root scale)", 1.0
     if plan.x == TOKENS:
         return "tokens trained on", 1.0
-    most = max((run.final(SECONDS) or 0.0 for run in found.runs), default=0.0)
+    most = max((run.final(SECONDS) or 0.0 for run in comparison.runs), default=0.0)
     for name, size in (("hours", 3600.0), ("minutes", 60.0)):
         if most >= 2 * size:
             return f"{name} of training", size

@@ -1,4 +1,4 @@
-"""From what was typed to the folders of runs."""
+"""The search for runs: from the words that were typed to the folders of runs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def find_runs(typed: Sequence[str]) -> dict[Path, str]:
     Raises:
         UserError: nothing is there, or no run is in it.
     """
-    found: dict[Path, Path] = {}
+    folders: dict[Path, Path] = {}
     for word in typed:
         for folder in _expanded(word):
-            found.setdefault(folder.resolve(), folder)
-    return _named(list(found.values()))
+            folders.setdefault(folder.resolve(), folder)
+    return _short_names(list(folders.values()))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run left something here that can be compared."""
+    """Whether a folder holds files of a run that can be compared."""
     return (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
 
 
@@ -37,9 +37,9 @@ def _expanded(word: str) -> list[Path]:
     elif glob.has_magic(word):
         paths = sorted((Path(name) for name in glob.glob(str(path), recursive=True)), key=_natural)
         if not paths:
-            raise UserError(f"{word}: matches nothing{_near(path)}")
+            raise UserError(f"{word}: matches nothing{_suggestion(path)}")
     else:
-        raise UserError(f"{word}: no such folder{_near(path)}")
+        raise UserError(f"{word}: no such folder{_suggestion(path)}")
     runs = [run for folder in paths for run in _runs_in(folder)]
     if not runs:
         what = f"a file; give the run's folder, {path.parent}" if path.is_file() else "no run in it"
@@ -55,7 +55,7 @@ def _runs_in(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir(), key=_natural) if inner.is_dir() and is_run(inner)]
 
 
-def _near(path: Path) -> str:
+def _suggestion(path: Path) -> str:
     """Folders that may have been meant, phrased to end a sentence."""
     parent = next((p for p in path.parents if p.is_dir() and not glob.has_magic(str(p))), Path("."))
     folders = [inner for inner in sorted(parent.iterdir(), key=_natural) if inner.is_dir()]
@@ -68,13 +68,13 @@ def _near(path: Path) -> str:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """An order in which ppo-2 comes before ppo-10."""
+    """The key of an order in which ppo-2 comes before ppo-10."""
     parts = re.findall(r"\d+|\D+", str(path))
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _named(folders: list[Path]) -> dict[Path, str]:
-    """Each folder with as many of its last parts as tell it from the others."""
+def _short_names(folders: list[Path]) -> dict[Path, str]:
+    """Each folder's short name: as many of its last parts as tell it from the others."""
     parts = {folder: folder.resolve().parts for folder in folders}
     for size in range(1, max(map(len, parts.values())) + 1):
         names = {folder: "/".join(own[-size:]) for folder, own in parts.items()}

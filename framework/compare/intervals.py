@@ -1,4 +1,4 @@
-"""A mean with its 95 % interval, and where that comes from."""
+"""Means with 95 % confidence intervals, over seeds or over prompts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Source = Literal["seeds", "prompts", ""]
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and its 95 % interval, both in the measure's own unit.
+    """A number and its 95 % confidence interval, both in the measure's own unit.
 
     `source` says what the interval is over: `seeds` (runs that differ in nothing else), `prompts` (those of one run's
-    evaluation), or nothing, where there is none: then `low` and `high` are the number itself.
+    evaluation), or nothing, where there is no interval: then `low` and `high` are the number itself.
     """
 
     mean: float

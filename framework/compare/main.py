@@ -21,23 +21,23 @@ from leyden.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare runs and return 0. Raises `UserError` for what the user can mend."""
+    """Compare runs and return 0. Raises `UserError` for a mistake that the user can mend."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
     parser = _parser()
-    found = parser.read(argv)
-    if not found.run:
+    options = parser.read(argv)
+    if not options.run:
         raise UserError("leyden compare: name the runs, such as leyden compare runs (see leyden compare --help)")
-    runs = [read_run(folder, name) for folder, name in find_runs(found.run).items()]
-    compared = compare(runs, found.metric, found.ignore)
-    report = _own(found.output, f"<!doctype html>\n{MARK}", "--output")
-    table = None if found.csv is None else _own(found.csv, ",".join(FIRST), "--csv")
-    show(compared, Console(highlight=False))
-    _write(report, page(compared), "--output")
+    runs = [read_run(folder, name) for folder, name in find_runs(options.run).items()]
+    comparison = compare(runs, options.metric, options.ignore)
+    report = _output_file(options.output, f"<!doctype html>\n{MARK}", "--output")
+    table = None if options.csv is None else _output_file(options.csv, ",".join(FIRST), "--csv")
+    show(comparison, Console(highlight=False))
+    _write(report, page(comparison), "--output")
     print(f"report: {report} (open it in a browser)")
     if table is not None:
-        _write(table, as_csv(compared), "--csv")
+        _write(table, as_csv(comparison), "--csv")
         print(f"table: {table}")
     return 0
 
@@ -60,8 +60,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _own(name: str, start: str, flag: str) -> Path:
-    """A file to write: a new one, or one that an earlier comparison left. Others are not overwritten."""
+def _output_file(name: str, start: str, flag: str) -> Path:
+    """The path of a file to write, which is new or comes from an earlier comparison. Others are not overwritten."""
     path = Path(name).expanduser()
     if path.is_dir():
         raise UserError(f"{flag} {name}: a folder; give a file, such as {path / 'report.html'}")

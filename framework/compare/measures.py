@@ -13,15 +13,15 @@ COLUMNS = (
     Column("perf/tokens_per_second", "tokens/s", "over the last steps", ("tokenizer",)),
     Column("perf/peak_memory_gb", "GB", "most memory held", (), "least"),
 )
-"""In the order of tables."""
+"""All columns, in the order of tables."""
 
 
 def column_named(name: str, known: tuple[Column, ...] = COLUMNS) -> Column:
-    """The column of any name; of those without an entry, the name decides."""
+    """The column of a name; one without an entry in `known` gets its properties from the name."""
     for column in known:
         if column.column == name:
             return column
-    least = name.endswith(("loss", "perplexity", "seconds", "bits_per_character", "ece"))
-    own = name.startswith(("val/", "train/"))
-    needs: tuple[Fact, ...] = ("algorithm", "rows") if own else ANSWERS if name.startswith("eval/") else ()
-    return Column(name, name, "", needs, "least" if least else "most")
+    less_is_better = name.endswith(("loss", "perplexity", "seconds", "bits_per_character", "ece"))
+    of_training = name.startswith(("val/", "train/"))
+    needs: tuple[Fact, ...] = ("algorithm", "rows") if of_training else ANSWERS if name.startswith("eval/") else ()
+    return Column(name, name, "", needs, "least" if less_is_better else "most")

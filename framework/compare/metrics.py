@@ -1,4 +1,4 @@
-"""metrics.csv as series of numbers; lines that are damaged are named and left out."""
+"""The reader of metrics.csv: a series of numbers for each column; damaged lines are named and left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 Series = dict[str, list[tuple[int, float]]]
 """Column -> (finished optimizer steps, number) in the order of steps, where there is a number."""
 SHOWN = 3
-"""Lines that are named of each damaged file."""
+"""Most lines that are named of each damaged file."""
 
 
 def read_metrics(file: Path, notes: list[str]) -> Series:
@@ -23,32 +23,34 @@ def read_metrics(file: Path, notes: list[str]) -> Series:
     if "step" not in header:
         notes.append(f"{file}:1: no column 'step', so nothing in it can be used")
         return {}
-    found, wrong = dict[str, dict[int, float]](), list[str]()
+    series, problems = dict[str, dict[int, float]](), list[str]()
     for number, line in enumerate(lines[1:], start=2):
         if line.strip():
-            _take(line, header, found, wrong, f"{file}:{number}")
-    notes += named(file, wrong)
-    return {column: sorted(points.items()) for column, points in found.items()}
+            _add_line(line, header, series, problems, f"{file}:{number}")
+    notes += named(file, problems)
+    return {column: sorted(points.items()) for column, points in series.items()}
 
 
-def _take(line: str, header: list[str], found: dict[str, dict[int, float]], wrong: list[str], place: str) -> None:
-    """Add the numbers of one line, or what is wrong with it."""
+def _add_line(
+    line: str, header: list[str], series: dict[str, dict[int, float]], problems: list[str], place: str
+) -> None:
+    """Add the numbers of one line, or the problem with it."""
     cells = next(csv.reader(io.StringIO(line)))
     if len(cells) != len(header):
-        wrong.append(f"{place}: {len(cells)} cells where the header has {len(header)}; line skipped")
+        problems.append(f"{place}: {len(cells)} cells where the header has {len(header)}; line skipped")
         return
     row = {column: cell for column, cell in zip(header, cells, strict=True) if cell}
     try:
         step = int(row.pop("step", ""))
         numbers = {column: float(cell) for column, cell in row.items()}
     except ValueError as error:
-        wrong.append(f"{place}: not all numbers ({error}); line skipped")
+        problems.append(f"{place}: not all numbers ({error}); line skipped")
         return
     for column, value in numbers.items():
         if math.isfinite(value):
-            found.setdefault(column, {})[step] = value
+            series.setdefault(column, {})[step] = value
         else:
-            wrong.append(f"{place}: {column} is {value}; number left out")
+            problems.append(f"{place}: {column} is {value}; number left out")
 
 
 def named(file: Path, wrong: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and intervals as text for people."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable
 from leyden.compare.intervals import Interval
 
 MARK = "†"
-"""Stands beside an interval that is over the prompts of one run."""
+"""The mark of an interval that is over the prompts of one run."""
 
 
 def number(value: float) -> str:
     """A number with about three digits: 0.0123, 1.23, 123, 12.3k, 4.56M."""
     for least, unit, letter in ((9.995e8, 1e9, "G"), (9.995e5, 1e6, "M"), (9999.5, 1e3, "k")):
         if abs(value) >= least:
-            return f"{_three(value / unit)}{letter}"
-    return _three(value)
+            return f"{_three_digits(value / unit)}{letter}"
+    return _three_digits(value)
 
 
-def _three(value: float) -> str:
+def _three_digits(value: float) -> str:
     if value == 0:
         return "0"
     digits = max(0, min(4, 2 - math.floor(math.log10(abs(value)))))
@@ -27,7 +27,7 @@ def _three(value: float) -> str:
 
 
 def cell(value: Interval | None) -> str:
-    """A number with its interval, with as many digits as two of the interval's make sensible."""
+    """A number with its interval, both rounded to two digits of the interval's half width, at most four decimals."""
     if value is None:
         return "–"
     if value.half <= 0:
@@ -44,15 +44,15 @@ def cell(value: Interval | None) -> str:
 
 
 def explained(values: Iterable[Interval | None]) -> str:
-    """What the intervals in a table are, as sentences."""
-    known = [value for value in values if value is not None]
-    found = []
-    if any(value.source == "seeds" for value in known):
-        found.append("± is half the 95\u00a0% interval of the mean over seeds (Student's t).")
-    if any(value.source == "prompts" for value in known):
-        found.append(
+    """Sentences that explain the intervals in a table."""
+    intervals = [value for value in values if value is not None]
+    sentences = []
+    if any(value.source == "seeds" for value in intervals):
+        sentences.append("± is half the 95\u00a0% interval of the mean over seeds (Student's t).")
+    if any(value.source == "prompts" for value in intervals):
+        sentences.append(
             f"{MARK} marks one seed: the 95\u00a0% interval is over that run's prompts, and other seeds may leave it."
         )
-    if any(value.source == "" for value in known):
-        found.append("A number alone is of one run, or the same in all.")
-    return " ".join(found)
+    if any(value.source == "" for value in intervals):
+        sentences.append("A number alone is of one run, or the same in all.")
+    return " ".join(sentences)

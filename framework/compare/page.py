@@ -1,6 +1,6 @@
 """The comparison as one HTML file that needs nothing else: no network, no script.
 
-All that comes from files is escaped, and the page's own policy forbids scripts and loading.
+All text from files is escaped, and the page's own policy forbids scripts and loading.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from leyden.compare.samples import answers
 from leyden.compare.settings import brief, differing, seed
 
 MARK = '<html lang="en"><!-- leyden compare -->'
-"""Tells that a file is ours and may be written anew."""
+"""The mark of a page of ours, which may be overwritten."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def page(found: Comparison) -> str:
-    """The whole page."""
-    groups, runs = len(found.groups), len(found.runs)
-    title = f"{', '.join(group.name for group in found.groups[:4])}{' and more' if groups > 4 else ''}"
+def page(comparison: Comparison) -> str:
+    """The page as HTML text."""
+    groups, runs = len(comparison.groups), len(comparison.runs)
+    title = f"{', '.join(group.name for group in comparison.groups[:4])}{' and more' if groups > 4 else ''}"
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     parts = [
         "<!doctype html>",
@@ -38,12 +38,12 @@ def page(found: Comparison) -> str:
         "<body><header><h1>Runs compared</h1>",
         f"<p>{runs} run{'s' * (runs != 1)} in {groups} group{'s' * (groups != 1)}; the runs of a group differ only in "
         "seeds.</p></header><main>",
-        *_results(found),
-        *_figures(found),
-        *_settings(found),
-        *answers(found),
-        *_warnings(found),
-        *_runs(found),
+        *_results(comparison),
+        *_figures(comparison),
+        *_settings(comparison),
+        *answers(comparison),
+        *_warnings(comparison),
+        *_runs(comparison),
         f"</main><footer>leyden {__version__}</footer></body></html>",
     ]
     return "\n".join(parts) + "\n"
@@ -61,51 +61,57 @@ def table(name: str, head: Sequence[str], rows: Sequence[Sequence[str]], kind: s
     )
 
 
-def _results(found: Comparison) -> Iterator[str]:
+def _results(comparison: Comparison) -> Iterator[str]:
     yield '<section id="results"><h2>Results</h2>'
-    head = ["group", "runs", *(f'<abbr title="{escape(one.unit)}">{escape(one.name)}</abbr>' for one in found.columns)]
-    values = [[found.value(group, one.column) for one in found.columns] for group in found.groups]
+    head = [
+        "group",
+        "runs",
+        *(f'<abbr title="{escape(column.unit)}">{escape(column.name)}</abbr>' for column in comparison.columns),
+    ]
+    values = [[comparison.value(group, column.column) for column in comparison.columns] for group in comparison.groups]
     rows = [
         [f"{sign(look)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
-        for look, (group, row) in enumerate(zip(found.groups, values, strict=True))
+        for look, (group, row) in enumerate(zip(comparison.groups, values, strict=True))
     ]
     yield table("Results", head, rows)
     yield f"<p>Each run's last number. {explained(value for row in values for value in row)}</p>"
-    units = "".join(f"<dt>{escape(one.name)}</dt><dd>{escape(one.unit)}</dd>" for one in found.columns if one.unit)
+    units = "".join(
+        f"<dt>{escape(column.name)}</dt><dd>{escape(column.unit)}</dd>" for column in comparison.columns if column.unit
+    )
     yield f'<details><summary>What the columns are</summary><dl class="units">{units}</dl></details>' if units else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in found.notes())
+    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes())
     yield f'<ul class="notes">{notes}</ul>' if notes else ""
     yield "</section>"
 
 
-def _figures(found: Comparison) -> Iterator[str]:
-    shown = figures(found)
-    if not shown:
+def _figures(comparison: Comparison) -> Iterator[str]:
+    all_figures = figures(comparison)
+    if not all_figures:
         return
     yield '<section id="figures"><h2>Figures</h2>'
     yield "<p>Thin lines are single runs, thick ones the mean of a group's runs; marks show the end. Point at a "
     yield "mark or a dot to read it.</p>"
     yield '<div class="figures">'
-    for figure in shown:
+    for figure in all_figures:
         yield _figure(figure)
     yield "</div></section>"
 
 
 def _figure(figure: Figure) -> str:
     legend = "".join(f"<li>{sign(look)}{escape(name)}</li>" for look, name in figure.looks)
-    said = " ".join(part for part in (figure.plan.said, escape(figure.missing)) if part)
+    notes = " ".join(part for part in (figure.plan.said, escape(figure.missing)) if part)
     first = figure.plan.name == "frontier"
     wide = f'<div class="wide">{drawn(figure.chart, 1000, 440)}</div>' if first else ""
     return (
         f"<figure{' class=first' if first else ''}><h3>{figure.plan.title}</h3>\n"
         f'{wide}<div class="narrow">{drawn(figure.chart, 400, 310)}</div>\n'
-        f'<figcaption><ul class="legend">{legend}</ul>{f"<p>{said}</p>" if said else ""}</figcaption></figure>'
+        f'<figcaption><ul class="legend">{legend}</ul>{f"<p>{notes}</p>" if notes else ""}</figcaption></figure>'
     )
 
 
-def _settings(found: Comparison) -> Iterator[str]:
+def _settings(comparison: Comparison) -> Iterator[str]:
     """Settings that differ: first those that all groups have, then those that only some know."""
-    known = [group for group in found.groups if group.settings]
+    known = [group for group in comparison.groups if group.settings]
     keys = differing([group.settings for group in known])
     if not keys:
         return
@@ -114,8 +120,8 @@ def _settings(found: Comparison) -> Iterator[str]:
     common = [key for key in keys if all(key in group.settings for group in known)]
     for few, what in ((common, ""), ([key for key in keys if key not in common], "Settings that only some have")):
         rows = [[f"<code>{escape(key)}</code>", *(_value(group.settings.get(key)) for group in known)] for key in few]
-        shown = table(what or "Settings that differ", head, rows, "words") if rows else ""
-        yield f"<details><summary>{what} ({len(rows)})</summary>{shown}</details>" if rows and what else shown
+        content = table(what or "Settings that differ", head, rows, "words") if rows else ""
+        yield f"<details><summary>{what} ({len(rows)})</summary>{content}</details>" if rows and what else content
     yield "</section>"
 
 
@@ -126,8 +132,8 @@ def _value(value: str | None) -> str:
     return escape(value) if short == value else f'<abbr title="{escape(value)}">{escape(short)}</abbr>'
 
 
-def _warnings(found: Comparison) -> Iterator[str]:
-    runs = [run for run in found.runs if run.diagnostics]
+def _warnings(comparison: Comparison) -> Iterator[str]:
+    runs = [run for run in comparison.runs if run.diagnostics]
     if not runs:
         return
     yield '<section id="warnings"><h2>Warnings while training</h2>'
@@ -140,11 +146,11 @@ def _warnings(found: Comparison) -> Iterator[str]:
     yield "</section>"
 
 
-def _runs(found: Comparison) -> Iterator[str]:
+def _runs(comparison: Comparison) -> Iterator[str]:
     yield '<section id="runs"><h2>Runs</h2>'
     head = ["run", "group", "seed", "steps", "tokens", "seconds", "version", "commit", "folder"]
     rows = []
-    for look, group in enumerate(found.groups):
+    for look, group in enumerate(comparison.groups):
         for run in group.runs:
             numbers = ["–" if (v := run.final(f"train/{c}")) is None else number(v) for c in ("tokens", "seconds")]
             about = [str(run.info.get(key) or "–") for key in ("version", "git")]

@@ -1,4 +1,4 @@
-"""The YAML and JSON files of a run; what cannot be read is named and left out."""
+"""Readers of a run's YAML and JSON files; what cannot be read is named and left out."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ Row = dict[str, Any]
 
 
 def read_config(file: Path, notes: list[str]) -> Row:
-    """config.yaml; empty where it is missing or damaged, which `notes` then say."""
+    """The content of config.yaml; empty where it is missing or damaged, which is added to `notes`."""
     if not file.is_file():
         notes.append(f"{file}: missing, so this run's settings are not known")
         return {}
     try:
-        found = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
         notes.append(f"{place}: cannot be read, so this run's settings are not known")
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_object(file: Path, notes: list[str]) -> Row | None:
-    """A file that holds one JSON object; None where it is missing or damaged."""
+    """The content of a file with one JSON object; None where it is missing or damaged."""
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         notes.append(f"{file}: cannot be read ({error}); left out")
         return None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{file}: not a JSON object; left out")
         return None
-    return found
+    return content
 
 
 def read_rows(file: Path, usable: Callable[[Row], bool], notes: list[str]) -> list[Row]:
     """The usable rows of a JSONL file; none where it is missing."""
     if not file.is_file():
         return []
-    rows, wrong = list[Row](), list[str]()
+    rows, problems = list[Row](), list[str]()
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -56,18 +56,18 @@ def read_rows(file: Path, usable: Callable[[Row], bool], notes: list[str]) -> li
             try:
                 row = json.loads(line)
             except ValueError:
-                wrong.append(f"{file}:{number}: not whole JSON; line skipped")
+                problems.append(f"{file}:{number}: not whole JSON; line skipped")
                 continue
             if isinstance(row, dict) and isinstance(row.get("step"), int) and usable(row):
                 rows.append(row)
             else:
-                wrong.append(f"{file}:{number}: keys are missing or of another kind; line skipped")
-    notes += named(file, wrong)
+                problems.append(f"{file}:{number}: keys are missing or of another kind; line skipped")
+    notes += named(file, problems)
     return rows
 
 
 def is_sample(row: Row) -> bool:
-    """Whether an answer has its question, itself, and scores that are numbers where there are any."""
+    """Whether a row has a prompt, a response, and numbers for scores where it has any."""
     messages, scores = row.get("prompt"), [row.get(name) for name in ("reward", "reference_reward")]
     return (
         isinstance(messages, list)
@@ -79,5 +79,5 @@ def is_sample(row: Row) -> bool:
 
 
 def is_diagnostic(row: Row) -> bool:
-    """Whether a warning has its sentence."""
+    """Whether a row has the sentence of a warning."""
     return isinstance(row.get("sentence"), str)

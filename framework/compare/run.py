@@ -1,4 +1,4 @@
-"""What one run left in its folder. Files may be missing, unfinished or damaged: what can be read is read."""
+"""The files in one run's folder. They may be missing, unfinished or damaged: what can be read is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leyden.compare.records import is_diagnostic, is_sample, read_config, read_o
 
 @dataclass(eq=False)
 class RunFiles:
-    """A run as its folder tells it.
+    """The content of a run's folder.
 
     `config` is config.yaml, `facts` evaluation.json (None: the run was not evaluated), `info` run.json; each is empty
     where the file is missing. `samples` are the answers of the last evaluation. `notes` say what could not be read.
@@ -37,7 +37,7 @@ class RunFiles:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that were finished when something was last logged."""
+        """Optimizer steps that were finished when the run last logged."""
         return max((points[-1][0] for points in self.series.values()), default=0)
 
     @property
@@ -52,13 +52,13 @@ class RunFiles:
         return max(value for _, value in points) if "peak" in column else points[-1][1]
 
     def at(self, column: str, step: int) -> float | None:
-        """The last number of a column at or before a step: what is counted from the start is 0 there."""
-        found = [value for when, value in self.series.get(column, ()) if when <= step]
-        return found[-1] if found else 0.0 if step == 0 and column in self.series else None
+        """The last number of a column at or before a step; before the first number None, but 0 at step 0."""
+        values = [value for when, value in self.series.get(column, ()) if when <= step]
+        return values[-1] if values else 0.0 if step == 0 and column in self.series else None
 
 
 def read_run(folder: Path, name: str) -> RunFiles:
-    """Read a run's folder; `name` is what to call it."""
+    """Read a run's folder; `name` is the run's name in tables."""
     run = RunFiles(folder, name)
     notes = run.notes
     run.series = read_metrics(folder / "metrics.csv", notes)
@@ -70,6 +70,6 @@ def read_run(folder: Path, name: str) -> RunFiles:
     run.samples = [row for row in samples if row["step"] == last]
     run.diagnostics = read_rows(folder / "diagnostics.jsonl", is_diagnostic, notes)
     retained = run.series.get("eval/retained_loss")
-    if retained and retained[0][0] == 0:  # without a look before training there is nothing to have forgotten
+    if retained and retained[0][0] == 0:  # forgetting is measured from an evaluation pass before training
         run.series["eval/forgetting"] = [(step, loss - retained[0][1]) for step, loss in retained]
     return run

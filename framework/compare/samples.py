@@ -1,4 +1,4 @@
-"""What all runs answered to the same prompt, side by side."""
+"""The answers of all runs to the same prompts, side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from leyden.compare.numbers import number
 from leyden.compare.run import RunFiles
 
 OPEN, MOST = 20, 200
-"""Prompts that are open to see, and prompts in the page at all."""
+"""Prompts that are unfolded, and most prompts on the page."""
 _HANGUL = re.compile(r"[가-힣]")
 
 
@@ -29,30 +29,30 @@ class Asked:
 
 
 def asked(runs: list[RunFiles]) -> list[Asked]:
-    """Prompts of all runs in the order of their rows. Where a prompt stands in a file more than once, the first meets
-    the first, and so on: rows of different files may have the same number."""
-    found: dict[tuple[str, int], Asked] = {}
+    """The prompts of all runs in the order of their rows. Prompts that a file has more than once are matched by their
+    occurrence, the first with the first and so on: rows of different files may have the same number."""
+    prompts: dict[tuple[str, int], Asked] = {}
     for run in runs:
-        times: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for row in run.samples:
             text = json.dumps(row["prompt"], ensure_ascii=False, sort_keys=True)
-            times[text] = times.get(text, 0) + 1
-            one = found.setdefault((text, times[text]), Asked(row["prompt"]))
-            one.given[run] = row
+            counts[text] = counts.get(text, 0) + 1
+            entry = prompts.setdefault((text, counts[text]), Asked(row["prompt"]))
+            entry.given[run] = row
             if isinstance(row.get("reference"), str):
-                one.references.setdefault((row["reference"], row.get("reference_reward")), []).append(run.name)
-    return list(found.values())
+                entry.references.setdefault((row["reference"], row.get("reference_reward")), []).append(run.name)
+    return list(prompts.values())
 
 
-def answers(found: Comparison) -> Iterator[str]:
-    """The section of answers, where some run has any."""
-    rows = asked([run for run in found.runs if run.samples])
+def answers(comparison: Comparison) -> Iterator[str]:
+    """The page's section of answers; nothing where no run has any."""
+    rows = asked([run for run in comparison.runs if run.samples])
     if not rows:
         return
     yield '<section id="answers"><h2>Answers</h2>'
     yield "<p>Of each run's last evaluation, one to each prompt, with its reward. The reference comes first.</p>"
-    looks = {run: look for look, group in enumerate(found.groups) for run in group.runs}
-    scored = set(found.compared.get("eval/reward", ()))
+    looks = {run: look for look, group in enumerate(comparison.groups) for run in group.runs}
+    scored = set(comparison.compared.get("eval/reward", ()))
     cards = [_card(row, looks, scored) for row in rows[:MOST]]
     yield from cards[:OPEN]
     if len(cards) > OPEN:

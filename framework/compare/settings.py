@@ -1,4 +1,4 @@
-"""What runs were told to do: settings as flags, and those that make no difference to what a run is."""
+"""Settings of runs as flags, and the settings that make no difference between runs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ Settings = Mapping[str, str]
 """Flag without its dashes (`model.kl_coef`) -> value as text; a class stands at the flag that names it (`model`)."""
 
 OWN = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "trainer.logger", "verbose")
-"""Where a run writes and what it says: keys, and the beginnings of keys."""
+"""Keys, and beginnings of keys, of where a run writes and what it prints."""
 
 
 def flattened(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
     """A resolved config.yaml as flags."""
-    found = dict[str, str]()
+    flags = dict[str, str]()
     for key, value in config.items():
         inner = path if key in ("init_args", "class_path") else f"{path}.{key}".lstrip(".")
         if isinstance(value, dict) and value:
-            found |= flattened(value, inner)
+            flags |= flattened(value, inner)
         else:
-            found[inner] = _text(value)
-    return found
+            flags[inner] = _text(value)
+    return flags
 
 
 def _text(value: Any) -> str:
@@ -34,15 +34,15 @@ def _text(value: Any) -> str:
 
 
 def essential(config: Mapping[str, Any], ignored: Iterable[str] = ()) -> dict[str, str]:
-    """The settings of a run without seeds, places of its own and the keys in `ignored` (with all under them)."""
+    """The settings of a run without seeds, its own paths and the keys in `ignored` (with all keys under them)."""
     flat = flattened(config)
-    own = flat.get("trainer.default_root_dir", "")
-    without = (*OWN, *ignored)
+    folder = flat.get("trainer.default_root_dir", "")
+    left_out = (*OWN, *ignored)
     return {
-        key: value.replace(own, "RUN") if own and (value == own or value.startswith(f"{own}/")) else value
+        key: value.replace(folder, "RUN") if folder and (value == folder or value.startswith(f"{folder}/")) else value
         for key, value in flat.items()
         if key.rpartition(".")[2] not in ("seed", "seed_everything")
-        and not any(_under(key, start) for start in without)
+        and not any(_under(key, start) for start in left_out)
     }
 
 
@@ -61,13 +61,13 @@ def seed(config: Mapping[str, Any]) -> str:
 
 
 def differing(all_settings: Sequence[Settings]) -> list[str]:
-    """Keys that not all have with the same value, in the order in which they first appear."""
+    """Keys that do not have the same value in all settings, in the order in which they first appear."""
     keys = dict.fromkeys(key for settings in all_settings for key in settings)
     return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
 
 
 def brief(value: str | None, most: int = 18) -> str:
-    """A value in a few letters: of paths and classes the last part."""
+    """A value shortened to `most` letters; of paths and classes the last part."""
     if value is None:
         return "none"
     last = value.rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""The comparison in the terminal: as many tables as its width asks for, under each other."""
+"""The comparison in the terminal: one table, or several under each other where the terminal is narrow."""
 
 from __future__ import annotations
 
@@ -21,34 +21,39 @@ GAP = PADDING + 1
 """From one column to the next: after the padding stands a space where other boxes have a line."""
 
 
-def show(found: Comparison, console: Console) -> None:
-    """Print the groups by the measures, what the intervals are, and what has to be known beside them."""
-    cells = {one.column: [cell(found.value(group, one.column)) for group in found.groups] for one in found.columns}
-    widths = [max(map(cell_len, [one.name, *cells[one.column]])) + GAP for one in found.columns]
-    taken = min(NAME, max((cell_len(group.name) for group in found.groups), default=0)) + len("runs") + PADDING + GAP
-    for columns in _blocks(found.columns, widths, console.width - taken):
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the tables of groups and columns, an explanation of the intervals, and the notes."""
+    cells = {
+        column.column: [cell(comparison.value(group, column.column)) for group in comparison.groups]
+        for column in comparison.columns
+    }
+    widths = [max(map(cell_len, [column.name, *cells[column.column]])) + GAP for column in comparison.columns]
+    names_width = (
+        min(NAME, max((cell_len(group.name) for group in comparison.groups), default=0)) + len("runs") + PADDING + GAP
+    )
+    for columns in _blocks(comparison.columns, widths, console.width - names_width):
         table = Table(box=SIMPLE_HEAD, padding=(0, PADDING, 0, 0), pad_edge=False, show_edge=False)
         table.add_column("", max_width=NAME, overflow="fold")
         table.add_column("runs", justify="right")
-        for one in columns:
-            table.add_column(one.name, justify="right", no_wrap=True)
-        for at, group in enumerate(found.groups):
-            numbers = [cells[one.column][at] for one in columns]
+        for column in columns:
+            table.add_column(column.name, justify="right", no_wrap=True)
+        for at, group in enumerate(comparison.groups):
+            numbers = [cells[column.column][at] for column in columns]
             table.add_row(Text(group.name), str(len(group.runs)), *numbers)
         console.print(table, "")
-    values = [found.value(group, one.column) for group in found.groups for one in found.columns]
+    values = [comparison.value(group, column.column) for group in comparison.groups for column in comparison.columns]
     console.print(Text(f"Each run's last number. {explained(values)}".strip()))
-    for note in found.notes():
+    for note in comparison.notes():
         console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
 
 
 def _blocks(columns: Sequence[Column], widths: Sequence[int], room: int) -> Iterator[list[Column]]:
-    """Columns by tables: as many in one as there is room for, at least one."""
+    """The columns of each table: as many as there is room for, at least one."""
     block, left = list[Column](), room
-    for one, width in zip(columns, widths, strict=True):
+    for column, width in zip(columns, widths, strict=True):
         if block and width > left:
             yield block
             block, left = [], room
-        block.append(one)
+        block.append(column)
         left -= width
     yield block

@@ -1,4 +1,4 @@
-"""Examples to planned batches: what every DataModule shares, whatever files its rows come from.
+"""Examples to planned batches: the base classes of DataModules, whatever files their rows come from.
 
 Called by the DataModules in `leyden.datamodules` and, through the Trainer, by algorithms. May import `batch` and
 `policy` and below. Begin reading at `step_plan`, which decides what a step holds; `datamodule` hands it to Lightning,

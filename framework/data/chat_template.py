@@ -1,4 +1,4 @@
-"""Conversations to token ids: what the model sees as prompt, what it is trained to answer, and with which weights."""
+"""Chat templates: conversations to token ids of prompt and response, with the loss weight of each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files to batches: what every DataModule is, and those that plan their batches ahead."""
+"""The contract of DataModules, and those that plan their batches ahead."""
 
 from __future__ import annotations
 

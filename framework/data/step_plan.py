@@ -1,4 +1,4 @@
-"""Which rows make which optimizer step, decided before training from their lengths alone.
+"""The step plan: the rows of every optimizer step, decided before training from their lengths alone.
 
 Planning ahead is what makes means exact: every micro-batch can carry the totals of its whole optimizer step. It also
 keeps every row (none dropped, none counted twice), balances micro-batches by tokens over accumulation and ranks, and

@@ -1,4 +1,4 @@
-"""Tokenizers and their chat templates: where a template comes from, and where it ends a turn."""
+"""Tokenizers, the sources of their chat templates, and the tokens that end a turn."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: no tokenizer can be loaded from it ({reason}); give its folder or hub name") from None
-    tokenizer: PreTrainedTokenizerBase = found
+    tokenizer: PreTrainedTokenizerBase = loaded
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""Sentences by which a run says that something is going wrong, each once, with what to type.
+"""Warnings of what goes wrong in a run: sentences with a flag to try, each given once.
 
 Called by the Trainer, as a callback. May import `run` and the files beside the rooms. Begin reading at `rules`: a
 rule is a function of the run's history.

@@ -1,4 +1,4 @@
-"""Says in a sentence what goes wrong in a run, what to try, and when it was seen; once for each thing."""
+"""The callback that warns of what goes wrong in a run: a sentence with the step and what to try, once per rule."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from leyden.run.progress import print_line
 
 FILE = "diagnostics.jsonl"
 ARGUMENTS = ("entropy_coef", "stop_kl", "value_weight", "value_clip", "samples", "sft_weight")
-"""Of algorithms, by their names. An algorithm without one of them has no use for advice about it."""
+"""Algorithms' arguments that rules read. An algorithm without one of them has no use for advice about it."""
 
 
 class Diagnostics(Callback):
-    """Watches what a run logs and says what its rules find: on the terminal, and as a line of diagnostics.jsonl in the
-    run's folder with `step`, `name`, `value`, `sentence` and `key`, the key of the configuration to try.
+    """Applies rules to what a run logs and reports their findings: on the terminal, and as a line of diagnostics.jsonl
+    in the run's folder with `step`, `name`, `value`, `sentence` and `key`, the configuration key to try.
 
-    It changes nothing in training. What each rule looks at, and why its bounds are what they are, stands in
-    `leyden.diagnostics.rules`; what is said once is not said again, on resume neither.
+    It changes nothing in training. `leyden.diagnostics.rules` explains what each rule reads and why its bounds are what
+    they are. A rule reports once, also across resumes.
 
     Args:
         folder: where the file goes instead of the Trainer's `default_root_dir`.
@@ -39,36 +39,36 @@ class Diagnostics(Callback):
         self.folder = folder
         self.history = History()
         self.said: list[str] = []
-        """Names of what was found."""
-        self._ears: _Ears | None = None
+        """Names of the rules that have reported."""
+        self._listener: _MetricsListener | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to what loggers are told: that alone is every measure, and each just once."""
+        """Add a logger that listens: loggers get every measure, and each just once."""
         if trainer.fast_dev_run:
             return
-        self._ears = _Ears(lambda step, found: self.take(trainer, pl_module, step, found))
-        trainer.loggers = [*trainer.loggers, self._ears]
+        self._listener = _MetricsListener(lambda step, metrics: self.take(trainer, pl_module, step, metrics))
+        trainer.loggers = [*trainer.loggers, self._listener]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ears is not None and trainer.is_global_zero:
-            self._cut(self._file(trainer), trainer.global_step if trainer.ckpt_path is not None else -1)
+        if self._listener is not None and trainer.is_global_zero:
+            self._truncate(self._file(trainer), trainer.global_step if trainer.ckpt_path is not None else -1)
 
-    def take(self, trainer: Trainer, module: LightningModule, step: int, found: Mapping[str, float]) -> None:
-        """Add what was logged at a step to the history, and look at it."""
+    def take(self, trainer: Trainer, module: LightningModule, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics logged at a step to the history, and apply the rules."""
         self.history.settings = settings(trainer, module)
-        self.history.add(step, found)
-        self._look(trainer, step)
+        self.history.add(step, metrics)
+        self._apply_rules(trainer, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._ears is not None:
+        if self._listener is not None:
             self.history.end()
-            self._look(trainer, trainer.global_step)
+            self._apply_rules(trainer, trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.loggers = [logger for logger in trainer.loggers if logger is not self._ears]
-        self._ears = None
+        trainer.loggers = [logger for logger in trainer.loggers if logger is not self._listener]
+        self._listener = None
 
-    def _look(self, trainer: Trainer, step: int) -> None:
+    def _apply_rules(self, trainer: Trainer, step: int) -> None:
         for rule in RULES:
             if rule.__name__ in self.said or (finding := rule(self.history)) is None:
                 continue
@@ -84,8 +84,8 @@ class Diagnostics(Callback):
         return Path(self.folder or trainer.default_root_dir) / FILE
 
     @staticmethod
-    def _cut(file: Path, step: int) -> None:
-        """Forget what was found after a step: a run that goes on from a checkpoint finds it again."""
+    def _truncate(file: Path, step: int) -> None:
+        """Remove the findings after a step: a run that resumes from a checkpoint reports them again."""
         if not file.is_file():
             return
         lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
@@ -95,7 +95,7 @@ class Diagnostics(Callback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """With what this step has measured and no logger was told yet: it is not logged again on resume."""
+        """Add what this step has measured and no logger has got yet: it is not logged again on resume."""
         whole = History()
         whole.load_state_dict(self.history.state_dict())
         whole.add(trainer.global_step, pending_metrics(trainer))
@@ -108,22 +108,22 @@ class Diagnostics(Callback):
 
 
 def settings(trainer: Trainer, module: Any) -> dict[str, Any]:
-    """What rules know of an algorithm, by the names of its arguments."""
-    found = {name: getattr(module, name) for name in ARGUMENTS if hasattr(module, name)}
-    if (price := getattr(module, "kl_controller", None)) is not None:
-        found |= {"kl_coef": price.coefficient, "kl_target": price.target}
+    """The settings of an algorithm for the rules, by the names of its arguments."""
+    arguments = {name: getattr(module, name) for name in ARGUMENTS if hasattr(module, name)}
+    if (controller := getattr(module, "kl_controller", None)) is not None:
+        arguments |= {"kl_coef": controller.coefficient, "kl_target": controller.target}
     if (objective := getattr(module, "objective", None)) is not None:
-        found["beta"] = getattr(objective, "beta", None)
+        arguments["beta"] = getattr(objective, "beta", None)
     if (sampling := getattr(module, "sampling", None)) is not None:
-        found["max_new_tokens"] = sampling.max_new_tokens
+        arguments["max_new_tokens"] = sampling.max_new_tokens
     if trainer.optimizers:
         group = trainer.optimizers[0].param_groups[0]
-        found["lr"] = float(group.get("initial_lr", group["lr"]))
-    return found
+        arguments["lr"] = float(group.get("initial_lr", group["lr"]))
+    return arguments
 
 
-class _Ears(Logger):
-    """A logger that only hands on what it is told.
+class _MetricsListener(Logger):
+    """A logger that only passes metrics on.
 
     Args:
         tell: takes the number of finished optimizer steps and the measures.
@@ -139,4 +139,4 @@ class _Ears(Logger):
         self.tell((step or 0) + 1, metrics)  # Lightning passes the number of steps finished before this one
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they change no measure."""
+        """Do nothing: they change no measure."""

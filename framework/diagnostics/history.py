@@ -1,4 +1,4 @@
-"""What a run has logged so far, as far as rules look at it: the beginning and the latest of each measure."""
+"""The history of a run for the rules: the first and the latest values of each measure that they read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from statistics import fmean
 from typing import Any
 
 FIRST, LATEST = 8, 64
-"""How many values of a measure are kept from its beginning and from its end."""
+"""Values of a measure that are stored from its beginning and from its end."""
 PER_STEP = ("policy/clip_fraction",)
-"""Measures of steps that mean something over a whole rollout only: its first step is always within the clip."""
+"""Measures of steps that are read as means over a rollout only: its first step is always within the clip."""
 WATCHED = (
     "rollout/entropy",
     "rollout/kl",
@@ -31,8 +31,8 @@ Point = tuple[int, float]
 class History:
     """Measures by name, each a list of (optimizer step, value). Plain numbers, small enough for every checkpoint.
 
-    A new rollout adds two more: `NAME by rollout`, the mean of a measure of steps over the rollout that is over, and a
-    look at held-out prompts adds `rollout/reward at eval`, what the training saw at that time.
+    Two more are derived: at each new rollout `NAME by rollout`, the mean of a measure of steps over the rollout that is
+    over, and at each evaluation pass `rollout/reward at eval`, the mean training reward of the latest two rollouts.
 
     Args:
         settings: of the algorithm, by the names of its arguments; those that it does not have are missing.
@@ -43,23 +43,23 @@ class History:
         self._points: dict[str, list[Point]] = {}
         self._first: dict[str, list[Point]] = {}
 
-    def add(self, step: int, found: Mapping[str, float]) -> None:
-        """Take what was logged at an optimizer step. What is logged again at the same step takes its place."""
-        if "rollout/reward" in found:
-            self._close(step)
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the metrics of an optimizer step. A measure logged again at the same step replaces the earlier value."""
+        if "rollout/reward" in metrics:
+            self._close_rollout(step)
         for name in WATCHED:
-            if name in found:
-                self._put(name, step, float(found[name]))
-        if "eval/reward" in found and (rewards := self.latest("rollout/reward", 2)):
+            if name in metrics:
+                self._put(name, step, float(metrics[name]))
+        if "eval/reward" in metrics and (rewards := self.latest("rollout/reward", 2)):
             self._put("rollout/reward at eval", step, fmean(rewards))
 
     def end(self) -> None:
-        """Training is over, and so is its last rollout."""
+        """Close the last rollout, at the end of training."""
         if "rollout/reward" in self._points:
-            self._close(1 << 62)
+            self._close_rollout(1 << 62)
 
-    def _close(self, step: int) -> None:
-        """Sum up the rollout before the one that begins at a step."""
+    def _close_rollout(self, step: int) -> None:
+        """Average the measures of the rollout before the one that begins at a step."""
         began = [at for at, _ in self._points.get("rollout/reward", []) if at < step]
         for name in PER_STEP if began else ():
             if values := [value for at, value in self._points.get(name, ()) if began[-1] <= at < step]:
@@ -68,14 +68,14 @@ class History:
     def _put(self, name: str, step: int, value: float) -> None:
         if not math.isfinite(value):
             return
-        for kept in (self._points.setdefault(name, []), self._first.setdefault(name, [])):
-            if kept and kept[-1][0] == step:
-                kept[-1] = (step, value)
-            elif kept is self._points[name] or len(kept) < FIRST:
-                kept.append((step, value))
+        for points in (self._points.setdefault(name, []), self._first.setdefault(name, [])):
+            if points and points[-1][0] == step:
+                points[-1] = (step, value)
+            elif points is self._points[name] or len(points) < FIRST:
+                points.append((step, value))
         del self._points[name][:-LATEST]
 
-    # -- what rules ask ----------------------------------------------------------------------------------------------
+    # -- queries of rules --------------------------------------------------------------------------------------------
 
     def first(self, name: str, n: int = 1) -> list[float]:
         """The first `n` values, or none where there are not so many."""
@@ -91,7 +91,7 @@ class History:
 
     def state_dict(self) -> dict[str, Any]:
         parts = {"points": self._points, "first": self._first}
-        return {part: {name: list(points) for name, points in kept.items()} for part, kept in parts.items()}
+        return {part: {name: list(points) for name, points in measures.items()} for part, measures in parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._points, self._first = (

@@ -1,8 +1,8 @@
-"""What goes wrong in training, told from what a run logs: one rule a symptom, each a function of the history.
+"""Rules that recognise what goes wrong in training: one for each symptom, each a function of the run's history.
 
-A rule looks at windows of several rollouts (or steps) and compares them with the run's own beginning, so that neither
-noise nor the scale of a reward makes it fire. The first rollout comes before any training: it is what later ones are
-compared with, and is never complained of. Healthy numbers are those of PPO on the embedded model with the exact reward
+A rule reads windows of several rollouts (or steps) and compares them with the run's own beginning, so that neither
+noise nor the scale of a reward makes it fire. The first rollout comes before any training: later ones are compared with
+it, and no rule reports it. Healthy numbers are those of PPO on the embedded model with the exact reward
 (benchmarks/rewards.py).
 """
 
@@ -18,34 +18,34 @@ from leyden.diagnostics.history import History
 
 
 class Advice(NamedTuple):
-    """A key, as it stands in the configuration, and what to try in words."""
+    """A configuration key, and what to try in words."""
 
     key: str
     text: str
 
 
 def set_to(key: str, value: float | str) -> Advice:
-    """`--model.kl_coef 0.1`"""
+    """Advice to set a key, such as `--model.kl_coef 0.1`."""
     return Advice(f"model.{key}", f"--model.{key} {value if isinstance(value, str) else f'{value:.3g}'}")
 
 
 def lower_rate(history: History) -> Advice:
-    """A third of the learning rate."""
+    """Advice to lower the learning rate to a third."""
     rate = history.settings.get("lr")
     return set_to("optimizer.lr", rate / 3) if rate else Advice("model.optimizer.lr", "a smaller --model.optimizer.lr")
 
 
 def stronger_kl(history: History) -> Advice:
-    """A higher price on KL, where the algorithm has one; it is steered where there is a target."""
-    price, target = history.settings.get("kl_coef"), history.settings.get("kl_target")
-    if price is None:
+    """Advice to halve the KL target or else to double the KL coefficient; without these, to lower the learning rate."""
+    coefficient, target = history.settings.get("kl_coef"), history.settings.get("kl_target")
+    if coefficient is None:
         return lower_rate(history)
-    first = set_to("kl_target", target / 2) if target else set_to("kl_coef", 2 * price if price else 0.05)
+    first = set_to("kl_target", target / 2) if target else set_to("kl_coef", 2 * coefficient if coefficient else 0.05)
     return either(first, lower_rate(history))
 
 
 def more_entropy(history: History) -> Advice:
-    """A bonus on entropy, where the algorithm has one."""
+    """Advice to raise the entropy bonus, where the algorithm has one, or to lower the learning rate."""
     bonus = history.settings.get("entropy_coef")
     return (
         lower_rate(history) if bonus is None else either(set_to("entropy_coef", 3 * bonus or 0.01), lower_rate(history))
@@ -53,20 +53,20 @@ def more_entropy(history: History) -> Advice:
 
 
 def either(first: Advice, second: Advice) -> Advice:
-    """The first, or the second."""
+    """Advice to try the first or the second; the key is the first's."""
     return Advice(first.key, f"{first.text} or {second.text}")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule has found."""
+    """The finding of a rule."""
 
     name: str
     value: float
     sentence: str
     """With the number, what it means, and what to try"""
     key: str
-    """Of the configuration: the first that is worth a try"""
+    """The configuration key to try first"""
 
 
 Rule = Callable[[History], Finding | None]
@@ -136,18 +136,18 @@ def length_gaming(history: History) -> Finding | None:
     better, it is worth knowing too.
     """
     before, now = history.first("rollout/length"), history.latest("rollout/length", 3, skip=1)
-    together = history.latest("rollout/length_correlation", 3)
-    if not before or not now or not together:
+    correlations = history.latest("rollout/length_correlation", 3)
+    if not before or not now or not correlations:
         return None
-    growth, tie = fmean(now) / before[0], fmean(together)
-    if not (growth >= 1.5 and tie >= 0.4 or growth >= 1.2 and tie >= 0.7):
+    growth, correlation = fmean(now) / before[0], fmean(correlations)
+    if not (growth >= 1.5 and correlation >= 0.4 or growth >= 1.2 and correlation >= 0.7):
         return None
     seen = (
         f"answers grew from {before[0]:.3g} to {fmean(now):.3g} tokens and longer ones score higher (correlation "
-        f"{tie:.2f}): it may be length that is learnt"
+        f"{correlation:.2f}): it may be length that is learnt"
     )
     advice = Advice("model.reward", "--model.reward WeightedSum with a Function of yours that takes length off")
-    return _finding("length_gaming", tie, seen, advice)
+    return _finding("length_gaming", correlation, seen, advice)
 
 
 def clipping(history: History) -> Finding | None:

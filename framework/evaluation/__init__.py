@@ -12,12 +12,14 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.evaluation.evaluator import Evaluator
+    from leyden.evaluation.metrics import Column, Measure
 
-__all__ = ["Evaluator"]
+__all__ = ["Column", "Evaluator", "Measure"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "evaluator": "Evaluator",
+        "metrics": "Column Measure",
     },
 )

@@ -1,4 +1,4 @@
-"""Asks a policy the same held-out questions before, during and after training, whatever it is trained by."""
+"""The evaluation of a policy: the same held-out questions before, during and after training by any algorithm."""
 
 from __future__ import annotations
 

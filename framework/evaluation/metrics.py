@@ -1,4 +1,4 @@
-"""What is measured on answers: reward, KL, wins over the reference, diversity, language and speech level.
+"""Measures of answers: reward, KL, wins over the reference, diversity, language and speech level.
 
 A measure is a class with its columns, what `leyden compare` calls them, and what two runs must share to be compared by
 them. One of yours stands in a file of yours: `--eval.measures my_file.MyMeasure`; `compare` shows it beside the others.
@@ -66,11 +66,11 @@ def korean(prompts: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     if not asked:
         return {}
     levels = [pair for answer in asked if is_korean(answer) and any(pair := speech_levels(answer))]
-    found = {"korean_rate": fmean(float(is_korean(answer)) for answer in asked)}
+    rates = {"korean_rate": fmean(float(is_korean(answer)) for answer in asked)}
     if levels:
-        found["formality"] = fmean(float(not (polite and plain)) for polite, plain in levels)
-        found["polite_rate"] = sum(polite for polite, _ in levels) / sum(map(sum, levels))
-    return found
+        rates["formality"] = fmean(float(not (polite and plain)) for polite, plain in levels)
+        rates["polite_rate"] = sum(polite for polite, _ in levels) / sum(map(sum, levels))
+    return rates
 
 
 def distinct(answers: Sequence[str], n: int = 2) -> float:

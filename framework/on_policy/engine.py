@@ -1,4 +1,4 @@
-"""What samples responses in a rollout: the policy itself, or an engine beside it that is kept up to date."""
+"""Engines that sample the responses of a rollout: the policy itself, or another program that is kept up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on a rollout, the same for every algorithm that samples."""
+"""Metrics of a rollout, the same for every algorithm that samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def divergence(trajectory: Trajectory) -> Tensor:
 
 
 def rollout_sums(rollout: Rollout) -> dict[str, float]:
-    """What `rollout_metrics` needs to know of one process's part, as sums that may be added up over processes."""
+    """The sums over one process's part from which `rollout_metrics` is computed once they are added up."""
     batch = rollout.trajectory
     assert batch is not None
     sums: dict[str, float] = dict.fromkeys(("responses", "score", "length", "finished", "groups", "best", "same"), 0.0)

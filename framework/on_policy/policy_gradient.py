@@ -1,4 +1,4 @@
-"""What policy-gradient algorithms share: rewards with a price on moving away, an estimator, and a surrogate."""
+"""The base of policy-gradient algorithms: rewards with a KL penalty, an estimator of advantages, and a surrogate."""
 
 from __future__ import annotations
 

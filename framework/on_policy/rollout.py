@@ -1,5 +1,5 @@
-"""A rollout: prompts, what was answered to them, and what the answers are worth. The one value that travels from the
-engine through the reward and rollouts.jsonl to the batch that is trained on."""
+"""A rollout: prompts, responses and scores. The one value that travels from the engine through the reward and
+rollouts.jsonl to the batch that is trained on."""
 
 from __future__ import annotations
 

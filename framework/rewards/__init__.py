@@ -1,4 +1,4 @@
-"""What an answer is worth: samples to floats, by class path.
+"""Rewards: classes that score samples, one float for each, and are named by class path.
 
 Called by the on-policy sampler, by evaluation and by `leyden data label`. May import `policy` and below. Begin
 reading at `reward`, the contract; `function` is the shortest implementation. A trained reward model is

@@ -1,6 +1,6 @@
-"""Rewards: a function of yours, several rewards together, `Gold` for generated questions, and a judge over HTTP.
+"""Rewards from a function of yours, and weighted sums of rewards; the other rewards can be imported from here too.
 
-A trained reward model is `leyden.models.ModelReward`. What all of them are stands in `leyden.rewards.reward`.
+A trained reward model is `leyden.models.ModelReward`. The base class of all is in `leyden.rewards.reward`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _load(path: str) -> Callable[[Sequence[Sample]], Any]:
 
 
 class WeightedSum(nn.Module, Reward):
-    """Several rewards, each times its weight, added up. After a call `terms` holds what each one gave, unweighted.
+    """Several rewards, each times its weight, added up. After a call `terms` holds the scores of each, unweighted.
 
     Args:
         rewards: by class path; they nest.
@@ -74,11 +74,11 @@ class WeightedSum(nn.Module, Reward):
             raise UserError(f"WeightedSum: weights {weights}; give finite numbers")
         self.rewards, self.weights = list(rewards), weights
         self.modules_among = nn.ModuleList([reward for reward in rewards if isinstance(reward, nn.Module)])
-        names, seen = [name_of(reward) for reward in rewards], Counter[str]()
+        names, counts = [name_of(reward) for reward in rewards], Counter[str]()
         self.names = []
         for name in names:
-            seen[name] += 1
-            self.names.append(f"{name}-{seen[name]}" if names.count(name) > 1 else name)
+            counts[name] += 1
+            self.names.append(f"{name}-{counts[name]}" if names.count(name) > 1 else name)
 
     def attach(self, policy: Policy) -> None:
         for reward in self.rewards:

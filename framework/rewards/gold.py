@@ -16,14 +16,14 @@ from leyden.example import Sample
 from leyden.rewards.reward import Reward
 
 COLUMNS = ("language", "answer", "rivals")
-"""What a row needs so that `Gold` can score an answer to it. `rivals` may be empty, and is joined by `|`."""
+"""Columns that a row needs so that `Gold` can score an answer to it. `rivals` may be empty, and is joined by `|`."""
 
 _AFTER_CONSONANT = (
     "이에요|입니다|이었습니다|이야|이다|이네요?|이지요?|이죠|이랍니다|이라고|이고|은|이|을|으로|에서?|의|과|도"
 )
 _AFTER_VOWEL = "예요|입니다|였습니다|야|다|네요?|지요?|죠|랍니다|라고|고|는|가|를|로|에서?|의|와|도"
-"""What may follow a Korean answer inside its word: particles and the copula, as its last sound asks for. A bare 요
-may not, since it would make 먹었어 stand in 먹었어요."""
+"""Endings that may follow a Korean answer inside its word: particles and the copula, by its last sound. A bare 요 may
+not, since it would make 먹었어 stand in 먹었어요."""
 _DENIAL = re.compile(
     r"아니|아닌|아닙|않|모르|모릅|몰라|\b(?:not|never|nor?|neither|cannot|unknown)\b|n't\b|n’t\b", re.IGNORECASE
 )
@@ -41,7 +41,7 @@ _ROOM = {"ko": 10, "en": 40}
 
 @dataclass(frozen=True)
 class Parts:
-    """What `Gold` found in one response, each from 0 to 1; only `brief` has values between."""
+    """The components of one response's score, each from 0 to 1; only `brief` has values between."""
 
     correct: float
     polite: float
@@ -70,12 +70,12 @@ class Gold(Reward):
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         """Scores [N], float32. UserError where a row lacks a column."""
         correct, polite, brief = self.weights
-        found = [self.parts(sample) for sample in samples]
-        scores = [part.correct * (correct + polite * part.polite + brief * part.brief) for part in found]
+        components = [self.parts(sample) for sample in samples]
+        scores = [part.correct * (correct + polite * part.polite + brief * part.brief) for part in components]
         return torch.tensor(scores, dtype=torch.float32)
 
     def parts(self, sample: Sample) -> Parts:
-        """The three components of one sample's score, each found by itself: a wrong answer may still be polite."""
+        """The three components of one sample's score, each on its own: a wrong answer may still be polite."""
         language, answer, rivals = _columns(sample)
         prompt = _tidy(next((m["content"] for m in reversed(sample.messages) if m["role"] == "user"), ""))
         response = _tidy(sample.response)
@@ -103,7 +103,7 @@ def _columns(sample: Sample) -> tuple[str, str, list[str]]:
 
 
 def _tidy(text: str) -> str:
-    """Composed Hangul, single spaces, and no space around: what is compared is what a reader sees."""
+    """A text with composed Hangul, single spaces, and no space around: texts that look the same are equal."""
     return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFC", text)).strip()
 
 
@@ -128,8 +128,8 @@ def _is_correct(response: str, prompt: str, answer: str, rivals: Sequence[str]) 
         return False
     if answer.isdigit():
         # Numbers of the question may be repeated, unless the answer is one of them: then repeating would be guessing.
-        asked = set(_NUMBER.findall(prompt))
-        allowed = {answer} if answer in asked else {answer} | asked
+        question_numbers = set(_NUMBER.findall(prompt))
+        allowed = {answer} if answer in question_numbers else {answer} | question_numbers
         if not set(_NUMBER.findall(response)) <= allowed:
             return False
     return not _DENIAL.search(_word(answer).sub("", response))
@@ -141,5 +141,5 @@ def _is_polite(response: str, answer: str, language: str) -> bool:
     if language == "en":
         return bool(_POLITE_ENGLISH.search(_word(answer).sub("", own)))
     sentences = [sentence.strip(" .!?\n,:;~") for sentence in _SENTENCE.findall(own)]
-    spoken = [sentence for sentence in sentences if sentence]
-    return bool(spoken) and all(_POLITE_KOREAN.search(sentence) for sentence in spoken)
+    nonempty = [sentence for sentence in sentences if sentence]
+    return bool(nonempty) and all(_POLITE_KOREAN.search(sentence) for sentence in nonempty)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint: one question, one answer, with a time-out, and tried again where that may help.
+"""A client of an OpenAI-compatible chat endpoint: one question, one answer, with a time-out and retries.
 
 The key is read from the environment when a request is made. It is in no object, message or log line.
 """
@@ -28,21 +28,21 @@ from leyden.example import Message
 log = logging.getLogger("leyden")
 
 LONGEST_PAUSE = 60.0
-"""Seconds: pauses between tries grow up to here."""
+"""Longest pause between tries, in seconds."""
 MOST_PATIENCE = 600.0
-"""Seconds that are waited at most where the server says how long to wait."""
+"""Longest wait in seconds where the server says how long to wait."""
 
 
 class Stopped(Exception):
-    """Nobody waits for the answer any more."""
+    """The caller does not wait for the answer any more."""
 
 
 class Refused(UserError):
     """The server takes requests, but not this one."""
 
 
-class _Again(Exception):
-    """A failure that may pass. `wait` is how many seconds the server asks to wait."""
+class _Retry(Exception):
+    """A failure after which another try may succeed. `wait` is how many seconds the server asks to wait."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -50,7 +50,7 @@ class _Again(Exception):
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another place."""
+    """Follows no redirects: one would carry the key to another place."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
@@ -64,7 +64,7 @@ class Endpoint:
         model: as the server calls it.
         key_env: the name of the environment variable that holds the key; where it is not set, no key is sent.
         timeout: seconds that one answer may take.
-        retries: how often a request is made again after a connection error, a time-out, or HTTP 408, 409, 429 or 5xx.
+        retries: how often a request is made again after a connection error, a time-out, or HTTP 408, 409, 425, 429, 5xx.
         backoff: seconds before the first of them; each further pause is twice as long, give or take a half.
         options: more keys of the request's body; null leaves one out (`temperature: null`).
     """
@@ -89,10 +89,10 @@ class Endpoint:
         self.model, self.key_env = model, key_env
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.options = {"temperature": 0.0} | dict(options or {})
-        self._opener, self._said = build_opener(_NoRedirect), float("-inf")
+        self._opener, self._last_logged = build_opener(_NoRedirect), float("-inf")
 
     def body(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """What is asked, without the key."""
+        """The body of a request. The key is not in it."""
         whole = {"model": self.model, "messages": list(messages)} | self.options
         return {name: value for name, value in whole.items() if value is not None}
 
@@ -101,7 +101,7 @@ class Endpoint:
 
         Args:
             messages: the conversation.
-            stop: set where nobody waits any more; then pauses end.
+            stop: set when the caller does not wait any more; it ends pauses.
 
         Raises:
             UserError: no answer, after all tries or since another one would not help; says what to set.
@@ -112,22 +112,22 @@ class Endpoint:
                 raise Stopped
             try:
                 return self._post(messages)
-            except _Again as failure:
-                reason, asked = str(failure), failure.wait
+            except _Retry as failure:
+                reason, wait = str(failure), failure.wait
             if left:
                 pause = min(self.backoff * 2 ** (self.retries - left), LONGEST_PAUSE)
-                pause = asked + pause * random.SystemRandom().uniform(0.5, 1.5)  # the seeded generators stay untouched
-                self._say(f"{self.place}: {reason}; trying again in {pause:.1f} s")
+                pause = wait + pause * random.SystemRandom().uniform(0.5, 1.5)  # the seeded generators stay untouched
+                self._warn(f"{self.place}: {reason}; trying again in {pause:.1f} s")
                 stop.wait(pause)
         raise UserError(
             f"no answer from {self.place} in {self.retries + 1} tries ({reason}); see that the server runs and that "
             "the url is right, or give it more timeout or retries; what was judged before is kept"
         )
 
-    def _say(self, line: str) -> None:
-        """Log a line, but not one for every thread."""
-        if time.monotonic() - self._said > 10:
-            self._said = time.monotonic()
+    def _warn(self, line: str) -> None:
+        """Log a line, but at most one in 10 seconds, whichever thread it comes from."""
+        if time.monotonic() - self._last_logged > 10:
+            self._last_logged = time.monotonic()
             log.warning("%s", line)
 
     def _post(self, messages: Sequence[Message]) -> str:
@@ -141,13 +141,13 @@ class Endpoint:
                 raise self._refusal(error) from None
         except (OSError, HTTPException) as error:  # refused, reset, timed out, or half an answer
             reason = getattr(error, "reason", error)
-            late = isinstance(reason, TimeoutError)
-            said = f"no answer within {self.timeout:g} s" if late else f"{type(reason).__name__}: {reason}"
-            raise _Again(self._plain(said)) from None
+            timed_out = isinstance(reason, TimeoutError)
+            problem = f"no answer within {self.timeout:g} s" if timed_out else f"{type(reason).__name__}: {reason}"
+            raise _Retry(self._one_line(problem)) from None
         try:
             content = json.loads(text)["choices"][0]["message"].get("content")
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _Again(f"it answers '{self._plain(text)}', which is no chat completion") from None
+            raise _Retry(f"it answers '{self._one_line(text)}', which is no chat completion") from None
         return content if isinstance(content, str) else ""
 
     def _headers(self) -> dict[str, str]:
@@ -160,31 +160,31 @@ class Endpoint:
     def _key(self) -> str:
         return os.environ.get(self.key_env, "").strip()
 
-    def _plain(self, text: str) -> str:
+    def _one_line(self, text: str) -> str:
         """A server's words on one line, shortened, and without the key, which some repeat."""
         key = self._key()
         line = " ".join((text.replace(key, "***") if key else text).split())
         return line if len(line) <= 200 else line[:199] + "…"
 
     def _refusal(self, error: HTTPError) -> Exception:
-        """What an HTTP status other than 200 means."""
+        """The exception for an HTTP status other than 200."""
         code = error.code
         if code in (401, 403):  # what the server says may hold part of the key
             has = "refuses the key in" if self._key() else "wants a key: set"
             return UserError(f"{self.place} {has} {self.key_env} (HTTP {code}); set the environment variable to a key")
         if 300 <= code < 400:
             return UserError(f"{self.place} has moved (HTTP {code}) to {error.headers.get('Location')}; give that url")
-        detail = self._plain(_message(error))
+        detail = self._one_line(_message(error))
         if code == 404:
             return UserError(f"{self.place}: no such place, or no model '{self.model}' ({detail}); check url and model")
-        spent = "insufficient_quota" in detail  # waiting does not fill an account
-        if not spent and (code in (408, 409, 425, 429) or code >= 500):
-            return _Again(f"HTTP {code} ({detail})", _retry_after(error.headers.get("Retry-After")))
+        quota_spent = "insufficient_quota" in detail  # waiting does not fill an account
+        if not quota_spent and (code in (408, 409, 425, 429) or code >= 500):
+            return _Retry(f"HTTP {code} ({detail})", _retry_after(error.headers.get("Retry-After")))
         return Refused(f"{self.place} refuses the request (HTTP {code}: {detail}); check model, options and rubric")
 
 
 def _completions(url: str) -> tuple[str, str]:
-    """The full address of chat completions, and the same without what may be secret, for messages."""
+    """The full url of chat completions, and for messages the same without scheme and query, which may hold secrets."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or " " in url:
         raise UserError(f"url {url}: give the address of a server, such as http://localhost:8000/v1")
@@ -197,7 +197,7 @@ def _completions(url: str) -> tuple[str, str]:
 
 
 def _read(response: HTTPResponse, deadline: float) -> str:
-    """The body. The socket's own time-out is only for each piece of it."""
+    """The body of a response, until a deadline. The socket's own time-out is only for each piece of it."""
     pieces = []
     while piece := response.read1(65536):
         pieces.append(piece)
@@ -207,21 +207,21 @@ def _read(response: HTTPResponse, deadline: float) -> str:
 
 
 def _message(error: HTTPError) -> str:
-    """What a server says went wrong: the message in its JSON, else the start of its text."""
+    """The error message of a server: that in its JSON, else the start of its text."""
     try:
         text = error.read(10_000).decode("utf-8", "replace")
     except (OSError, HTTPException):
         return error.reason
     try:
-        found = json.loads(text)["error"]
-        said = found if isinstance(found, str) else f"{found.get('message')} {found.get('code') or ''}"
+        problem = json.loads(text)["error"]
+        message = problem if isinstance(problem, str) else f"{problem.get('message')} {problem.get('code') or ''}"
     except (ValueError, LookupError, TypeError, AttributeError):
-        said = text or str(error.reason)
-    return str(said)
+        message = text or str(error.reason)
+    return str(message)
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds to wait, from a number of seconds or a date; 0 where nothing sensible is said."""
+    """Seconds to wait, from a number of seconds or a date; 0 where it is neither."""
     try:
         seconds = float(value or 0)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a judge has said, on disk: nothing that was judged is paid for again. Processes may share a file."""
+"""The cache of a judge's verdicts on disk: no grade is paid for twice. Processes may share a file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from leyden.errors import UserError
 
 _TABLE = "CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, score REAL NOT NULL, answer TEXT NOT NULL)"
 _MANY = 500
-"""Keys in one question: SQLite takes no more than 999."""
+"""Keys in one query: SQLite takes no more than 999."""
 
 
 class Verdict(NamedTuple):
-    """A score, and the judge's words that it was read from."""
+    """A score, and the answer of the judge that it was read from."""
 
     score: float
     answer: str
 
 
 class Verdicts:
-    """Verdicts by key in an SQLite file; use as a context. What `keep` was given is on disk when it returns.
+    """Verdicts by key in an SQLite file; use as a context. Verdicts given to `keep` are on disk when it returns.
 
     Raises:
         UserError: the file cannot be used.
@@ -31,10 +31,10 @@ class Verdicts:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        with self._mended():
+        with self._user_errors():
             file.parent.mkdir(parents=True, exist_ok=True)
             self._data = sqlite3.connect(file, timeout=60)  # seconds: others may hold the file for a while
-        with self._mended(), self._data:
+        with self._user_errors(), self._data:
             self._data.execute(_TABLE)
 
     def __enter__(self) -> Self:
@@ -45,26 +45,26 @@ class Verdicts:
 
     def known(self, keys: Iterable[str]) -> dict[str, float]:
         """The scores of those keys that have one."""
-        wanted, found = sorted(set(keys)), dict[str, float]()
-        with self._mended():
-            for first in range(0, len(wanted), _MANY):
-                some = wanted[first : first + _MANY]
-                marks = ", ".join("?" * len(some))
-                found |= dict(self._data.execute(f"SELECT key, score FROM verdicts WHERE key IN ({marks})", some))
-        return found
+        distinct, scores = sorted(set(keys)), dict[str, float]()
+        with self._user_errors():
+            for first in range(0, len(distinct), _MANY):
+                chunk = distinct[first : first + _MANY]
+                marks = ", ".join("?" * len(chunk))
+                scores |= dict(self._data.execute(f"SELECT key, score FROM verdicts WHERE key IN ({marks})", chunk))
+        return scores
 
     def keep(self, verdicts: Mapping[str, Verdict]) -> None:
-        """Write verdicts down, all at once: waiting for the disk is what takes time."""
+        """Store verdicts, all at once: waiting for the disk is what takes time."""
         rows = [
             (key, score, answer.encode("utf-8", "replace").decode("utf-8"))  # halves of characters cannot be stored
             for key, (score, answer) in verdicts.items()
         ]
         if rows:
-            with self._mended(), self._data:
+            with self._user_errors(), self._data:
                 self._data.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
 
     @contextmanager
-    def _mended(self) -> Iterator[None]:
+    def _user_errors(self) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:

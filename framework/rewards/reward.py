@@ -1,4 +1,4 @@
-"""What a reward is: a function of sampled responses, asked by `score`, which trusts nothing that it is told."""
+"""The contract of rewards, functions of sampled responses, and `score`, which calls one and checks what it returns."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ class Reward(ABC):
     """
 
     terms: Mapping[str, Tensor] = NOTHING
-    """What the scores of the last call are made of, by name, [N] each: logged beside the reward itself."""
+    """The components of the last call's scores, by name, [N] each: logged beside the reward itself."""
 
     @abstractmethod
     def __call__(self, samples: Sequence[Sample]) -> Tensor: ...
 
     def attach(self, policy: Policy) -> None:  # noqa: B027 — most rewards do not care
-        """Learn of the policy whose responses will be scored, once it is built and before it is trained."""
+        """Take the policy whose responses will be scored. Called once it is built, before it is trained."""
 
     @classmethod
     def __subclasshook__(cls, other: type) -> Any:
-        """Whatever can be called is a reward, but not a class of classes: a class itself scores nothing."""
+        """Whatever can be called is a reward, except a class of classes: a class itself scores nothing."""
         if cls is not Reward or issubclass(other, type):
             return NotImplemented
         return True if any("__call__" in base.__dict__ for base in other.__mro__) else NotImplemented
 
 
 def name_of(reward: Any) -> str:
-    """What messages and metrics call a reward: its `name`, or that of its function or class."""
+    """The name of a reward in messages and metrics: its `name`, or that of its function or class."""
     name = getattr(reward, "name", None)
     return name if isinstance(name, str) else str(getattr(reward, "__name__", type(reward).__name__))
 
 
 def attach(reward: Any, policy: Policy) -> None:
-    """Tell a reward of the policy, if it wants to know."""
-    if (told := getattr(reward, "attach", None)) is not None:
-        told(policy)
+    """Hand a reward the policy, if it has a method `attach`."""
+    if (method := getattr(reward, "attach", None)) is not None:
+        method(policy)
 
 
 def score(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Tensor:
-    """Ask a reward for the scores of N samples and check them: [N] float32 on the CPU.
+    """Call a reward for the scores of N samples and check them: [N] float32 on the CPU.
 
     Sequences of numbers and arrays are taken like tensors.
 
@@ -67,55 +67,55 @@ def score(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) 
     if not samples:
         return torch.zeros(0)
     try:
-        found = _ask(reward, samples)
+        returned = _call(reward, samples)
     except UserError:
         raise
     except Exception as error:
         raise _failure(reward, samples, error) from error
-    scores = _numbers(reward, found, samples)
+    scores = _numbers(reward, returned, samples)
     for place in (~torch.isfinite(scores)).nonzero()[:1, 0].tolist():
         raise UserError(f"{at(samples[place])}: {name_of(reward)} gave {scores[place]:g}; give every response a number")
     return scores
 
 
-def _ask(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Any:
-    """What it returns; a generator has done its work only when it has been read."""
-    found = reward(samples)
-    return list(found) if isinstance(found, Iterator) else found
+def _call(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Any:
+    """The value that a reward returns; a generator is read to its end, since it does its work only then."""
+    returned = reward(samples)
+    return list(returned) if isinstance(returned, Iterator) else returned
 
 
 def at(sample: Sample) -> str:
     """`file:line (response '…')` of a sample, for messages."""
-    said = " ".join(sample.response.split())
-    said = said if len(said) <= 60 else said[:59] + "…"
-    return f"{sample.source or 'a row'} (response {said!r})"
+    text = " ".join(sample.response.split())
+    text = text if len(text) <= 60 else text[:59] + "…"
+    return f"{sample.source or 'a row'} (response {text!r})"
 
 
-def _numbers(reward: Any, found: Any, samples: Sequence[Sample]) -> Tensor:
-    """What a reward returned as [N] float32."""
+def _numbers(reward: Any, returned: Any, samples: Sequence[Sample]) -> Tensor:
+    """The value that a reward returned as [N] float32."""
     n, name = len(samples), name_of(reward)
-    if isinstance(found, Iterable) and not isinstance(found, Tensor | str | bytes | Mapping | Set):
-        found = found if hasattr(found, "__array__") else _floats(name, list(found), samples)
+    if isinstance(returned, Iterable) and not isinstance(returned, Tensor | str | bytes | Mapping | Set):
+        returned = returned if hasattr(returned, "__array__") else _floats(name, list(returned), samples)
     try:
-        scores = torch.as_tensor(found).detach()
+        scores = torch.as_tensor(returned).detach()
     except (TypeError, ValueError, RuntimeError):
         scores = torch.zeros(())  # no tensor of numbers
     if scores.shape != (n,):
-        got = f"shape {list(scores.shape)}" if scores.ndim else type(found).__name__
+        got = f"shape {list(scores.shape)}" if scores.ndim else type(returned).__name__
         raise UserError(f"{name} gave {got} for {n} samples; return one number for each, in their order")
     if scores.is_complex():
         raise UserError(f"{name} gave complex numbers; return real ones")
     return scores.to("cpu", torch.float32)
 
 
-def _floats(name: str, found: list[Any], samples: Sequence[Sample]) -> list[float]:
-    """The numbers of a list, as long as the samples."""
-    if len(found) != len(samples):
+def _floats(name: str, values: list[Any], samples: Sequence[Sample]) -> list[float]:
+    """A list of values as floats, one for each sample."""
+    if len(values) != len(samples):
         raise UserError(
-            f"{name} gave {len(found)} scores for {len(samples)} samples; return one number for each, in their order"
+            f"{name} gave {len(values)} scores for {len(samples)} samples; return one number for each, in their order"
         )
     numbers = []
-    for value, sample in zip(found, samples, strict=True):
+    for value, sample in zip(values, samples, strict=True):
         try:
             if isinstance(value, str):
                 raise TypeError
@@ -131,18 +131,18 @@ def _failure(reward: Any, samples: Sequence[Sample], error: Exception) -> UserEr
     first, last = samples[0].source, samples[-1].source
     row = at(guilty) if guilty is not None else f"{len(samples)} samples from {first or 'a row'} to {last or 'another'}"
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    here = [frame for frame in lines if Path.cwd() in Path(frame.filename).parents]
-    own = [frame for frame in here if "site-packages" not in frame.filename] or lines
+    local = [frame for frame in lines if Path.cwd() in Path(frame.filename).parents]
+    own = [frame for frame in local if "site-packages" not in frame.filename] or lines
     place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    said = (str(error).strip().splitlines() or [""])[0]
-    problem = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = (str(error).strip().splitlines() or [""])[0]
+    problem = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return UserError(f"{row}: {name_of(reward)} failed with {problem}{place}; mend the reward or the row")
 
 
 def _raises(reward: Any, sample: Sample) -> bool:
     """Whether a sample makes a reward fail by itself."""
     try:
-        _ask(reward, [sample])
+        _call(reward, [sample])
     except Exception:
         return True
     return False

@@ -1,8 +1,8 @@
-"""A run's folder and what stands in it; what a run measures of itself and shows.
+"""A run's folder and its files, and the callbacks that measure a run and show its progress.
 
 Called by the command line, and as callbacks and loggers of the Trainer. May import the files beside the rooms. Begin
-reading at `folder`; `callbacks` has what is measured and exported, `metrics_csv` the logger, `progress` the line in
-the terminal.
+reading at `folder`; `callbacks` measures and exports, `metrics_csv` is the logger, `progress` the progress line in the
+terminal.
 """
 
 from __future__ import annotations

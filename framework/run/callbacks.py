@@ -1,4 +1,5 @@
-"""What a run measures and leaves behind. The command line adds all of these; one in the config takes its place."""
+"""Callbacks that measure a run and write its files. The command line adds all of them; one of the same class in the
+configuration takes its place."""
 
 from __future__ import annotations
 
@@ -32,11 +33,11 @@ PEAKS = {
     "RTX 4090": 165.0,
     "RTX 3090": 71.0,
 }
-"""10^12 operations a second of dense bf16 matrix products, as the makers of the cards give them; longer names first."""
+"""Name in a GPU's name -> 10^12 operations a second of dense bf16 matrix products, by its maker; longer names first."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second of a device at most, in bf16; None where nobody says."""
+    """Peak operations a second of a device in bf16; None where not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -44,7 +45,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_per_token(module: nn.Module, has_reference: bool = False) -> float:
-    """Operations that training on one token takes, attention itself and recomputed activations left out.
+    """Operations of training on one token, without attention itself and recomputed activations.
 
     A weight costs 2 forward, 2 for the gradient of its input and, where it is trained, 2 for its own (Kaplan et al.
     2020, table 1): 6 a weight for full weights, 4 for what an adapter stands on. Four-bit weights count unpacked, since
@@ -52,7 +53,7 @@ def flops_per_token(module: nn.Module, has_reference: bool = False) -> float:
 
     Args:
         module: the policy.
-        compares: whether a reference of the same size reads every token too.
+        has_reference: whether a reference of the same size reads every token too.
     """
     looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     used = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
@@ -69,8 +70,8 @@ def flops_per_token(module: nn.Module, has_reference: bool = False) -> float:
 
 class Throughput(Callback):
     """Logs `perf/tokens_per_second` (real tokens of all processes, over the last steps, pauses for validation left
-    out), `perf/peak_memory_gb` (10^9 bytes: on a GPU what tensors held, else the process) and `train/seconds`; where
-    the peak of the device is known, `perf/flops_share`: what the policy's arithmetic on these tokens is of it.
+    out), `perf/peak_memory_gb` (10^9 bytes: on a GPU of tensors, else of the process) and `train/seconds`; where the
+    peak of the device is known, `perf/flops_share`: the share of it that the policy's arithmetic on these tokens is.
 
     Args:
         window: optimizer steps that the speed is averaged over.
@@ -81,13 +82,13 @@ class Throughput(Callback):
         self._last: tuple[float, float] | None = None
         self._recent: deque[tuple[float, float]] = deque(maxlen=window)
         self._share: float | None = None
-        """What a token a second is of the peak of all devices."""
+        """The share of all devices' peak that one token a second takes."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (most := peak_flops(pl_module.device)) is not None:
+        if (peak := peak_flops(pl_module.device)) is not None:
             sampled = getattr(pl_module, "experiences", None) is not None  # its reference reads while it samples
             self._share = (
-                flops_per_token(pl_module.policy, pl_module.has_reference and not sampled) / most / trainer.world_size
+                flops_per_token(pl_module.policy, pl_module.has_reference and not sampled) / peak / trainer.world_size
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Throughput(Callback):
             self._last = (time.monotonic(), pl_module.progress["tokens"])
 
     def pause(self, seconds: float = 0.0) -> None:
-        """What is done until the next batch is no part of a step."""
+        """Leave the time until the next batch out of the measured time."""
         self._last = None
 
     def on_validation_start(self, *args: Any) -> None:
@@ -111,10 +112,10 @@ class Throughput(Callback):
         if self._last is None or trainer.fit_loop._should_accumulate():
             return
         now, tokens = time.monotonic(), pl_module.progress["tokens"]
-        took = now - self._last[0]
-        self._recent.append((took, tokens - self._last[1]))
+        elapsed = now - self._last[0]
+        self._recent.append((elapsed, tokens - self._last[1]))
         self._last = (now, tokens)
-        self.seconds += took
+        self.seconds += elapsed
         speed = sum(t for _, t in self._recent) / max(sum(s for s, _ in self._recent), 1e-9)
         pl_module.log("perf/tokens_per_second", speed, on_step=True, on_epoch=False)
         if self._share is not None:
@@ -136,8 +137,8 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 class RunRecord(Callback):
-    """Writes the resolved config.yaml, and run.json with what the run is made from, once training really starts. On
-    resume it says what changed and cuts metrics.csv, whose last row comes from the checkpoint: the file may not have it
+    """Writes the resolved config.yaml, and run.json with the run's provenance, once training really starts. On resume
+    it prints what changed and cuts metrics.csv, whose last row comes from the checkpoint: the file may not have it
     yet.
 
     Args:
@@ -154,7 +155,7 @@ class RunRecord(Callback):
             remove_unfinished(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for logger in _metrics(trainer):
+        for logger in _metrics_loggers(trainer):
             checkpoint["metrics"] = logger.state_dict(trainer.global_step, pending_metrics(trainer))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ class RunRecord(Callback):
             print(f"resuming {self.folder} at step {trainer.global_step}", file=sys.stderr)
             for line in changed_settings(self.folder, self.config):
                 print(f"  changed: {line}", file=sys.stderr)
-            for logger in _metrics(trainer):
+            for logger in _metrics_loggers(trainer):
                 logger.truncate(trainer.global_step, self._row)
         with writing(self.folder / "config.yaml"):
             write_whole(self.folder / "config.yaml", self.config)
@@ -178,13 +179,13 @@ class RunRecord(Callback):
                 logger.begin(self.folder, yaml.safe_load(self.config), facts)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        # Lightning counts a step at the end of the validation that follows it, which a checkpoint of that validation
-        # does not know of if it will not be due again on resume
+        # Lightning counts a step at the end of the validation that follows it. A checkpoint of that validation would
+        # lack the step if the validation is not due again on resume.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
-def _metrics(trainer: Trainer) -> list[MetricsCSV]:
-    """The loggers whose file this process writes."""
+def _metrics_loggers(trainer: Trainer) -> list[MetricsCSV]:
+    """The loggers of metrics.csv; none on other processes than the first, which writes the file."""
     return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV) and trainer.is_global_zero]
 
 
@@ -192,7 +193,7 @@ class FinalValidation(Callback):
     """Validates after the last step too, where no validation was due anyway."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """In the hook of the step, so that its checkpoint comes after it and can be gone on from."""
+        """Validate in the hook of the step, so that its checkpoint comes afterwards and can be resumed from."""
         if not is_accumulating(trainer) and is_last_planned_step(trainer) and not validation_follows(trainer):
             first = trainer._logger_connector._first_loop_iter
             self._run(trainer, pl_module)
@@ -213,7 +214,7 @@ class Export(Callback):
     """Saves the policy when training ends, as a folder that transformers (and PEFT, for an adapter) load by themselves.
 
     Args:
-        folder: where; an older export there is replaced.
+        folder: of the export; an older export there is replaced.
     """
 
     def __init__(self, folder: str | Path) -> None:

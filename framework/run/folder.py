@@ -1,4 +1,4 @@
-"""One folder a run: config.yaml, metrics.csv, checkpoints/, export/. Claimed before anything expensive happens."""
+"""Run folders: config.yaml, metrics.csv, checkpoints/, export/. Each is claimed before anything expensive happens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from leyden.errors import UserError
 
 _SHARED = "LEYDEN_RUN"
-"""Tells the processes that the first one starts which folder it claimed."""
+"""Environment variable with the claimed folder, for the processes that the first one starts."""
 
 
 def rank() -> int:
@@ -26,7 +26,7 @@ def rank() -> int:
 
 @dataclass
 class RunFolder:
-    """A claimed folder."""
+    """A claimed run folder."""
 
     folder: Path
     created: list[Path] = field(default_factory=list)
@@ -40,7 +40,7 @@ class RunFolder:
 
 
 def claim_folder(folder: str | None, name: str, resume: bool) -> RunFolder:
-    """Take the folder of a run: the given one, or `runs/<name>-<next free number>`.
+    """Claim the folder of a run: the given one, or `runs/<name>-<next free number>`.
 
     Raises:
         UserError: the folder holds a run already and this one does not resume it, or it cannot be written to.
@@ -90,16 +90,16 @@ def _make(folder: Path, exist_ok: bool = True) -> RunFolder:
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two configurations differ, as `key: old -> new`."""
+    """The differences of two configurations, as `key: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        found = [differences(old.get(k), new.get(k), path if k == "init_args" else f"{path}.{k}") for k in keys]
-        return [line for lines in found for line in lines]
+        changes = [differences(old.get(k), new.get(k), path if k == "init_args" else f"{path}.{k}") for k in keys]
+        return [line for lines in changes for line in lines]
     return [] if old == new else [f"{path.lstrip('.')}: {old} -> {new}"]
 
 
 def changed_settings(folder: Path, config: str) -> list[str]:
-    """What a resumed run changes against the config.yaml in its folder."""
+    """The settings that a resumed run changes against the config.yaml in its folder, as `key: old -> new`."""
     file = folder / "config.yaml"
     if not file.is_file():
         return []
@@ -110,7 +110,7 @@ def revision() -> str | None:
     """The git commit of the current folder, marked where files differ from it; None where there is none."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
+    return result.stdout.strip() or None if result.returncode == 0 else None

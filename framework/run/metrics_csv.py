@@ -1,4 +1,4 @@
-"""Loggers: metrics.csv, and what a logger may be given beyond numbers."""
+"""Loggers: the writer of metrics.csv, and the interface of loggers that take more than numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from leyden.errors import UserError
 
 
 class Tracker(Logger):
-    """A logger that hears of a run's folder. Everything is called on the first process alone."""
+    """A logger that gets a run's folder, samples and export too. All methods are called on the first process alone."""
 
     @abstractmethod
     def begin(self, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Training starts or goes on. Numbers may have been logged before.
+        """Called when training starts or resumes. Numbers may have been logged before.
 
         Args:
             folder: of the run.
@@ -31,10 +31,10 @@ class Tracker(Logger):
         """
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Answers of one look of the evaluation, as rows of samples.jsonl."""
+        """Take the answers of one evaluation pass, as rows of samples.jsonl."""
 
     def keep(self, export: Path) -> None:
-        """The trained model is in this folder."""
+        """Take the folder of the exported model."""
 
 
 class MetricsCSV(Logger):
@@ -67,7 +67,7 @@ class MetricsCSV(Logger):
         return str(self.file.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml stands beside the file."""
+        """Do nothing: config.yaml stands beside the file."""
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -79,7 +79,7 @@ class MetricsCSV(Logger):
         self._row |= metrics
 
     def state_dict(self, step: int, pending: Mapping[str, float]) -> dict[str, Any]:
-        """For a checkpoint: the row of a step with what is still to be logged of it. Rows before it go to the disk."""
+        """The row of a step, for a checkpoint, with the numbers still to be logged. Rows before it go to the disk."""
         if self._row.get("step") != step:
             self.flush()
         if self.file.is_file():
@@ -88,25 +88,25 @@ class MetricsCSV(Logger):
         return {"step": step} | {name: _number(value) for name, value in {**self._row, **pending}.items()}
 
     def truncate(self, step: int, row: dict[str, Any] | None = None) -> None:
-        """Forget everything after a step, to go on from a checkpoint taken there. The step's row can still grow.
+        """Remove everything after a step, to resume from a checkpoint taken there. The step's row can still grow.
 
         Args:
             step: of the checkpoint.
-            row: what the checkpoint knows of the step: its row may not have reached the file.
+            row: the step's row in the checkpoint, since it may not have reached the file.
         """
-        kept: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         if self.file.is_file():
             lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
             reader = csv.DictReader(line for line in lines if line.endswith("\n"))  # the last one may have been cut off
-            kept = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
+            rows = [row for row in reader if (row.get("step") or "").isdigit() and int(row["step"]) <= step]
             self._columns = list(reader.fieldnames or [])
         last: dict[str, Any] = {}
-        if kept and int(kept[-1]["step"]) == step:
-            last = {name: value for name, value in kept.pop().items() if value}
+        if rows and int(rows[-1]["step"]) == step:
+            last = {name: value for name, value in rows.pop().items() if value}
         if last or row:
             self._row = last | (row or {}) | {"step": step} | self._row
         if self._columns:
-            self._rewrite(kept)
+            self._rewrite(rows)
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def flush(self) -> None:
@@ -136,7 +136,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def finalize(self, status: str) -> None:
-        """Write what is left; where a run ends by an error, a second one must not hide it."""
+        """Write what is left; after a failed run without raising an error, which would hide the first one."""
         try:
             self.flush()
         except UserError:

@@ -1,4 +1,4 @@
-"""What `leyden predict` leaves behind: a JSONL file of answers or scores."""
+"""The output of `leyden predict`: a JSONL file of answers or scores."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from leyden.errors import UserError
 
 
 class PredictionWriter(Callback):
-    """Writes what `predict` answers to a JSONL file, one object a prompt, whole or not at all.
+    """Writes the answers of `predict` to a JSONL file, one object for each prompt, whole or not at all.
 
     Args:
-        file: where; an older file there is replaced.
+        file: of the answers; an older one is replaced.
     """
 
     def __init__(self, file: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows: the size of the model, then one line of progress on a terminal, or a line now and then in a log."""
+"""A run's terminal output: the model's size, then a progress line, redrawn on a terminal, repeated in a log file."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from leyden.run.callbacks import peak_memory_gb
 
 _HELD_OUT = ("val/", "test/", "eval/")
 _INTERVALS = ("_se", "_low", "_high")
-"""Endings of measures that say how sure others are: in metrics.csv, and too much for a line."""
+"""Endings of the measures that are intervals of others: they are in metrics.csv, but not in a progress line."""
 
 
 class Progress(ProgressBar):
-    """One line that tells step, loss, speed and time left: redrawn on a terminal, repeated every while in a log file.
+    """The progress line with step, loss, speed and time left: redrawn on a terminal, repeated at times in a log file.
 
     Args:
-        every: seconds between two lines in a log file.
+        every: seconds between two progress lines in a log file.
     """
 
     def __init__(self, every: float = 30.0) -> None:
         super().__init__()
         self.every = every
-        self._enabled, self._shown, self._width = True, 0.0, 0
+        self._enabled, self._last_shown, self._width = True, 0.0, 0
         self._start: tuple[float, int] = (0.0, 0)
 
     def enable(self) -> None:
@@ -38,7 +38,7 @@ class Progress(ProgressBar):
         self._enabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line of its own, above the redrawn one."""
+        """Print a separate line above the progress line."""
         if self._enabled:
             self._write(" ".join(map(str, args)), last=True)
 
@@ -50,17 +50,17 @@ class Progress(ProgressBar):
         self._width = 0 if last else len(text)
 
     def say(self, text: str) -> None:
-        """Show something else than steps for a while; not more often than the line is repeated."""
+        """Show a text as the progress line, no more often than the line is repeated."""
         now = time.monotonic()
-        if self._enabled and now - self._shown >= (0.2 if sys.stderr.isatty() else self.every):
-            self._shown = now
+        if self._enabled and now - self._last_shown >= (0.2 if sys.stderr.isatty() else self.every):
+            self._last_shown = now
             self._write(text, last=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start, self._shown = (time.monotonic(), trainer.global_step), 0.0
+        self._start, self._last_shown = (time.monotonic(), trainer.global_step), 0.0
 
     def pause(self, seconds: float) -> None:
-        """Leave time out of the speed and the time left: an evaluation, say."""
+        """Leave seconds out of the speed and the time left, such as those of an evaluation pass."""
         self._start = (self._start[0] + seconds, self._start[1])
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -68,9 +68,9 @@ class Progress(ProgressBar):
         if (
             self._enabled
             and trainer.global_step > self._start[1]
-            and (now - self._shown >= (0.2 if sys.stderr.isatty() else self.every))
+            and (now - self._last_shown >= (0.2 if sys.stderr.isatty() else self.every))
         ):
-            self._shown = now
+            self._last_shown = now
             self._write(self._line(trainer, now, total), last=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,15 +83,15 @@ class Progress(ProgressBar):
             return
         if trainer.state.fn == "fit":
             self.show_metrics(trainer, metrics)
-        else:  # what `validate` and `test` are asked for
+        else:  # the output of `validate` and `test`
             print("\n".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
     on_test_end = on_validation_end
 
     def show_metrics(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Show what was measured on held-out rows, in a line of its own."""
-        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(_INTERVALS)]
-        self.print(f"step {trainer.global_step} · " + " · ".join(shown))
+        """Print the metrics of held-out rows on a separate line."""
+        parts = [f"{name} {value:.4g}" for name, value in metrics.items() if not name.endswith(_INTERVALS)]
+        self.print(f"step {trainer.global_step} · " + " · ".join(parts))
 
     def _line(self, trainer: Trainer, now: float, total: int | None) -> str:
         step = trainer.global_step
@@ -110,7 +110,7 @@ class Progress(ProgressBar):
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`"""
+    """Seconds as hours, minutes and seconds: `1:02:03`."""
     left = int(seconds)
     return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
 
@@ -125,10 +125,10 @@ def total_steps(trainer: Trainer) -> int | None:
 
 
 class RunEstimate(Callback):
-    """Says once how much memory the run has needed, how fast it is and how long it will go on.
+    """Prints once how much memory the run has needed, how fast it is and how long it will go on.
 
     The longest micro-batch comes first and optimizers make their state at the first step, so the memory of two steps is
-    that of the run, except for algorithms that sample: they are looked at when their first rollout is learnt from.
+    that of the run. Of algorithms that sample it is not: there the line comes after training on the first rollout.
 
     Args:
         after: seconds of training to wait for, so that the speed is that of more than two steps.
@@ -137,25 +137,25 @@ class RunEstimate(Callback):
 
     def __init__(self, after: float = 20.0, steps: int = 20) -> None:
         self.after, self.steps = after, steps
-        self._began, self._first, self._said = 0.0, 0, False
+        self._began, self._first, self._printed = 0.0, 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began, self._first, self._said = time.monotonic(), trainer.global_step, False
+        self._began, self._first, self._printed = time.monotonic(), trainer.global_step, False
 
     def pause(self, seconds: float) -> None:
-        """Leave time out of the speed: an evaluation, say."""
+        """Leave seconds out of the speed, such as those of an evaluation pass."""
         self._began += seconds
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        done, took = trainer.global_step - self._first, time.monotonic() - self._began
-        if self._said or not trainer.is_global_zero or done < 2 or trainer.fit_loop._should_accumulate():
+        done, elapsed = trainer.global_step - self._first, time.monotonic() - self._began
+        if self._printed or not trainer.is_global_zero or done < 2 or trainer.fit_loop._should_accumulate():
             return
         samples = getattr(pl_module, "experiences", None) is not None
-        if trainer.is_last_batch if samples else took >= self.after or done >= self.steps:
-            self._said = True
-            self._say(trainer, pl_module, took / done)
+        if trainer.is_last_batch if samples else elapsed >= self.after or done >= self.steps:
+            self._printed = True
+            self._print(trainer, pl_module, elapsed / done)
 
-    def _say(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
+    def _print(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
         total, speed = total_steps(trainer), trainer.callback_metrics.get("perf/tokens_per_second")
         parts = [f"{peak_memory_gb(pl_module.device):.2f} GB at most so far"]
         parts += [f"{float(speed):,.0f} tokens/s"] if speed is not None else []
@@ -166,7 +166,7 @@ class RunEstimate(Callback):
 
 
 class Summary(Callback):
-    """Says once how many parameters the model has, how many are trained, and the bytes of both."""
+    """Prints once how many parameters the model has, their bytes, and how many are trained."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -188,7 +188,7 @@ def summarise(module: nn.Module) -> str:
 
 
 def _scales(state: Any) -> int:
-    """Bytes of what a quantised weight is unpacked with; scales that are quantised too have scales of their own."""
+    """Bytes of the tensors that a quantised weight is unpacked with; quantised scales have scales of their own."""
     if state is None:
         return 0
     parts = [x for x in vars(state).values() if isinstance(x, Tensor)]
@@ -196,24 +196,24 @@ def _scales(state: Any) -> int:
 
 
 def progress_of(trainer: Trainer) -> Progress | None:
-    """The line of progress of a run, where it has one and this process shows it."""
-    shown = trainer.progress_bar_callback
-    return shown if isinstance(shown, Progress) and trainer.is_global_zero else None
+    """The progress line of a run; None where it has none or another process shows it."""
+    bar = trainer.progress_bar_callback
+    return bar if isinstance(bar, Progress) and trainer.is_global_zero else None
 
 
 def print_line(trainer: Trainer, text: str) -> None:
-    """Print a line, above the line of progress where there is one."""
-    if (shown := progress_of(trainer)) is not None:
-        shown.print(text)
+    """Print a line, above the progress line where there is one."""
+    if (progress := progress_of(trainer)) is not None:
+        progress.print(text)
     else:
         print(text, file=sys.stderr)
 
 
 class RolloutBar:
-    """Tells how far a rollout is, where the run shows its progress.
+    """The progress of a rollout, shown as the run's progress line.
 
     Args:
-        trainer: whose progress bar it is shown by.
+        trainer: whose progress line it is shown as.
         rollout: its number, from 0.
         total: responses of this process.
     """
@@ -222,23 +222,31 @@ class RolloutBar:
         self.progress, self.rollout, self.total, self.done = progress_of(trainer), rollout, total, 0
 
     def add(self, responses: int) -> None:
-        """So many more have been sampled."""
+        """Count `responses` more as sampled."""
         self.done += responses
         if self.progress is not None:
             self.progress.say(f"rollout {self.rollout + 1} · {min(self.done, self.total):,}/{self.total:,} responses")
 
     def scored(self, responses: int) -> None:
-        """So many in all have been sampled and scored."""
+        """Set the count to the responses that are sampled and scored."""
         self.done = responses
 
 
 def count_answers(trainer: Trainer, total: int) -> Callable[[int], None]:
-    """Tells how many of this process's prompts are answered in an evaluation, where the run shows its progress."""
-    shown, done = progress_of(trainer), [0]
+    """A function that counts this process's answers in an evaluation pass and shows their number as the progress line.
+
+    Args:
+        trainer: whose progress line it is shown as.
+        total: answers of this process.
+
+    Returns:
+        a function that takes how many more prompts have been answered.
+    """
+    progress, done = progress_of(trainer), [0]
 
     def add(count: int) -> None:
         done[0] += count
-        if shown is not None:
-            shown.say(f"evaluation · {done[0]:,}/{total:,} answers")
+        if progress is not None:
+            progress.say(f"evaluation · {done[0]:,}/{total:,} answers")
 
     return add

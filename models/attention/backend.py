@@ -1,7 +1,7 @@
-"""What an attention back-end is: a record of what it can do, and the function that does it.
+"""The interface of an attention back-end: a record of its abilities, and the method `attend`.
 
-One of yours is a class in a file of yours: `--model.policy.attention my_file.MyBackend`. It is asked for nothing that
-its record does not claim; tests/test_attention.py shows how one is compared with `dense`, the reference.
+Your own back-end is a class in a file of yours: `--model.policy.attention my_file.MyBackend`. It is called for nothing
+beyond its record. tests/test_attention.py shows how to compare a back-end with `dense`, the reference.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from leyden.models.attention.forest import AttentionArgs, Forest
 
 
 class Backend(ABC):
-    """One way to attend over a packed forest. Sliding windows count in `forest.position`."""
+    """One implementation of attention over a packed forest. Sliding windows count in `forest.position`."""
 
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...] | None] = None
-    """Kinds of devices that it runs on; None is all."""
+    """Supported device types; None for all."""
     dtypes: ClassVar[tuple[torch.dtype, ...] | None] = None
-    """Weights that it runs with; None is all."""
+    """Supported dtypes of the weights; None for all."""
     dropout: ClassVar[bool] = False
-    """Whether it can drop attention weights. A layer that asks for it is served by one that can."""
+    """Whether attention dropout is supported. A layer with dropout is served by a back-end that supports it."""
     softcap: ClassVar[bool] = False
-    """Whether it can squeeze scores (Gemma 2)."""
+    """Whether soft-capped scores are supported (Gemma 2)."""
     window: ClassVar[bool] = True
-    """Whether it can hide keys by their distance."""
+    """Whether sliding windows are supported."""
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it cannot run on this device with weights of this kind, beyond what its record says; None if it can."""
+        """Reason, beyond the record, why it cannot run on this device with weights of this dtype; None if it can."""
         return None
 
     @abstractmethod
@@ -41,15 +41,15 @@ class Backend(ABC):
         Args:
             query: [1, H, T, D]
             key, value: [1, H or fewer, T, D]
-            forest: which keys are seen: k by q iff `k <= q < end[k]`.
-            args: scale, window and what else the layer asks for.
+            forest: the structure: query q sees key k iff `k <= q < end[k]`.
+            args: the layer's scale, dropout, window and soft cap.
 
         Returns:
             [1, T, H, D]
         """
 
     def lacks(self, device: torch.device, dtype: torch.dtype, softcap: float | None) -> str | None:
-        """Why it cannot serve a model, or None if it can."""
+        """Reason why it cannot serve a model, or None if it can."""
         if softcap and not self.softcap:
             return "it knows no soft-capped scores"
         if self.devices is not None and device.type not in self.devices:
@@ -57,6 +57,6 @@ class Backend(ABC):
         if (problem := self.obstacle(device, dtype)) is not None:
             return problem
         if self.dtypes is not None and dtype not in self.dtypes:
-            known = " and ".join(str(one).removeprefix("torch.") for one in self.dtypes)
-            return f"the kernel knows no {str(dtype).removeprefix('torch.')} weights, only {known}"
+            supported = " and ".join(str(kind).removeprefix("torch.") for kind in self.dtypes)
+            return f"the kernel knows no {str(dtype).removeprefix('torch.')} weights, only {supported}"
         return None

@@ -1,13 +1,13 @@
 """Attention over a packed forest: query q sees key k iff `k <= q < end[k]`.
 
-One interface with several back-ends that are checked against each other. A policy sets its model's attention
-implementation to `FOREST` and passes `forest=Forest(...)` to the model's forward; the keyword travels down to the
+One interface, several back-ends that are checked against each other. A policy sets its model's attention
+implementation to `FOREST` and passes `forest=Forest(...)` to the model's forward; transformers hands the keyword to the
 attention function of every layer. Sliding windows count in `position`, not in the packed row.
 
 - `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response); for CPUs.
 - `varlen`: the variable-length flash kernel of NVIDIA GPUs, in half precision.
 - `flex`: FlexAttention, for other GPUs and precisions and for soft caps.
-- `dense`: one T x T mask; the reference, which knows everything and can be run anywhere.
+- `dense`: one T x T mask; the reference, which supports every option and runs anywhere.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from leyden.models.attention.segments import Segments
 from leyden.models.attention.varlen import Varlen
 
 FOREST = "leyden_forest"
-"""The name under which transformers knows this attention."""
+"""Name of this attention implementation in transformers."""
 
 
 class Dense(Backend):
-    """One T x T mask."""
+    """The reference: attention with one T x T mask."""
 
     name = "dense"
     dropout = softcap = True
@@ -54,36 +54,36 @@ class Dense(Backend):
 
 
 BACKENDS: dict[str, Backend] = {one.name: one for one in (Varlen(), Flex(), Segments(), Dense())}
-"""By name, the fastest first: `auto` takes the first that can serve the model."""
+"""Back-ends by name, the fastest first: `auto` takes the first that can serve the model."""
 
 
 @cache
 def backend_named(name: str) -> Backend:
-    """A back-end by its name, or by the path of its class.
+    """The back-end of this name or class path.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: no back-end has this name.
     """
     if name in BACKENDS:
         return BACKENDS[name]
     if "." not in name:
-        known = ", ".join(["auto", *BACKENDS, "rows"])
-        raise UserError(f"--model.policy.attention {name}: unknown{nearest(name, BACKENDS) or f'; use {known}'}")
+        names = ", ".join(["auto", *BACKENDS, "rows"])
+        raise UserError(f"--model.policy.attention {name}: unknown{nearest(name, BACKENDS) or f'; use {names}'}")
     return import_class(name, "--model.policy.attention", Backend)()  # type: ignore[no-any-return]
 
 
 def choose(
     device: torch.device, softcap: float | None, dtype: torch.dtype = torch.float32, wanted: str = "auto"
 ) -> str:
-    """The back-end for a model on this device.
+    """Name of the back-end for a model on this device.
 
     Args:
-        softcap: the model's limit on its scores, if it has one.
-        dtype: of the model's weights.
-        wanted: what the user asked for; `auto` means the fastest that can run.
+        softcap: the soft cap of the model's attention scores, if it has one.
+        dtype: dtype of the model's weights.
+        wanted: name from the user's configuration; `auto` takes the fastest that can run.
 
     Raises:
-        UserError: the back-end asked for cannot run here.
+        UserError: the back-end of this name cannot run here.
     """
     if wanted == "auto":
         return next(name for name, backend in BACKENDS.items() if backend.lacks(device, dtype, softcap) is None)
@@ -105,43 +105,43 @@ def forest_attention(
     forest: Forest | DecodeStep | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The function that transformers calls in every layer.
+    """The attention function that transformers calls in every layer.
 
     Args:
         query: [1, H, T, D]; key and value: [1, H or fewer, T, D]
-        forest: the packed forest, handed to the model's forward; while sampling, one that keeps a cache.
+        forest: the packed forest that was passed to the model's forward; while sampling, one with a KV cache.
 
     Returns:
         [1, T, H, D], and no attention weights.
 
     Raises:
-        RuntimeError: the forest did not arrive, or the model uses what no back-end knows.
+        RuntimeError: the forest did not arrive, or the model uses an option that no back-end supports.
     """
     if forest is None:
         raise RuntimeError(f"{type(module).__name__}: the forest did not reach the attention function")
     if kwargs.get("s_aux") is not None:
         raise RuntimeError(f"{type(module).__name__}: attention sinks are not known here")
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # not every kernel is known to autocast, and rotary embeddings leave fp32
+    if torch.is_autocast_enabled(kind):  # autocast does not cover every kernel, and rotary embeddings return fp32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     if isinstance(forest, DecodeStep):
         return forest.attend(module, query, key, value, AttentionArgs(scaling, 0.0, sliding_window, softcap)), None
     if isinstance(forest, Prefill):
         forest.keep(module, key, value)
     args = AttentionArgs(scaling, dropout, sliding_window, softcap)
-    out = _able(backend_named(forest.backend), args).attend(query, key, value, forest, args)
+    out = _capable(backend_named(forest.backend), args).attend(query, key, value, forest, args)
     return out.contiguous(), None
 
 
-def _able(backend: Backend, args: AttentionArgs) -> Backend:
-    """The back-end, or where it lacks what a layer asks for the first of the others that runs everywhere and can."""
+def _capable(backend: Backend, args: AttentionArgs) -> Backend:
+    """The back-end itself, or the first other that runs on every device if it lacks an option of the layer."""
 
-    def able(one: Backend) -> bool:
+    def fits(one: Backend) -> bool:
         return (
             (one.dropout or not args.dropout) and (one.softcap or not args.softcap) and (one.window or not args.window)
         )
 
-    return backend if able(backend) else next(one for one in BACKENDS.values() if one.devices is None and able(one))
+    return backend if fits(backend) else next(one for one in BACKENDS.values() if one.devices is None and fits(one))
 
 
 AttentionInterface.register(FOREST, forest_attention)

@@ -1,7 +1,7 @@
-"""Attention by FlexAttention, for CUDA: soft caps and every precision; on a CPU it runs forward only, for tests.
+"""Attention with FlexAttention, for CUDA: soft caps and every precision. On a CPU it runs forward only, for tests.
 
-The kernel visits blocks of 128 x 128 scores. Which of them hold anything follows from `end` block by block, since
-`q < end[k]` is easiest for a block's first query and hardest for its last: no T x T mask is ever made.
+The kernel works on blocks of 128 x 128 scores. `end` tells block by block which of them are not empty, since
+`q < end[k]` is easiest for a block's first query and hardest for its last. So no T x T mask is ever made.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from leyden.models.attention.forest import AttentionArgs, Forest
 
 BLOCK = 128
 SHORTEST = 1024
-"""Rows are padded to this many tokens or the next power of two, since every length is compiled anew."""
+"""Rows are padded to this many tokens, or to the next power of two, since every new length is compiled anew."""
 COMPILATIONS = 64
-"""Lengths, with and without gradients, with and without a window. Beyond torch's limit of 8 it would be an error."""
+"""Limit on compiled variants: lengths, with and without gradients, with and without a window. Torch's own limit is 8,
+beyond which compilation fails."""
 
 
 def padded(length: int) -> int:
-    """The length that a row of so many tokens is padded to."""
+    """Padded length of a row of `length` tokens."""
     return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 def visible(end: Tensor, position: Tensor, window: Tensor | None) -> Callable[..., Tensor]:
-    """The forest's rule for one query and one key. `window` is a tensor, so that no length of it is compiled in."""
+    """The forest's rule for one query and one key. `window` is a tensor, so that its value is not compiled in."""
 
     def tree(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < end[k])
@@ -48,35 +49,35 @@ def visible(end: Tensor, position: Tensor, window: Tensor | None) -> Callable[..
 
 
 def block_mask(end: Tensor, position: Tensor, window: int | None) -> BlockMask:
-    """Which blocks hold something and which hold everything, for a row of a whole number of blocks.
+    """FlexAttention's block mask of a row: blocks that are partly visible, and blocks that are fully visible.
 
     Args:
         end, position: [L] int32, L a multiple of 128.
     """
-    ends, places = end.view(-1, BLOCK), position.view(-1, BLOCK)
-    block = torch.arange(len(ends), device=end.device)
-    first = block[:, None] * BLOCK  # of the queries
-    some = (block[:, None] > block) & (first < ends.amax(1))
-    full = (block[:, None] > block) & (first + BLOCK <= ends.amin(1))
+    end_blocks, position_blocks = end.view(-1, BLOCK), position.view(-1, BLOCK)
+    block = torch.arange(len(end_blocks), device=end.device)
+    first = block[:, None] * BLOCK  # first query of each block
+    some = (block[:, None] > block) & (first < end_blocks.amax(1))
+    full = (block[:, None] > block) & (first + BLOCK <= end_blocks.amin(1))
     limit = None
     if window is not None:
-        low, high = places.amin(1), places.amax(1)
+        low, high = position_blocks.amin(1), position_blocks.amax(1)
         some &= low[:, None] - high < window
         full &= high[:, None] - low < window
         limit = torch.tensor(window, dtype=torch.int32, device=end.device)
-    some |= block[:, None] == block  # every token sees itself, and none of a block sees all of it
+    some |= block[:, None] == block  # every token sees itself, but no block sees all of itself
     rule, shape = visible(end, position, limit), (len(end), len(end))
-    return BlockMask.from_kv_blocks(*_listed(some & ~full), *_listed(full), BLOCK, rule, shape)
+    return BlockMask.from_kv_blocks(*_block_lists(some & ~full), *_block_lists(full), BLOCK, rule, shape)
 
 
-def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of each row are set, and which: [1, 1, B] and [1, 1, B, B] int32, the set ones first."""
+def _block_lists(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Number of set blocks per row of blocks, and indices with the set ones first: [1, 1, B] and [1, 1, B, B] int32."""
     order = blocks.int().argsort(dim=1, descending=True, stable=True)
     return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def _mask(forest: Forest, window: int | None) -> BlockMask:
-    """The block mask of a forest, padded with tokens that see themselves."""
+    """Block mask of a forest, padded with tokens that see only themselves."""
     used = len(forest.end)
     extra = torch.arange(used, padded(used), device=forest.end.device)
     end, position = torch.cat([forest.end, extra + 1]), torch.cat([forest.position, torch.zeros_like(extra)])
@@ -93,15 +94,15 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 
 @cache
 def _compiled() -> Callable[..., Any]:
-    """FlexAttention compiled: as it is written it would make all T x T scores."""
+    """Compiled FlexAttention; uncompiled it would make all T x T scores."""
     config: Any = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, COMPILATIONS)
-    # one whole graph, so that a limit reached is an error and not a silent return to T x T scores
+    # one full graph, so that reaching the limit is an error and not a silent fall back to T x T scores
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 class Flex(Backend):
-    """One call of FlexAttention for the whole row, padded."""
+    """One call of FlexAttention for the whole padded row."""
 
     name = "flex"
     devices = ("cuda",)

@@ -1,4 +1,4 @@
-"""What attention must know of one packed batch, worked out once and shared by all layers."""
+"""The structure of one packed batch for attention, computed once and shared by all layers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from leyden.batch.forest import Batch
 
 
 class AttentionArgs(NamedTuple):
-    """What a layer asks of its attention beside the forest."""
+    """A layer's options for attention, apart from the forest."""
 
     scale: float | None = None
-    """factor on the scores; None is 1 / sqrt(head width)"""
+    """factor on the scores; None is 1 / √D, D the head width"""
     dropout: float = 0.0
     window: int | None = None
-    """a query sees a key only if it lies fewer than so many positions back"""
+    """sliding window: a query sees only keys that lie fewer than this many positions back"""
     softcap: float | None = None
-    """scores are squeezed into (-softcap, softcap) before the softmax (Gemma 2)"""
+    """scores z become softcap · tanh(z / softcap) before the softmax (Gemma 2)"""
 
 
 class Segment(NamedTuple):
-    """Queries [start, stop) see the keys [first, cut), and themselves causally."""
+    """A causal piece of a row: queries [start, stop) see the keys [first, cut), and each other causally."""
 
     start: int
     stop: int
@@ -37,12 +37,12 @@ class Segment(NamedTuple):
 
     @property
     def before(self) -> int:
-        """How many keys of its prompt a response sees; 0 for what continues nothing."""
+        """Number of its prompt's keys that a response sees; 0 for a segment that continues no other."""
         return self.cut - self.first
 
 
 def cut_up(batch: Batch) -> Iterator[Segment]:
-    """The segments of a row in its order: every token is a query of exactly one."""
+    """The segments of a row in order: every token is a query of exactly one."""
     used = 0
     for span in batch.structure():
         used = span.stop
@@ -52,16 +52,16 @@ def cut_up(batch: Batch) -> Iterator[Segment]:
         yield Segment(span.start, span.cut, span.start, span.start)
         for _, start, stop in span.responses:
             yield Segment(start, stop, span.start, span.cut)
-    if used < len(batch):  # padding; what it computes is never read
+    if used < len(batch):  # padding, whose outputs are never read
         yield Segment(used, len(batch), used, used)
 
 
 class Forest:
-    """The structure of one batch, and what a back-end makes of it once for all layers.
+    """The structure of one batch, and the masks and layouts that a back-end derives from it once for all layers.
 
     Args:
         batch: T tokens on the device where attention runs.
-        backend: name of the back-end that attends.
+        backend: name of the attention back-end.
     """
 
     def __init__(self, batch: Batch, backend: str) -> None:
@@ -70,13 +70,13 @@ class Forest:
         self._kept: dict[Hashable, Any] = {}
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` returned when it was first asked for under this key."""
+        """Result of the first call of `make` under this key; later calls return the same."""
         if key not in self._kept:
             self._kept[key] = make()
         return self._kept[key]
 
     def mask(self, window: int | None) -> Tensor:
-        """[T, T] bool, True where the row's query may attend to the column's key."""
+        """[T, T] bool, True where the query of the row sees the key of the column."""
 
         def make() -> Tensor:
             index = torch.arange(len(self.end), device=self.end.device)

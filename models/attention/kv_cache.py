@@ -1,8 +1,8 @@
-"""Keys and values while sampling: those of a prompt stand once for all of its samples.
+"""The KV cache for sampling, in which the keys and values of a prompt are stored once for all of its samples.
 
-Own keys stand in a ring of columns: at every step all rows write the same column, whenever they began, and a row sees
-only the columns written since it did. So rows come and go at any step and nothing is moved to make room. Attention does
-not depend on the order of columns, since positions are in the keys already.
+Keys of sampled tokens are stored in a ring of columns. At every step all rows write the same column, whenever they
+began, and a row sees only the columns written since it began. So rows can start and end at any step, and nothing is
+moved to make room. Attention does not depend on the order of columns, since positions are in the keys already.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ import torch
 from torch import Tensor, nn
 
 COLUMNS = 32
-"""Columns that a ring starts with; it doubles when a row grows longer."""
+"""Initial number of columns of a ring; it doubles when a row grows longer."""
 
 
 def closing(size: int, gone: Sequence[int]) -> list[tuple[int, int]]:
-    """How the first of `size` places are all in use again when some are `gone`: (to, from), the last ones move."""
-    left, kept = set(gone), size - len(gone)
-    movers = [i for i in range(kept, size) if i not in left]
-    return list(zip(sorted(i for i in left if i < kept), movers, strict=True))
+    """Moves (to, from) that fill the places `gone` among `size` places, by moving the last ones there."""
+    removed, remaining = set(gone), size - len(gone)
+    movers = [i for i in range(remaining, size) if i not in removed]
+    return list(zip(sorted(i for i in removed if i < remaining), movers, strict=True))
 
 
 def close(items: list[Any], gone: Sequence[int]) -> None:
-    """Take the places `gone` out of a list, in the order of `closing`."""
+    """Remove the places `gone` from a list, by the moves of `closing`."""
     for to, source in closing(len(items), gone):
         items[to] = items[source]
     del items[len(items) - len(gone) :]
 
 
 class Layer:
-    """What one attention layer keeps, as [keys, values]."""
+    """Keys and values of one attention layer, as [keys, values]."""
 
     def __init__(self, key: Tensor, value: Tensor, prompts: tuple[int, int], rows: tuple[int, int]) -> None:
-        def room(x: Tensor, places: int, length: int) -> Tensor:
+        def zeros(x: Tensor, places: int, length: int) -> Tensor:
             return x.new_zeros(places, x.shape[1], length, x.shape[3])
 
-        self.prompts = [room(x, *prompts) for x in (key, value)]
-        """[P, K, L, D] of the prompts"""
-        self.own = [room(x, *rows) for x in (key, value)]
-        """[R, K, C, D] of what the rows have sampled"""
+        self.prompts = [zeros(x, *prompts) for x in (key, value)]
+        """[P, K, L, D] of the prompts' tokens"""
+        self.own = [zeros(x, *rows) for x in (key, value)]
+        """[R, K, C, D] of the rows' sampled tokens"""
 
 
 class Cache:
-    """Keys and values of prompts and of rows, for all layers. Both stand in places 0, 1, 2 … without a gap.
+    """The KV cache of all layers, for prompts and for rows. Both occupy places 0, 1, 2 … without gaps.
 
     Args:
-        rows: most rows side by side.
-        prompts: most prompts at a time.
+        rows: largest number of rows side by side.
+        prompts: largest number of prompts at a time.
         longest: tokens of the longest prompt.
-        device: where the model runs.
+        device: device of the model.
     """
 
     def __init__(self, rows: int, prompts: int, longest: int, device: torch.device) -> None:
         self.rows, self.prompts, self.longest, self.device = rows, prompts, longest, device
         self.layers: dict[int, Layer] = {}
         self.lengths: list[int] = []
-        """Tokens of each prompt."""
+        """Number of tokens of each prompt."""
         self.owner: list[int] = []
-        """The prompt of each row."""
+        """Place of each row's prompt."""
         self.born: list[int] = []
-        """The step at which each row began."""
+        """First step of each row."""
         self.now, self.at, self.filled = -1, -1, 0
-        """The present step, the column that it writes, and how many columns were written."""
+        """Current step, the column that it writes, and the number of columns written so far."""
         self.stamp = torch.full((COLUMNS,), -1, device=device)
-        """[C] the step that wrote each column last, -1 where none has"""
+        """[C] the last step that wrote each column, -1 where none has"""
         self._plan: RowMap | None = None
 
     @property
@@ -76,44 +76,44 @@ class Cache:
 
     @property
     def plan(self) -> RowMap:
-        """Which row belongs to which prompt."""
+        """Current assignment of rows to prompts."""
         if self._plan is None:
             self._plan = RowMap(self)
         return self._plan
 
     def layer(self, module: nn.Module, key: Tensor, value: Tensor) -> Layer:
-        """What is kept for an attention layer; made when it is first called."""
+        """Keys and values of an attention layer; allocated on its first call."""
         if id(module) not in self.layers:
             self.layers[id(module)] = Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns))
         return self.layers[id(module)]
 
     @property
     def token_bytes(self) -> int:
-        """Memory of one token of one row, in all layers."""
-        every = (x for layer in self.layers.values() for x in layer.own)
-        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in every)
+        """Bytes of one token of one row, in all layers."""
+        buffers = (x for layer in self.layers.values() for x in layer.own)
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in buffers)
 
     def open(self, lengths: Sequence[int]) -> int:
-        """Make places for prompts of so many tokens; the number of the first."""
+        """Add places for prompts of these lengths, and return the first place."""
         self._plan = None
         self.lengths += lengths
         return len(self.lengths) - len(lengths)
 
     def enter(self, prompts: Sequence[int]) -> None:
-        """Begin a row for each of these prompts."""
+        """Begin a row for each of these prompts, given by place."""
         self._plan = None
         self.owner += prompts
         self.born += [self.now + 1] * len(prompts)
 
     def leave(self, gone: Sequence[int]) -> None:
-        """End rows; places are closed as `close` does."""
+        """End the rows in the places `gone`; the gaps are filled as in `close`."""
         self._plan = None
         self._move([x for layer in self.layers.values() for x in layer.own], len(self.owner), gone)
         close(self.owner, gone)
         close(self.born, gone)
 
     def forget(self, gone: Sequence[int]) -> None:
-        """Drop prompts that no row belongs to any more; places are closed as `close` does."""
+        """Drop prompts that have no rows left; the gaps are filled as in `close`."""
         self._plan = None
         self._move([x for layer in self.layers.values() for x in layer.prompts], len(self.lengths), gone)
         moved = {source: to for to, source in closing(len(self.lengths), gone)}
@@ -127,7 +127,7 @@ class Cache:
                 x[to] = x[source]
 
     def advance(self) -> None:
-        """Begin a step: the next column, which no row needs any more, is the one to write."""
+        """Begin a step: the next column, which no row needs any more, becomes the one to write."""
         if self.now + 1 - min(self.born) >= self.columns:
             self._grow()
         self.now += 1
@@ -136,7 +136,7 @@ class Cache:
         self.stamp[self.at] = self.now
 
     def _grow(self) -> None:
-        """Twice the columns, the oldest first, so that the next in turn is always the oldest."""
+        """Double the columns, with the oldest first, so that the next one to write is always the oldest."""
         old, rows = self.columns, len(self.owner)
         order = (torch.arange(old, device=self.device) + self.at + 1) % old
         for layer in self.layers.values():
@@ -148,19 +148,19 @@ class Cache:
 
 
 class RowMap:
-    """Which row belongs to which prompt; it holds until rows or prompts come or go.
+    """Assignment of rows to prompts; valid until rows or prompts are added or removed.
 
-    P prompts, R rows, and m, the most rows that a prompt has: queries of the prompts' keys are laid out as [P, m].
+    P prompts, R rows, and at most m rows per prompt: queries to the prompts' keys are laid out as [P, m].
     """
 
     def __init__(self, cache: Cache) -> None:
-        places: list[list[int]] = [[] for _ in cache.lengths]
+        rows_of: list[list[int]] = [[] for _ in cache.lengths]
         for row, prompt in enumerate(cache.owner):
-            places[prompt].append(row)
-        self.most, self.longest = max(map(len, places)), max(cache.lengths)
+            rows_of[prompt].append(row)
+        self.most, self.longest = max(map(len, rows_of)), max(cache.lengths)
         self.padded = len(set(cache.lengths)) > 1
         self.oldest, self.youngest = min(cache.born), max(cache.born)
-        self._there = [row for rows in places for row in [*rows, *[-1] * (self.most - len(rows))]]
+        self._there = [row for rows in rows_of for row in [*rows, *[-1] * (self.most - len(rows))]]
         self._numbers, self._device = (cache.lengths[:], cache.born[:]), cache.device
 
     def _tensor(self, numbers: Sequence[int]) -> Tensor:
@@ -168,23 +168,23 @@ class RowMap:
 
     @cached_property
     def lengths(self) -> Tensor:
-        """[P] tokens of each prompt"""
+        """[P] number of tokens of each prompt"""
         return self._tensor(self._numbers[0])
 
     @cached_property
     def born(self) -> Tensor:
-        """[R] the step at which each row began"""
+        """[R] first step of each row"""
         return self._tensor(self._numbers[1])
 
     @cached_property
     def there(self) -> Tensor | None:
-        """[P * m] the row in each place of the layout, any where there is none; None if it is the rows in order"""
+        """[P * m] the row in each place of the layout, arbitrary in empty places; None if it is the rows in order"""
         if self._there == [*range(len(self._numbers[1]))]:
             return None
         return self._tensor([max(0, row) for row in self._there])
 
     @cached_property
     def back(self) -> Tensor:
-        """[R] the place of each row in the layout"""
+        """[R] place of each row in the layout"""
         place = {row: place for place, row in enumerate(self._there)}
         return self._tensor([place[row] for row in range(len(self._numbers[1]))])

@@ -1,7 +1,7 @@
-"""Attention over a part of the keys, with what it takes to join it with attention over others.
+"""Attention over parts of the keys, and the join of two parts.
 
 For scores z over all keys, softmax attention is a mean of values with weights exp(z). Over parts of the keys it is the
-mean of the parts' outputs with weights exp(lse), where lse = log sum exp(z) over the part.
+mean of the parts' outputs with weights exp(lse), where lse = log Σ exp(z) over the part.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor
 from leyden.models.attention.forest import AttentionArgs
 
 Part = tuple[Tensor, Tensor]
-"""What attention gives, [B, K, M, D], and its log-sum-exp, [B, K, M] fp32."""
+"""Output of attention over a part, [B, K, M, D], and its log-sum-exp, [B, K, M] fp32."""
 
 FUSED = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""The kernel behind torch's attention on a processor, which also returns the log-sum-exp."""
+"""The kernel of torch's attention on a CPU, which also returns the log-sum-exp."""
 
 
 def partial(query: Tensor, kept: Sequence[Tensor], mask: Tensor | None, args: AttentionArgs) -> Part:
-    """Attention of queries [B, K, M, D] over some keys.
+    """Attention of queries [B, K, M, D] over a part of the keys.
 
     Args:
         kept: keys and values, [B, K, L, D] each.
         mask: fp32, added to the scores; broadcasts to [B, K, M, L].
-        ask: scale and soft cap.
+        args: scale and soft cap.
     """
     key, value = kept
-    same = key.shape[-1] == value.shape[-1]
-    if query.device.type == "cpu" and FUSED is not None and args.softcap is None and same:
+    same_width = key.shape[-1] == value.shape[-1]
+    if query.device.type == "cpu" and FUSED is not None and args.softcap is None and same_width:
         return FUSED(query, key, value, 0.0, False, attn_mask=mask, scale=args.scale)  # type: ignore[no-any-return]
     return _plain(query, key, value, mask, args)
 
@@ -47,6 +47,6 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, args:
 
 
 def join(a: Part, b: Part) -> Tensor:
-    """Attention over the keys of both parts."""
+    """Output of attention over the keys of both parts."""
     weight = torch.sigmoid(b[1] - a[1])[..., None].to(a[0].dtype)
     return torch.lerp(a[0], b[0], weight)

@@ -1,10 +1,12 @@
 """Attention segment by segment: no work across trees, and no mask of a whole row.
 
-Forward it is scaled dot-product attention, one call a segment. The backward pass of torch's kernel for CPUs is slow on
-segments as short as these, so there it is written out with plain matrix products. For one block of queries, with
-scores z = scale q k', weights p = softmax(z) and output o = p v,
+The forward pass is one call of scaled dot-product attention per segment. The backward pass of torch's kernel for CPUs
+is slow on segments as short as these, so on a CPU it is written out with plain matrix products. For one block of
+queries, with scores z = s q kᵀ, s the scale, weights p = softmax(z) and output o = p v, the gradients are
 
-    dv = p' do        dz = p * (do v' - sum(do * o))        dq = scale dz k        dk = scale dz' q
+    dv = pᵀ do        dz = p ⊙ (do vᵀ - Σ do ⊙ o)        dq = s dz k        dk = s dzᵀ q
+
+where Σ sums over each query's output.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from leyden.models.attention.backend import Backend
 from leyden.models.attention.forest import AttentionArgs, Forest, Segment
 
 BLOCK = 1 << 19
-"""Scores of all heads to work on at a time in the backward pass: what a processor's cache holds."""
+"""Scores of all heads that the backward pass works on at a time: as many as fit a processor's cache."""
 
 
 def segment_mask(forest: Forest, queries: int, before: int, window: int | None) -> Tensor | None:
-    """[queries, before + queries] bool for one segment, or None where plain causal attention says the same."""
+    """[queries, before + queries] bool mask of one segment, or None where plain causal attention is the same."""
     if window is not None and before + queries <= window:
         window = None
     if before == 0 and window is None:
@@ -39,7 +41,7 @@ def segment_mask(forest: Forest, queries: int, before: int, window: int | None) 
 
 
 class Segments(Backend):
-    """Scaled dot-product attention per prompt and per response."""
+    """One call of scaled dot-product attention per prompt and per response."""
 
     name = "segments"
     dropout = True
@@ -51,14 +53,14 @@ class Segments(Backend):
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
-    """One call of torch's attention a segment: [1, T, H, D]."""
+    """Forward pass, one call of torch's attention per segment: [1, T, H, D]."""
     gqa = query.shape[1] != key.shape[1]
-    if gqa and query.device.type != "cpu":  # the fast kernels there take a mask, or fewer key heads, but not both
+    if gqa and query.device.type != "cpu":  # fast GPU kernels take a mask or fewer key heads, but not both
         repeat = query.shape[1] // key.shape[1]
         key, value, gqa = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1), False
     sizes = [s.queries for s in forest.segments]
     number = {s.start: i for i, s in enumerate(forest.segments)}
-    # `split` and not slices: the backward of a slice writes a whole row of zeros, once a segment
+    # `split`, not slices: the backward pass of every slice writes a whole row of zeros
     queries, keys, values = (torch.split(x, sizes, dim=2) for x in (query, key, value))
     out = []
     for i, s in enumerate(forest.segments):
@@ -75,7 +77,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: At
 
 
 class _Attention(torch.autograd.Function):
-    """`_forward` with the backward pass of the module's formulas. G query heads share each of K key heads."""
+    """`_forward` with the backward pass of this module's formulas. G query heads share each of K key heads."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:  # type: ignore[override]
@@ -90,7 +92,7 @@ class _Attention(torch.autograd.Function):
         dtype, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
         scale = query.shape[-1] ** -0.5 if ctx.args.scale is None else ctx.args.scale
         k, v = key[0], value[0]  # [K, T, D]
-        # the heads of a group side by side, so that one product serves them all: [K, T * G, D]
+        # the heads of a group side by side, so that one product covers them all: [K, T * G, D]
         q, do, o = (_grouped(x, len(k)) for x in (query[0].transpose(0, 1), grad[0], out[0]))
         q_wide, do_wide = q.to(wide), do.to(wide)
         inner = (do_wide * o).sum(-1, keepdim=True)
@@ -115,12 +117,12 @@ class _Attention(torch.autograd.Function):
 
 
 def _grouped(x: Tensor, keys: int) -> Tensor:
-    """[T, H, D] to [K, T * G, D]."""
+    """Queries grouped by key head: [T, H, D] to [K, T * G, D]."""
     return x.reshape(len(x), keys, -1, x.shape[-1]).transpose(0, 1).reshape(keys, -1, x.shape[-1])
 
 
 def _blocks(s: Segment, heads: int, window: int | None) -> Iterator[tuple[int, int, int]]:
-    """Queries [a, b) of a segment, counted from its start, and the first key that any of them sees."""
+    """Blocks of queries [a, b) of a segment, counted from its start, each with the first key that its queries see."""
     a = 0
     while a < s.queries:
         b = min(s.queries, a + max(32, BLOCK // (heads * (s.before + a + 64))))
@@ -129,7 +131,7 @@ def _blocks(s: Segment, heads: int, window: int | None) -> Iterator[tuple[int, i
 
 
 def _hidden(forest: Forest, queries: int, before: int, window: int | None) -> Tensor:
-    """[queries, C] bool: which of the last C keys each query of a block must not see; earlier ones are all seen."""
+    """[queries, C] bool: keys hidden from each query of a block, among the last C keys; earlier ones are all seen."""
     if window is not None and before + queries <= window:
         window = None
     mask = segment_mask(forest, queries, before, window) if window is not None else None
@@ -142,9 +144,9 @@ def _hidden(forest: Forest, queries: int, before: int, window: int | None) -> Te
 
 
 def _add(total: Tensor, s: Segment, low: int, x: Tensor) -> None:
-    """Add gradients of the keys that a block sees, from the key `low` on, to those of all keys [K, T, D]."""
+    """Add the gradients of a block's keys, which begin at the segment's key `low`, to those of all keys [K, T, D]."""
     prompt = max(0, s.before - low)
     if prompt:
         total[:, s.first + low : s.cut] += x[:, :prompt]
-    own = s.start + max(0, low - s.before)
-    total[:, own : own + x.shape[1] - prompt] += x[:, prompt:]
+    own_start = s.start + max(0, low - s.before)
+    total[:, own_start : own_start + x.shape[1] - prompt] += x[:, prompt:]

@@ -1,9 +1,9 @@
-"""Attention by the variable-length flash kernel, for CUDA in half precision.
+"""Attention with the variable-length flash kernel, for CUDA in half precision.
 
-Every segment of the row is one sequence of the kernel: its queries are where they are, its keys are its prompt's and
-its own, gathered. Where queries and keys differ in number the kernel aligns their ends, so that a response's first
-query sees its whole prompt; and a key's place among the gathered ones is its position in the tree, so that a sliding
-window is the kernel's own.
+Every segment of the row is one sequence of the kernel. Its queries stay in place; its keys, those of its prompt and its
+own, are gathered. Where queries and keys differ in number, the kernel aligns their ends, so that a response's first
+query sees its whole prompt. The index of a gathered key is its position in the tree, so that the kernel's sliding
+window can be used as it is.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ except ImportError:
     varlen_attn = None
 
 NEEDED = {"scale", "window_size", "enable_gqa"}
-"""Arguments that the kernel did not have when it was new."""
+"""Arguments that the first versions of the kernel lacked."""
 USABLE = varlen_attn is not None and set(inspect.signature(varlen_attn).parameters) >= NEEDED
 
 
 class Layout(NamedTuple):
-    """S sequences for the kernel: where their queries and keys begin, and which tokens the keys are."""
+    """S sequences for the kernel: offsets of their queries and keys, and the tokens that the keys belong to."""
 
     queries: Tensor
-    """[S + 1] int32, running sum of how many queries each has"""
+    """[S + 1] int32, cumulative number of queries"""
     keys: Tensor
-    """[S + 1] int32, the same of its keys"""
+    """[S + 1] int32, cumulative number of keys"""
     most_queries: int
     most_keys: int
     source: Tensor | None
@@ -43,7 +43,7 @@ class Layout(NamedTuple):
 
 
 def layout(forest: Forest) -> Layout:
-    """The kernel's view of a forest."""
+    """The segments of a forest as the kernel's sequences."""
     queries = [s.queries for s in forest.segments]
     keys = [s.before + s.queries for s in forest.segments]
     source = None
@@ -56,7 +56,7 @@ def layout(forest: Forest) -> Layout:
 
 
 class _Gather(torch.autograd.Function):
-    """x[source] for x [T, H, D] and source [K], with gradients of a token's copies summed in fp32."""
+    """x[source] for x [T, H, D] and source [K]; gradients of a token's copies are summed in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, source: Tensor) -> Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The turns of a chat, and those of them that a model still has positions for."""
+"""The turns of a chat, and the prompt made from those that fit the model's positions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from leyden.example import Message
 
 
 class Conversation:
-    """Turns of a user and a model, in turn, after a system prompt if there is one.
+    """Alternating turns of a user and a model, after an optional system prompt.
 
     Args:
-        template: makes prompts of turns.
-        positions: tokens that the model has positions for; None is no limit.
-        room: tokens of an answer; so many are kept free, as far as that is not more than a quarter of all positions.
+        template: the chat template, which makes prompts from turns.
+        positions: number of the model's positions, in tokens; None for no limit.
+        room: tokens reserved for an answer, at most a quarter of all positions.
         system: the system prompt; empty for none.
     """
 
@@ -26,12 +26,15 @@ class Conversation:
         self.system = ""
         self.turns: list[Message] = []
         self.first = 0
-        """The first turn that the model sees; those before no longer fit."""
+        """Index of the first turn in the prompt; earlier turns no longer fit."""
         self.direct(system)
 
     def direct(self, system: str) -> None:
-        """Put another system prompt before the turns, or none. UserError, and no change, if the template has no place
-        for one."""
+        """Set or remove the system prompt.
+
+        Raises:
+            UserError: the template has no place for a system prompt; the old one stays.
+        """
         if system:
             question = Message(role="user", content="?")
             try:
@@ -41,34 +44,37 @@ class Conversation:
         self.system = system
 
     def clear(self) -> None:
-        """Forget all turns; the system prompt stays."""
+        """Delete all turns; the system prompt stays."""
         self.turns, self.first = [], 0
 
     def ask(self, words: str) -> tuple[list[int], int]:
-        """Add a question: the prompt to answer, in tokens, and how many turns had to be left out of it just now.
+        """Add a question.
+
+        Returns:
+            The prompt's token ids, and the number of turns that it newly leaves out.
 
         Raises:
-            UserError: there is no position left for an answer even without the turns before.
+            UserError: no position is left for an answer even without the earlier turns.
         """
         self.turns.append(Message(role="user", content=words))
         return self._prompt()
 
     def answer(self, words: str) -> None:
-        """Add what the model said; where it said nothing at all, take the question back."""
+        """Add the model's answer; if it is empty, take back the question."""
         if words:
             self.turns.append(Message(role="assistant", content=words))
         else:
             self.turns.pop()
 
     def again(self) -> tuple[list[int], int]:
-        """Take back the last answer: the prompt that it answered. UserError if there is none."""
+        """Take back the last answer, and return its prompt as `ask` does. UserError if there is none."""
         if not self.turns:
             raise UserError("nothing was answered yet; ask something first")
         self.turns.pop()
         return self._prompt()
 
     def _prompt(self) -> tuple[list[int], int]:
-        before = self.first
+        previous_first = self.first
         prompt = self._ids(self.first)
         while self.positions is not None and len(prompt) + self.room > self.positions:
             if self.first + 2 >= len(self.turns):
@@ -80,7 +86,7 @@ class Conversation:
             raise UserError(
                 f"this takes {len(prompt):,} tokens and the model has positions for {self.positions:,}; shorten it"
             )
-        return prompt, self.first - before
+        return prompt, self.first - previous_first
 
     def _ids(self, first: int) -> list[int]:
         system = [Message(role="system", content=self.system)] if self.system else []
@@ -91,10 +97,13 @@ class Conversation:
             raise UserError(f"{error.args[0].partition(';')[0]}; /new starts over") from None
 
     def save(self, file: Path) -> int:
-        """Append all turns to a file as a row of instruction data, `{"messages": […]}`; how many turns.
+        """Append the conversation to a file as a row of instruction data, `{"messages": […]}`.
+
+        Returns:
+            The number of turns.
 
         Raises:
-            UserError: there are none yet, or the file cannot be written.
+            UserError: there are no turns yet, or the file cannot be written.
         """
         if not self.turns:
             raise UserError("nothing was answered yet, so there is nothing to save; ask something first")

@@ -1,4 +1,4 @@
-"""The loop of a chat: lines in, answers out while they are sampled."""
+"""The chat loop: reads lines, and prints answers while they are sampled."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ COMMANDS = {
 
 
 class Talk:
-    """Reads lines and answers them until they end.
+    """A chat that reads lines and answers them until the input ends.
 
-    On a terminal a note says what is no answer; through pipes answers alone go to standard output.
+    Answers go to standard output, and all notes and errors to standard error.
 
     Args:
         policy: a built model.
-        conversation: what was said so far.
-        sampling: how answers are sampled; the noise of the n-th answer is that of the prompt with key n, from 0.
+        conversation: the turns so far.
+        sampling: sampling settings; the n-th answer, from 0, has the noise of a prompt with key n.
     """
 
     def __init__(self, policy: CausalLM, conversation: Conversation, sampling: Sampling) -> None:
         self.policy, self.conversation, self.sampling = policy, conversation, sampling
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.answers = 0
-        """How many were begun."""
+        """Number of answers begun."""
         self.failed = False
-        """Whether a line could not be done."""
+        """Whether a line failed."""
 
     def run(self) -> int:
-        """Talk. The exit code is 1 if a line of a pipe could not be done."""
+        """Run the chat and return the exit code: 1 if a line from a pipe failed, else 0."""
         if self.terminal:
-            with suppress(ImportError):  # lines can be edited and called back, but not on Windows
+            with suppress(ImportError):  # line editing and history; not on Windows
                 import readline  # noqa: F401
             size = sum(parameter.numel() for parameter in self.policy.parameters())
             self.note(f"{self.policy.path}, {size / 1e6:,.1f} M parameters; /help for commands, Ctrl-D to end")
@@ -58,7 +58,7 @@ class Talk:
         return int(self.failed and not self.terminal)
 
     def _read(self) -> str | None:
-        """The next line, None at the end."""
+        """The next line of input, None at the end."""
         if not self.terminal:
             return sys.stdin.readline() or None
         while True:
@@ -71,19 +71,19 @@ class Talk:
                 print("  (Ctrl-D ends the chat)")
 
     def note(self, text: str) -> None:
-        """Say something that is no answer."""
+        """Print a note or an error to standard error."""
         sys.stdout.flush()
         print(text, file=sys.stderr, flush=True)
 
     def take(self, line: str) -> None:
-        """Do what a line asks for. UserError if it cannot be done."""
+        """Process a line: a command or a question. UserError if it fails."""
         if line.startswith("/"):
             self.command(*line.strip().partition(" ")[::2])
         elif words := line.strip():
             self.conversation.answer(self.say(*self.conversation.ask(words)))
 
     def command(self, name: str, words: str) -> None:
-        """Do a command. UserError if there is none of this name, or it cannot be done."""
+        """Run a command. UserError if no command has this name, or it fails."""
         words = words.strip()
         if name == "/new":
             self.conversation.clear()
@@ -92,9 +92,9 @@ class Talk:
             self.conversation.direct(words)
             self.note("(another system prompt)" if words else "(no system prompt)")
         elif name in ("/regenerate", "/again"):
-            before = self.conversation.turns[-1:]
-            said = self.say(*self.conversation.again())
-            self.conversation.answer(said or before[0]["content"])
+            last_turn = self.conversation.turns[-1:]
+            answer = self.say(*self.conversation.again())
+            self.conversation.answer(answer or last_turn[0]["content"])
         elif name == "/save":
             if not words:
                 raise UserError("/save: into which file? Type /save chat.jsonl, for example")
@@ -106,11 +106,14 @@ class Talk:
             raise UserError(f"no command is called '{name}'{nearest(name, names) or '; /help lists them'}")
 
     def say(self, prompt: Sequence[int], dropped: int) -> str:
-        """Answer a prompt, as far as Ctrl-C lets it: the text, shown while it is sampled.
+        """Answer a prompt, and print the answer while it is sampled. Ctrl-C ends it early.
 
         Args:
             prompt: token ids.
-            dropped: turns that had to be left out of it since the last answer.
+            dropped: number of turns that the prompt newly leaves out.
+
+        Returns:
+            The text of the answer.
         """
         if dropped:
             self.note(f"(the {dropped} oldest turns no longer fit the model's {self.policy.positions:,} positions)")
@@ -136,11 +139,11 @@ class Talk:
                 raise
         show(spelling.end(finished is True))
         print(flush=True)
-        self._explain(finished, len(spelling.tokens), "".join(pieces))
+        self._note_end(finished, len(spelling.tokens), "".join(pieces))
         return "".join(pieces)
 
-    def _explain(self, finished: bool | None, tokens: int, text: str) -> None:
-        """Say what ended an answer, unless it did so by itself."""
+    def _note_end(self, finished: bool | None, tokens: int, text: str) -> None:
+        """Note the reason why an answer ended, unless the model ended it."""
         if finished is None:
             self.note("(stopped)" if text else "(stopped before the first word; the question is taken back)")
         elif not finished and tokens < self.sampling.max_new_tokens:

@@ -20,28 +20,28 @@ alone go to standard output, and the exit code is 1 if a line could not be answe
 
 
 def main(argv: list[str]) -> int:
-    """Run the command and return the exit code. Raises `UserError` for what the user can mend."""
+    """Run the command and return the exit code. Raises `UserError` for mistakes that the user can fix."""
     parser = Parser("leyden chat", ABOUT)
     parser.add_argument("model", metavar="MODEL", help="model or adapter folder, a run's folder, hub name, or tiny")
     parser.add_argument("--system", metavar="TEXT", default="", help="system prompt")
     parser.add_argument("--temperature", type=_number("--temperature", float, 0), default=0.7, help="default 0.7")
     parser.add_argument("--top-p", "--top_p", type=_number("--top-p", float, 0, 1), default=1.0, help="default 1")
-    longest = ("--max-new-tokens", "--max_new_tokens")
-    parser.add_argument(*longest, type=_number(longest[0], int, 1), default=256, help="of an answer; default 256")
+    length = ("--max-new-tokens", "--max_new_tokens")
+    parser.add_argument(*length, type=_number(length[0], int, 1), default=256, help="of an answer; default 256")
     parser.add_argument("--seed", type=int, default=0, help="the same seed and lines give the same answers; default 0")
     parser.choice("--dtype", ("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--chat-template", "--chat_template", metavar="plain|FILE", help="instead of the model's own")
-    asked = parser.read(argv)
+    options = parser.read(argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    return _talk(asked)
+    return _talk(options)
 
 
 def _number(
     flag: str, kind: Callable[[str], float], least: float, most: float = float("inf")
 ) -> Callable[[str], float]:
-    """Reads the value of a flag. A share from 0 to 1 must be more than 0."""
+    """A function that reads the value of a flag, from `least` to `most`. A fraction (`most` 1) must be above 0."""
 
     def read(text: str) -> float:
         try:
@@ -56,30 +56,30 @@ def _number(
     return read
 
 
-def _talk(asked: Namespace) -> int:
-    """Load what was asked for, and talk until the lines end."""
+def _talk(options: Namespace) -> int:
+    """Load the model and run the chat until the input ends; the exit code."""
     from leyden.models.chat.conversation import Conversation
     from leyden.models.chat.loop import Talk
     from leyden.policy.policy import Sampling
 
-    policy = load(asked.model, asked.dtype)
-    sampling = Sampling(asked.max_new_tokens, asked.temperature, 0, asked.top_p, asked.seed)
-    template = _template(policy, asked.chat_template)
-    conversation = Conversation(template, policy.positions, sampling.max_new_tokens, asked.system)
+    policy = load(options.model, options.dtype)
+    sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
+    template = _template(policy, options.chat_template)
+    conversation = Conversation(template, policy.positions, sampling.max_new_tokens, options.system)
     return Talk(policy, conversation, sampling).run()
 
 
 def model_of(path: str) -> str:
-    """The model that a path means: of a run's folder its export.
+    """Path of the model: for a run's folder its export, else the path itself.
 
     Raises:
-        UserError: the run has none, or it is a folder of runs.
+        UserError: the run has no export, or it is a folder of runs.
     """
     folder = Path(path).expanduser()
     if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
-        inside = sorted(run.parent.name for run in folder.glob("*/export") if (run / "config.json").is_file())
-        if inside and not (folder / "config.json").is_file():
-            raise UserError(f"{path}: a folder of runs; give one of them, such as {folder / inside[0]}")
+        runs = sorted(run.parent.name for run in folder.glob("*/export") if (run / "config.json").is_file())
+        if runs and not (folder / "config.json").is_file():
+            raise UserError(f"{path}: a folder of runs; give one of them, such as {folder / runs[0]}")
         return path
     if (folder / "export").is_dir():
         return str(folder / "export")
@@ -90,10 +90,10 @@ def model_of(path: str) -> str:
 
 
 def load(path: str, dtype: str | None = None) -> CausalLM:
-    """A model that answers, on a GPU if there is one.
+    """A built language model, on a GPU if there is one.
 
     Raises:
-        UserError: there is no such model, or it is one that scores.
+        UserError: there is no such model, or it is a reward model.
     """
     import torch
 
@@ -106,7 +106,7 @@ def load(path: str, dtype: str | None = None) -> CausalLM:
         raise UserError(f"{path}: a reward model scores answers and gives none; give the model that it judges")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     policy = CausalLM(folder, dtype or ("bfloat16" if device == "cuda" else "float32"))  # type: ignore[arg-type]
-    _ = policy.tokenizer  # first, for its error says best that there is no model
+    _ = policy.tokenizer  # first, since its error is the clearest where there is no model
     policy.build()
     return policy.to(device)
 
@@ -119,5 +119,5 @@ def _template(policy: CausalLM, given: str | None) -> ChatTemplate:
         raise UserError(
             f"{policy.path}: a base model, without a chat template; add --chat-template plain, or a Jinja file's path"
         )
-    policy.tokenizer.chat_template = template.source  # where its turns end, sampling stops
+    policy.tokenizer.chat_template = template.source  # sampling stops at the end of its turns
     return template

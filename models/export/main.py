@@ -1,4 +1,4 @@
-"""`leyden export`: a trained model as a folder for others, with a card that says what it is."""
+"""`leyden export`: a trained model as a folder for others, with a model card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ABOUT = "Write a trained model as a folder that transformers and PEFT load, with
 
 
 def main(argv: list[str]) -> int:
-    """Run the command and return the exit code. Raises `UserError` for what the user can mend."""
+    """Run the command and return the exit code. Raises `UserError` for mistakes that the user can fix."""
     parser = Parser("leyden export", ABOUT)
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("output", metavar="OUT", nargs="?", help="a new folder (default: in the run's folder)")
@@ -29,21 +29,24 @@ def main(argv: list[str]) -> int:
     parser.choice("--dtype", DTYPES, "bfloat16", "of merged weights")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to the hub")
     parser.add_argument("--public", action="store_true", help="where everybody sees it (default: a private one)")
-    found = parser.read(argv)
-    if not found.merge and found.base != "full":
-        raise UserError(f"--base {found.base}: only where an adapter is merged; add --merge")
-    folder = export(found)
+    options = parser.read(argv)
+    if not options.merge and options.base != "full":
+        raise UserError(f"--base {options.base}: only where an adapter is merged; add --merge")
+    folder = export(options)
     print(f"exported to {folder}")
-    if found.push_to_hub:
-        print(f"uploaded to {push(folder, found.push_to_hub, private=not found.public)}")
+    if options.push_to_hub:
+        print(f"uploaded to {push(folder, options.push_to_hub, private=not options.public)}")
     return 0
 
 
 def export(asked: Namespace) -> Path:
-    """Write the folder that was asked for.
+    """Write the exported folder and return its path.
+
+    Args:
+        asked: the command's options.
 
     Raises:
-        UserError: there is no such run or no model in it, or the folder is there already.
+        UserError: there is no such run, the run has no model, or the output folder already exists.
     """
     from leyden.models.export.model_card import card
     from leyden.models.restore import config_of, restored
@@ -59,12 +62,12 @@ def export(asked: Namespace) -> Path:
     if out.exists():
         raise UserError(f"{out}: it is there already; remove it, or name another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".") as beside:
+    with replacing(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         trained = run / "export"
         if asked.checkpoint is not None:
             checkpoint = find_checkpoint(asked.checkpoint, str(run))
             assert checkpoint is not None  # only `auto` may find none
-            trained = Path(beside) / "trained"
+            trained = Path(scratch) / "trained"
             restored(checkpoint).save(trained)
         if not trained.is_dir():
             raise UserError(f"{run}: it has no export, since it has not ended; add --checkpoint last")
@@ -79,24 +82,24 @@ def export(asked: Namespace) -> Path:
     return out
 
 
-def _merged(path: str, config: dict[str, Any], asked: Namespace) -> Any:
+def _merged(path: str, config: dict[str, Any], options: Namespace) -> Any:
     from leyden.models.export.merge_adapter import merged
     from leyden.precision import QLoRAPrecision
 
     plugins = config.get("trainer", {}).get("plugins") or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
-    four = [p for p in plugins if isinstance(p, dict) and str(p.get("class_path")).endswith(".QLoRAPrecision")]
-    precision = QLoRAPrecision(**(four[0].get("init_args") or {})) if four else None
-    given = config.get("model", {}).get("init_args", {}).get("policy", {}).get("init_args", {})
-    source = {name: given[name] for name in ("revision", "trust_remote_code") if given.get(name)}
-    return merged(path, asked.dtype, precision, asked.base, **source)
+    qlora = [p for p in plugins if isinstance(p, dict) and str(p.get("class_path")).endswith(".QLoRAPrecision")]
+    precision = QLoRAPrecision(**(qlora[0].get("init_args") or {})) if qlora else None
+    arguments = config.get("model", {}).get("init_args", {}).get("policy", {}).get("init_args", {})
+    source = {name: arguments[name] for name in ("revision", "trust_remote_code") if arguments.get(name)}
+    return merged(path, options.dtype, precision, options.base, **source)
 
 
 def push(folder: Path, name: str, private: bool = True) -> str:
-    """Upload a folder to the hub, into a repository that is made if it is not there; its address.
+    """Upload a folder to a repository on the hub, created if it does not exist, and return its address.
 
     Raises:
-        UserError: the hub cannot be reached, or does not let this user write there.
+        UserError: the hub cannot be reached, or denies this user write access.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,4 +1,4 @@
-"""An adapter worked into the weights below it, and what that costs in accuracy."""
+"""Merging an adapter into its base model, and the loss of accuracy that this causes."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TEXTS = (
     "물은 평지에서 100도에 끓지만, 높은 산에서는 기압이 낮아서 더 낮은 온도에서 끓습니다.",
     "김치찌개는 먼저 김치와 돼지고기를 볶은 다음 물을 붓고 끓인다. 마지막에 두부와 파를 넣는다.",
 )
-"""Text to compare two models on."""
+"""Texts on which two models are compared."""
 
 
 class Cost(NamedTuple):
-    """What merging changed, on the same texts."""
+    """Difference between the trained and the merged model on the same texts."""
 
     before: float
-    """Mean log-prob of a token (of a reward model: mean score of a text) as it was trained"""
+    """Mean log-probability of a token, in nats, as trained (for a reward model: mean score of a text)"""
     after: float
-    """The same of the merged model"""
+    """The same for the merged model"""
     apart: float
-    """Mean distance between the two"""
+    """Mean absolute difference between the two"""
     size: int
-    """How many tokens, or texts"""
+    """Number of tokens, or of texts"""
     scores: bool
 
     def __str__(self) -> str:
@@ -54,42 +54,42 @@ def merged(
     base: Literal["full", "four_bit"] = "full",
     **source: Any,
 ) -> tuple[CausalLM, Cost]:
-    """The adapter in a folder, worked into its base model.
+    """Merge the adapter in a folder into its base model.
 
     Args:
         path: the adapter's folder.
-        dtype: of the merged weights.
-        precision: how the base was stored in training, if it was in four bits.
-        base: what the adapter is added to: the weights that the base model came with, or the numbers that its four-bit
-            weights stand for, over which the adapter was trained.
+        dtype: dtype of the merged weights.
+        precision: four-bit settings of the base in training, if it was in four bits.
+        base: the weights that the adapter is added to: those that the base model came with, or the values of its
+            four-bit weights, over which the adapter was trained.
         source: revision and trust_remote_code of the base model.
 
     Returns:
-        The merged policy, and what merging changed.
+        The merged policy, and the cost of merging.
 
     Raises:
-        UserError: there is no adapter, or four-bit weights are asked for where there were none.
+        UserError: there is no adapter, or `base` is `four_bit` where training had no four-bit weights.
     """
     if base == "four_bit" and precision is None:
         raise UserError(f"{path}: not trained over four-bit weights, so there are none to merge into; leave out --base")
-    whole = _built(path, dtype, source)
-    before = _looked(whole)
+    policy = _built(path, dtype, source)
+    before = _outputs(policy)
     if precision is not None:
         with precision.module_init_context():
             trained = _built(path, dtype, source)
         with precision.forward_context():
-            before = _looked(trained)
+            before = _outputs(trained)
         if base == "four_bit":
-            _take(whole.model, trained.model)
+            _copy_unpacked(policy.model, trained.model)
         del trained
-    whole.model = whole.model.merge_and_unload()
-    after = _looked(whole)
+    policy.model = policy.model.merge_and_unload()
+    after = _outputs(policy)
     values = (float(before.mean()), float(after.mean()), float((before - after).abs().mean()))
-    return whole, Cost(*values, len(before), "score" in whole.heads)
+    return policy, Cost(*values, len(before), "score" in policy.heads)
 
 
 def _built(path: str, dtype: Any, source: dict[str, Any]) -> CausalLM:
-    """The model with its adapter, and with a reward model's head where the folder has one."""
+    """The model with its adapter, and with a reward head if the folder has one."""
     policy = CausalLM(path, dtype, **source)
     policy.build(("logp",) if saved_head(path, "score") is None else ("score",), dropout=False)
     if not hasattr(policy.model, "peft_config"):
@@ -98,18 +98,18 @@ def _built(path: str, dtype: Any, source: dict[str, Any]) -> CausalLM:
     return policy
 
 
-def _take(model: nn.Module, packed: nn.Module) -> None:
-    """Put the numbers that four-bit weights stand for in the place of the weights that they were made from."""
-    own = dict(model.named_modules())
+def _copy_unpacked(model: nn.Module, packed: nn.Module) -> None:
+    """Replace the weights that were quantised in `packed` by the values of their four-bit versions."""
+    modules = dict(model.named_modules())
     with torch.no_grad():
         for name, layer in packed.named_modules():
             if getattr(layer, "quant_state", None) is not None:
-                own[name].get_parameter("weight").copy_(quantized.unpacked(layer.get_parameter("weight")))
+                modules[name].get_parameter("weight").copy_(quantized.unpacked(layer.get_parameter("weight")))
 
 
 @torch.no_grad()
-def _looked(policy: CausalLM) -> Tensor:
-    """Log-probs of every token of the texts but their first ones; the texts' scores from a reward model."""
+def _outputs(policy: CausalLM) -> Tensor:
+    """Log-probabilities of all tokens of the texts except the first of each; for a reward model, the texts' scores."""
     rows = [policy.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     batch = pack([Tree([], [row], row=i) for i, row in enumerate(rows) if len(row) > 1]).to(policy.device)
     if "score" in policy.heads:

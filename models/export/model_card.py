@@ -1,4 +1,4 @@
-"""The model card: what a folder is, what it was made from, what was measured."""
+"""The model card: description, use, measurements, origin and configuration of an exported folder."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def card(run: Path, config: dict[str, Any], folder: Path, checkpoint: Path | Non
     Args:
         run: the run's folder.
         config: its resolved configuration.
-        folder: what is exported, complete but for the card.
-        checkpoint: the state that was exported, if it was not that at the end.
-        cost: what merging changed.
+        folder: the exported folder, complete except for the card.
+        checkpoint: the exported checkpoint, if it was not the state at the end.
+        cost: the cost of merging, if an adapter was merged.
     """
     settings = config.get("model", {}).get("init_args", {})
     algorithm = str(config.get("model", {}).get("class_path", "")).rpartition(".")[2]
@@ -41,7 +41,7 @@ def card(run: Path, config: dict[str, Any], folder: Path, checkpoint: Path | Non
         f"# {run.resolve().name}",
         f"{'An adapter for' if adapter else 'Trained from'} `{base}` with {algorithm} on `{_names(data)}`, by Leyden "
         f"{__version__} ({', '.join(f'{name} {version(name)}' for name in PACKAGES)}).",
-        f"## Use\n\n```python\n{_use(folder, adapter, base)}\n```",
+        f"## Use\n\n```python\n{_usage(folder, adapter, base)}\n```",
         *([f"## Merged\n\nThe adapter was worked into the weights: {cost}."] if cost is not None else []),
         *_measured(run, checkpoint),
         *_origin(run, checkpoint),
@@ -51,12 +51,12 @@ def card(run: Path, config: dict[str, Any], folder: Path, checkpoint: Path | Non
 
 
 def _names(data: Any) -> str:
-    """File names, without the folders of whoever trained."""
+    """Names of the data files, without their folders, which may be private."""
     paths = data if isinstance(data, list | dict) else [data]
     return ", ".join(Path(str(path)).name for path in paths)
 
 
-def _use(folder: Path, adapter: bool, base: str) -> str:
+def _usage(folder: Path, adapter: bool, base: str) -> str:
     """Python that loads the folder."""
     config = json.loads((folder / ("adapter_config.json" if adapter else "config.json")).read_text(encoding="utf-8"))
     scores = config.get("task_type") == "SEQ_CLS" or "Classification" in str(config.get("architectures"))
@@ -70,7 +70,7 @@ def _use(folder: Path, adapter: bool, base: str) -> str:
 
 
 def _measured(run: Path, checkpoint: Path | None) -> list[str]:
-    """The last value of everything that was measured on held-out rows, up to the state that is exported."""
+    """Section with the last value of each metric on held-out rows, up to the exported state."""
     file = run / "metrics.csv"
     if not file.is_file():
         return []
@@ -89,7 +89,7 @@ def _measured(run: Path, checkpoint: Path | None) -> list[str]:
 
 
 def _origin(run: Path, checkpoint: Path | None) -> list[str]:
-    """Hashes of what it was made from, as its checkpoint has them."""
+    """Section with the fingerprints of tokenizer, data and base models, from the checkpoint."""
     files = [checkpoint] if checkpoint is not None else sorted((run / "checkpoints").glob("*.ckpt"))[-1:]
     if not files:
         return []

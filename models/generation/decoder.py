@@ -1,4 +1,4 @@
-"""Two ways to sample: with a cache, drafts entering as others finish; and without, for models that need their own."""
+"""Two decoders: one with a KV cache, where drafts enter as others finish, and one without, for unpackable models."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from leyden.models.generation.sampling import choose
 from leyden.policy.policy import Sampling
 
 ROWS = {"cpu": 64, "cuda": 256}
-"""Samples decoded side by side, where memory allows."""
+"""Number of samples decoded side by side, where memory allows."""
 MEMORY = 4 << 30
-"""Bytes for keys and values on a processor. On a GPU it is half of what is free."""
+"""Bytes of the KV cache on a CPU. On a GPU it is half of the free memory."""
 READ = 4096
-"""Prompt tokens that are read at once."""
+"""Prompt tokens in one prefill."""
 
 
 @dataclass(eq=False)
 class Draft:
-    """A response being written."""
+    """A response that is being sampled."""
 
     source: random.Random
-    """One uniform number a token: the whole randomness of this sample, independent of its batch-mates"""
+    """Generator of one uniform number per token, this sample's only randomness; independent of the rest of the batch"""
     tokens: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     finished: bool = False
@@ -45,24 +45,24 @@ class DraftGroup:
     prompt: list[int]
     drafts: list[Draft]
     limit: int
-    """The longest that a draft may become"""
+    """Largest number of tokens of a draft"""
     unfinished: int
     state: Tensor | None = None
-    """[H] hidden state of the prompt's last token, once it is read"""
+    """[H] hidden state of the prompt's last token, set by the prefill"""
 
 
 Pair = tuple[DraftGroup, Draft]
 
 
 class Writer:
-    """The model's head and the choice of tokens.
+    """The last part of decoding: hidden states to logits, to sampled tokens in their drafts.
 
     Args:
         backbone: the model.
         stop: token ids that end a response.
-        sampling: how tokens are chosen.
+        sampling: temperature, top_k, top_p and length limit.
         report: called with the number of responses that were just completed.
-        show: called with every token as it is chosen, and the draft that it was appended to.
+        show: called with a draft and the token that was just appended to it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Writer:
         self.body, self.head, self.squash = backbone.body, backbone.head, backbone.squash
 
     def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
-        """Append a token to each draft from hidden states [R, H] that predict it; which drafts are complete."""
+        """Append a token to each draft, sampled from hidden states [R, H]; return the indices of complete drafts."""
         logits = self.squash(self.head(hidden))
         noise = torch.tensor([draft.source.random() for _, draft in pairs], dtype=torch.float64, device=logits.device)
         token, logp = choose(logits, noise, self.sampling)
@@ -101,10 +101,10 @@ class Writer:
 
 
 class Decoder:
-    """Sampling with a cache. As soon as enough rows are free, waiting drafts take them, so that the batch stays full.
+    """Decoder with a KV cache. As soon as enough rows are free, waiting drafts enter, so that the batch stays full.
 
     Args:
-        groups: in the order in which they are read, the longest prompt first.
+        groups: prompts and drafts in the order of their prefill, the longest prompt first.
     """
 
     def __init__(self, writer: Writer, groups: Sequence[DraftGroup]) -> None:
@@ -125,7 +125,7 @@ class Decoder:
                 self.step()
 
     def next(self) -> list[Pair]:
-        """Whom to let in now: nobody before enough rows are free, and no more prompts than there are places for."""
+        """Drafts to admit now: none before enough rows are free, and at most as many prompts as have places."""
         free, coming = self.rows - len(self.live), list[Pair]()
         if free < min(max(1, self.rows // 8), len(self.waiting)):
             return coming
@@ -140,7 +140,7 @@ class Decoder:
         return coming
 
     def admit(self, coming: list[Pair]) -> None:
-        """Read the prompts that are new, write everyone's first token, and let in who goes on."""
+        """Prefill new prompts, sample every draft's first token, and give rows to the drafts that are not complete."""
         new: list[DraftGroup] = []
         for group in dict.fromkeys(group for group, _ in coming if group.state is None):
             if new and sum(len(g.prompt) for g in [*new, group]) > READ:
@@ -152,13 +152,13 @@ class Decoder:
         states = torch.stack([group.state for group, _ in coming if group.state is not None])
         complete = set(self.writer.write(coming, states))
         entering = [pair for i, pair in enumerate(coming) if i not in complete]
-        place = {id(group): i for i, group in enumerate(self.open)}
-        self.cache.enter([place[id(group)] for group, _ in entering])
+        place_of = {id(group): i for i, group in enumerate(self.open)}
+        self.cache.enter([place_of[id(group)] for group, _ in entering])
         self.live += entering
         self.forget()
 
     def read(self, groups: list[DraftGroup]) -> None:
-        """Run the model over prompts, which stay in the cache."""
+        """Prefill: run the model over prompts, whose keys and values stay in the KV cache."""
         batch = pack([Tree(group.prompt, []) for group in groups]).to(self.backbone.device)
         forest = Prefill(batch, self.backbone.backend(self.backbone.device), self.cache)
         hidden = self.run_body(batch.tokens, batch.position, forest)
@@ -167,7 +167,7 @@ class Decoder:
         self.open += groups
 
     def step(self) -> None:
-        """One token more for every row."""
+        """Decode step: one more token for every row."""
         newest = [(draft.tokens[-1], len(group.prompt) + len(draft.tokens) - 1) for group, draft in self.live]
         tokens, position = torch.tensor(newest, device=self.backbone.device).T
         complete = self.writer.write(self.live, self.run_body(tokens, position, DecodeStep(self.cache)))
@@ -177,7 +177,7 @@ class Decoder:
             self.forget()
 
     def run_body(self, tokens: Tensor, position: Tensor, forest: Prefill | DecodeStep) -> Tensor:
-        """Hidden states [T, H] of tokens [T]."""
+        """The body's hidden states [T, H] of tokens [T]."""
         out = self.writer.body(input_ids=tokens[None], position_ids=position[None], use_cache=False, forest=forest)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
@@ -190,15 +190,17 @@ class Decoder:
 
 
 def places(backbone: Backbone, groups: int, samples: int, longest: int, limit: int) -> tuple[int, int]:
-    """How many samples are decoded side by side, and how many prompts they may belong to: twice as many as full groups
-    would have, since groups are seldom complete at the same time."""
+    """Number of samples decoded side by side, and largest number of prompts that they belong to.
+
+    The prompts are twice as many as full groups would need, since groups are seldom complete at the same time.
+    """
     tokens = limit + longest * min(2, samples) // samples
     rows = min(most_rows(backbone, tokens), groups * samples)
     return rows, min(rows, groups, 2 * -(-rows // samples))
 
 
 def most_rows(backbone: Backbone, tokens: int) -> int:
-    """How many rows of so many tokens each are decoded side by side."""
+    """Number of rows of `tokens` tokens each that are decoded side by side."""
     config, device = backbone.config, backbone.device
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -211,10 +213,13 @@ def most_rows(backbone: Backbone, tokens: int) -> int:
 
 
 def decode_by_rows(writer: Writer, groups: Sequence[DraftGroup]) -> None:
-    """Without a cache, for models whose state cannot be packed or padded on the left: right-padded rows, run anew."""
+    """Decoder without a cache, for models whose state cannot be packed or padded on the left.
+
+    At each step it runs all right-padded rows anew.
+    """
     waiting, device = [(group, draft) for group in groups for draft in group.drafts], writer.backbone.device
-    for at in range(0, len(waiting), ROWS["cpu"]):
-        live = waiting[at : at + ROWS["cpu"]]
+    for start in range(0, len(waiting), ROWS["cpu"]):
+        live = waiting[start : start + ROWS["cpu"]]
         while live:
             rows = [torch.tensor(group.prompt + draft.tokens) for group, draft in live]
             tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)

@@ -1,4 +1,4 @@
-"""Sampling responses: each prompt is read once for its n samples, and the batch stays full while samples finish."""
+"""Sampling of responses: one prefill per prompt for its n samples, and a batch that stays full as samples finish."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def generate(
 ) -> list[list[Response]]:
     """`n` responses to each prompt; see `Policy.generate`.
 
-    The noise of a sample depends on `sampling.seed`, its prompt's key and its number, and on nothing else.
+    The noise of a sample depends only on `sampling.seed`, the key of its prompt and its index among the prompt's
+    samples.
 
     Args:
-        policy: whose tokenizer, stop tokens and positions count.
-        backbone: its model.
+        policy: supplies tokenizer, stop tokens and positions.
+        backbone: the policy's model.
         on_progress: called with the number of responses that were just completed, while others go on.
-        on_token: called with every token as it is sampled: place of its prompt, number of its sample, token id. What it
-            raises ends the sampling and leaves the policy as it was.
+        on_token: called with every token as it is sampled: index of its prompt, index of its sample, token id. An
+            exception raised in it ends the sampling and leaves the policy as it was.
     """
     keys = range(len(prompts)) if keys is None else keys
     if len(keys) != len(prompts):
@@ -42,26 +43,26 @@ def generate(
         raise ValueError("a prompt needs at least one token")
     if not prompts or n < 1:
         return [[] for _ in prompts]
-    longest, room = max(map(len, prompts)), policy.positions
-    if room is not None and longest >= room:
-        raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {room}; shorten it")
+    longest, positions = max(map(len, prompts)), policy.positions
+    if positions is not None and longest >= positions:
+        raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {positions}; shorten it")
     groups = []
     for prompt, key in zip(prompts, keys, strict=True):
         drafts = [Draft(random.Random(f"{sampling.seed or 0}/{key}/{k}")) for k in range(n)]
-        limit = sampling.max_new_tokens if room is None else min(sampling.max_new_tokens, room - len(prompt))
+        limit = sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(prompt))
         groups.append(DraftGroup(prompt, drafts, limit, n))
     writer = Writer(backbone, policy.stop, sampling, on_progress or (lambda _: None))
     if on_token is not None:
-        place = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
-        writer.show = lambda draft, token: on_token(*place[draft], token)
+        indices = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
+        writer.show = lambda draft, token: on_token(*indices[draft], token)
     with eval_mode(policy), torch.no_grad():  # without dropout or gradients
         _sample(backbone, writer, groups)
     return [[_response(policy, draft) for draft in group.drafts] for group in groups]
 
 
 def _sample(backbone: Backbone, writer: Writer, groups: list[DraftGroup]) -> None:
-    """Complete all drafts."""
-    # similar lengths together, and the longest first: then memory is settled at once
+    """Sample all drafts to their end."""
+    # similar lengths together, and the longest first, so that memory use peaks at once
     order = sorted(groups, key=lambda group: -len(group.prompt))
     if backbone.attention == "rows":
         with backbone.native_attention():

@@ -1,4 +1,4 @@
-"""The same run with its weights stored and trained in other ways, and what makes a run fit."""
+"""Alternatives to a run: other ways to store and train its weights, and remedies for a run that does not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Say = Callable[[Settings], str]
 Change = Callable[[Settings], Settings]
 LORA = "--config lora --model.policy.dtype bfloat16 --trainer.precision bf16-mixed"
 SHORTEST = 256
-"""Rows are not advised to be cut below this."""
+"""Smallest row length, in tokens, that is advised."""
 
 
 class Alternative(NamedTuple):
@@ -29,7 +29,7 @@ class Alternative(NamedTuple):
 
     name: str
     flags: str
-    """What to type for it"""
+    """Flags of `leyden fit` for it"""
     settings: Settings
 
 
@@ -37,28 +37,28 @@ def alternatives(settings: Settings) -> list[Alternative]:
     """Full training in three precisions, LoRA and QLoRA of the same run."""
     policy = settings.policy
     bare, half = replace(policy, path=base_path(policy.path)), settings.cuda or fast_bfloat16()
-    stored = policy.choice.adapter is None and bare.path != policy.path  # an adapter that training goes on with
+    stored = policy.choice.adapter is None and bare.path != policy.path  # an adapter whose training continues
     adapter = policy.choice.adapter or (None if stored else shipped_adapter())
-    under = policy if stored else bare
-    old = policy.choice
+    base = policy if stored else bare
+    present = policy.choice
     kinds = [
         ("full, float32", "--model.policy.dtype float32", bare, Choice()),
         ("full, bf16-mixed", "--trainer.precision bf16-mixed", bare, Choice(autocast=True)),
         ("full, bfloat16", "--model.policy.dtype bfloat16", bare, Choice(HALF)),
-        ("LoRA on bfloat16", LORA, under, Choice(HALF, half, adapter)),
-        ("QLoRA", "--config qlora", under, Choice(HALF, half, adapter, True, old.double, old.keep)),
+        ("LoRA on bfloat16", LORA, base, Choice(HALF, half, adapter)),
+        ("QLoRA", "--config qlora", base, Choice(HALF, half, adapter, True, present.double, present.keep)),
     ]
-    return [Alternative(name, flags, _with(settings, part, choice)) for name, flags, part, choice in kinds]
+    return [Alternative(name, flags, _with_choice(settings, part, choice)) for name, flags, part, choice in kinds]
 
 
-def _with(settings: Settings, part: Part, choice: Choice) -> Settings:
+def _with_choice(settings: Settings, part: Part, choice: Choice) -> Settings:
     """The run with this choice for all models that are built for training."""
 
-    def other(found: Part | None) -> Part | None:
-        if found is None:
+    def other(model: Part | None) -> Part | None:
+        if model is None:
             return None
-        own = found.choice
-        return replace(found, choice=replace(choice, size=own.size, adapter=own.adapter))
+        old = model.choice
+        return replace(model, choice=replace(choice, size=old.size, adapter=old.adapter))
 
     return replace(
         settings,
@@ -69,7 +69,7 @@ def _with(settings: Settings, part: Part, choice: Choice) -> Settings:
 
 
 def shipped_adapter() -> Any:
-    """The adapter of the config `lora`."""
+    """The PEFT configuration of the shipped config `lora`."""
     from peft import LoraConfig
 
     content, _ = read(class_names.configs()["lora"])
@@ -77,12 +77,12 @@ def shipped_adapter() -> Any:
 
 
 def total(settings: Settings, room: float | None = None) -> float:
-    """Bytes of one device."""
+    """Bytes of a run on one device."""
     return budget(settings.run(), room).total
 
 
 def remedies(settings: Settings, room: float) -> Iterator[tuple[str, float]]:
-    """What to change, one thing after the other until the run fits: flags, and the bytes with these and all before."""
+    """Changes that make the run fit, each on top of those before: flags, and the bytes with them; stops at a fit."""
     for flags, changed in _changes(settings):
         settings = changed(settings)
         size = total(settings, room)
@@ -92,28 +92,28 @@ def remedies(settings: Settings, room: float) -> Iterator[tuple[str, float]]:
 
 
 def _changes(settings: Settings) -> Iterator[tuple[Say, Change]]:
-    """Remedies in the order in which they cost least: how to type them, and what they do."""
+    """Remedies, the cheapest first: their flags, and the change of settings."""
     run, choice = settings.run(), settings.policy.choice
-    ways = {way.name: way.settings.policy.choice for way in alternatives(settings)}
+    choices = {alternative.name: alternative.settings.policy.choice for alternative in alternatives(settings)}
     if run.tokens > settings.row or settings.rows > 1:
-        yield _accumulation, _one_row
+        yield _accumulation_flags, _one_row
     if any(part and part.choice.size == FLOAT for part, _ in settings.rewards):
         yield (lambda _: "--model.reward.dtype bfloat16"), _half_rewards
     if any(tokens > settings.row for _, tokens in settings.rewards):
-        yield (lambda s: f"--model.reward.batch_tokens {s.rewards[0][1]}"), _few_scored
+        yield (lambda s: f"--model.reward.batch_tokens {s.rewards[0][1]}"), _smaller_reward_batches
     if not settings.policy.checkpointing:
         yield (lambda _: "--model.policy.gradient_checkpointing true"), _checkpointing
     if not run.policy.adapted:
-        yield (lambda _: LORA), lambda s: _with(s, s.policy, ways["LoRA on bfloat16"])
+        yield (lambda _: LORA), lambda s: _with_choice(s, s.policy, choices["LoRA on bfloat16"])
     if not choice.quantised:
-        yield (lambda _: "--config qlora, instead of lora"), lambda s: _with(s, s.policy, ways["QLoRA"])
+        yield (lambda _: "--config qlora, instead of lora"), lambda s: _with_choice(s, s.policy, choices["QLoRA"])
     length = settings.max_length
     while length // 2 >= max(SHORTEST, 2 * settings.new):
         length //= 2
-        yield _shorter, partial(_cut, length=length)
+        yield _length_flags, partial(_shorten, length=length)
 
 
-def _cut(settings: Settings, length: int) -> Settings:
+def _shorten(settings: Settings, length: int) -> Settings:
     return _one_row(replace(settings, max_length=length))
 
 
@@ -123,11 +123,11 @@ def _one_row(settings: Settings) -> Settings:
     return replace(settings, max_tokens=settings.row, accumulate=-(-step // settings.devices))
 
 
-def _accumulation(settings: Settings) -> str:
+def _accumulation_flags(settings: Settings) -> str:
     return f"--data.max_tokens {settings.max_tokens} --trainer.accumulate_grad_batches {settings.accumulate}"
 
 
-def _shorter(settings: Settings) -> str:
+def _length_flags(settings: Settings) -> str:
     return f"--data.max_length {settings.max_length} --data.max_tokens {settings.max_tokens} (longer rows are left out)"
 
 
@@ -141,14 +141,14 @@ def _half_rewards(settings: Settings) -> Settings:
     return replace(settings, rewards=tuple(rewards))
 
 
-def _few_scored(settings: Settings) -> Settings:
+def _smaller_reward_batches(settings: Settings) -> Settings:
     return replace(settings, rewards=tuple((part, settings.row) for part, _ in settings.rewards))
 
 
 def rule_of_thumb(settings: Settings) -> dict[str, float]:
-    """Bytes by name of alternative for what the rule of 60, 16 and 6 GB is about: supervised training of 7 B
+    """Bytes of each alternative, by name, in the case of the rule of 60, 16 and 6 GB: supervised training of 7 B
     parameters on one row of 2,048 tokens at a time, with gradient checkpointing."""
     plain = replace(settings, algorithm=Algorithm, rewards=(), reference_model=None, value_model=None, value="none")
     plain = replace(plain, batch_size=1, accumulate=1, minibatches=1, responses=1, kept=1, new=0, devices=1)
     plain = replace(plain, max_tokens=2048, max_length=2048, sharded=False, optimizer=Optimizer(fused=True))
-    return {way.name: total(way.settings) for way in alternatives(_checkpointing(plain))}
+    return {alternative.name: total(alternative.settings) for alternative in alternatives(_checkpointing(plain))}

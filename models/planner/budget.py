@@ -1,4 +1,4 @@
-"""What one device holds in a run, item by item: what stays there, and what each phase of the run adds for a while."""
+"""The memory of a run on one device, item by item: what stays, and what each phase of the run adds for a while."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from leyden.models.planner.memory import FLOAT
 from leyden.models.planner.outline import Item, Model, PlannedRun, Sampling
 
 PROCESS = {"cpu": 0.57e9, "cuda": 0.5e9}
-"""Bytes of a run before it has a model. On a processor Python and the libraries, measured with the embedded model; on a
-GPU the context of CUDA with the kernels and work spaces of its libraries."""
+"""Bytes of a run before it has a model. On a CPU these are Python and the libraries, measured with the embedded model;
+on a GPU the CUDA context with the kernels and work spaces of its libraries."""
 WORK_SPACE = {"cpu": 15e6, "cuda": 0.0}
-"""What else runs of any size held: measured by benchmarks/memory.py, 8 to 21 MB. Matrix products have a work space, and
-Python keeps something of every layer."""
+"""Other bytes of runs of any size, 8 to 21 MB as measured by benchmarks/memory.py: the work space of matrix products,
+and Python objects of every layer."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Budget:
     """Bytes of one device."""
 
     kept: list[Item]
-    """What is there all the time"""
+    """Items that stay for the whole run"""
     phases: dict[str, list[Item]]
-    """What each phase adds"""
+    """Items that each phase adds"""
 
     @property
     def largest(self) -> str:
@@ -43,20 +43,24 @@ def _sum(items: Iterable[Item]) -> float:
 
 
 def budget(run: PlannedRun, room: float | None = None) -> Budget:
-    """What a run holds on each of its devices.
+    """Memory of a run on each of its devices.
 
     Args:
-        room: bytes of the device; sampling on a GPU takes half of what is free.
+        room: bytes of the device; sampling on a GPU takes half of the free ones.
     """
     kept = [item for item in [*_policy(run), *_others(run)] if item.size]
-    phases = {"training": _training(run), "the optimizer steps": _step(run), "looking without gradients": _looking(run)}
+    phases = {
+        "training": _training(run),
+        "the optimizer steps": _step(run),
+        "looking without gradients": _evaluation(run),
+    }
     if run.sampling is not None:
         phases["sampling"] = _sampling(run, run.sampling, None if room is None else room - _sum(kept))
     return Budget(kept, {name: [item for item in items if item.size] for name, items in phases.items()})
 
 
 def _policy(run: PlannedRun) -> list[Item]:
-    """Weights, gradients and optimizer of what is trained."""
+    """Weights, gradients and optimizer state of the policy."""
     policy = run.policy
     note = f"{policy.own / FLOAT / 1e6:.1f} M parameters in float32"
     items = [
@@ -69,14 +73,14 @@ def _policy(run: PlannedRun) -> list[Item]:
     if run.buckets:
         items.append(Item("gradients on their way", policy.gradients, "DDP's copies", "training"))
     if run.sharded:
-        ends = (policy.plan.total - policy.plan.shape.linear) * policy.how.weight
-        layers = 2 * max(policy.base - ends, 0.0) / policy.plan.shape.layers
-        items.append(Item("gathered weights", layers + ends, "two layers, embeddings and head", "weights"))
+        outer = (policy.plan.total - policy.plan.shape.linear) * policy.how.weight
+        layers = 2 * max(policy.base - outer, 0.0) / policy.plan.shape.layers
+        items.append(Item("gathered weights", layers + outer, "two layers, embeddings and head", "weights"))
     return items
 
 
 def _others(run: PlannedRun) -> list[Item]:
-    """Reference, value model, reward models and the process itself."""
+    """Items of the reference, value model, reward models and the process itself."""
     items, policy = [], run.policy
     if isinstance(run.reference, Model):
         items.append(Item("reference model", run.reference.base, "another model"))
@@ -102,20 +106,20 @@ def _others(run: PlannedRun) -> list[Item]:
 
 def _training(run: PlannedRun) -> list[Item]:
     policy, shape, how = run.policy, run.policy.plan.shape, run.policy.how
-    other = _activations(run, replace(policy, checkpointing=not policy.checkpointing))
-    note = f"{other / 1e9:,.2f} GB with{'out' * policy.checkpointing} gradient checkpointing"
+    alternative = _activations(run, replace(policy, checkpointing=not policy.checkpointing))
+    note = f"{alternative / 1e9:,.2f} GB with{'out' * policy.checkpointing} gradient checkpointing"
     items = [Item("activations", _activations(run, policy), f"{run.tokens:,} tokens; {note}")]
     if isinstance(run.value, Model):
         items.append(Item("activations of values", _activations(run, run.value)))
     elif run.value == "adapter":
         items.append(Item("activations of values", _activations(run, policy)))
     head = memory.logits(run.predicted, shape, how) if policy.language else 0
-    compared = memory.forward(run.tokens, shape, how) if run.reference != "none" else 0
-    # gradients of the step before are gone by now, so there is as much room as they took
-    passing = memory.passing(run.tokens, shape, policy.plan.kept, how, policy.checkpointing) - policy.gradients
-    if passing > head + compared:
-        return [*items, Item("a layer's backward pass", passing)]
-    return [*items, Item("logits", head), Item("the reference's forward pass", compared)]
+    reference = memory.forward(run.tokens, shape, how) if run.reference != "none" else 0
+    # gradients of the step before are freed by now, so their memory is available
+    backward = memory.passing(run.tokens, shape, policy.plan.kept, how, policy.checkpointing) - policy.gradients
+    if backward > head + reference:
+        return [*items, Item("a layer's backward pass", backward)]
+    return [*items, Item("logits", head), Item("the reference's forward pass", reference)]
 
 
 def _activations(run: PlannedRun, model: Model) -> int:
@@ -123,7 +127,7 @@ def _activations(run: PlannedRun, model: Model) -> int:
 
 
 def _step(run: PlannedRun) -> list[Item]:
-    """The optimizer's step needs work space, but no activations."""
+    """Work space of the optimizer step, which needs no activations."""
     size = 0
     for model in run.learners:
         for width, count in model.trained.items():
@@ -133,33 +137,33 @@ def _step(run: PlannedRun) -> list[Item]:
     return [Item("work space of the optimizer", size / run.share)]
 
 
-def _looking(run: PlannedRun) -> list[Item]:
-    """Forward passes without gradients: validation, rollouts looked at again, rewards."""
+def _evaluation(run: PlannedRun) -> list[Item]:
+    """Forward passes without gradients: validation, log-probabilities and values of rollouts, rewards."""
     policy, shape = run.policy, run.policy.plan.shape
     head = memory.logits(run.looked, shape, policy.how) if policy.language else 0
-    own = memory.forward(run.looked, shape, policy.how) + head
+    policy_pass = memory.forward(run.looked, shape, policy.how) + head
     scoring = [
         memory.forward(tokens, (model or policy).plan.shape, (model or policy).how) for model, tokens in run.rewards
     ]
-    return [Item("a forward pass", max(own, *scoring) if scoring else own, f"{run.looked:,} tokens")]
+    return [Item("a forward pass", max(policy_pass, *scoring) if scoring else policy_pass, f"{run.looked:,} tokens")]
 
 
-def _sampling(run: PlannedRun, asked: Sampling, free: float | None) -> list[Item]:
-    """As `leyden.models.generation.decoder` does it."""
+def _sampling(run: PlannedRun, sampling: Sampling, free: float | None) -> list[Item]:
+    """KV cache and work space of sampling in `leyden.models.generation.decoder`."""
     shape, how = run.policy.plan.shape, run.policy.how
-    tokens = asked.new + asked.longest * min(2, asked.samples) // asked.samples
+    tokens = sampling.new + sampling.longest * min(2, sampling.samples) // sampling.samples
     row = tokens * shape.layers * 2 * shape.key * how.weight
     most = ROWS["cuda" if how.cuda else "cpu"]
     if not how.cuda:
         most = min(most, MEMORY // row)
     elif free is not None:
         most = min(most, int(free // 2) // row)
-    rows = max(1, min(most, asked.waiting))
-    prompts = min(rows, -(-asked.waiting // asked.samples), 2 * -(-rows // asked.samples))
-    size = memory.cache(rows, prompts, asked.longest, asked.new, shape, how)
-    work = max(memory.choosing(rows, shape, how), memory.forward(min(READ, prompts * asked.longest), shape, how))
+    rows = max(1, min(most, sampling.waiting))
+    prompts = min(rows, -(-sampling.waiting // sampling.samples), 2 * -(-rows // sampling.samples))
+    size = memory.cache(rows, prompts, sampling.longest, sampling.new, shape, how)
+    work = max(memory.choosing(rows, shape, how), memory.forward(min(READ, prompts * sampling.longest), shape, how))
     items = [Item("keys and values", size, f"{rows} answers side by side"), Item("choosing tokens", work)]
-    whole = (run.policy.base + run.policy.own) * (1 - 1 / run.share)
-    items.append(Item("weights put together", whole))
-    laid_out = 0 if how.cuda or how.autocast or how.weight == FLOAT else how.weight * shape.linear
-    return [*items, Item("weights laid out anew", laid_out if laid_out <= MOST else 0)]
+    gathered = (run.policy.base + run.policy.own) * (1 - 1 / run.share)
+    items.append(Item("weights put together", gathered))
+    packed = 0 if how.cuda or how.autocast or how.weight == FLOAT else how.weight * shape.linear
+    return [*items, Item("weights laid out anew", packed if packed <= MOST else 0)]

@@ -1,4 +1,4 @@
-"""A run in numbers: its models, its optimizer, and how much of everything is there at a time."""
+"""The numbers of a run: its models, its optimizer, and its largest numbers of tokens and rows at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from leyden.models.planner.memory import FLOAT, Arithmetic
 
 @dataclass(frozen=True)
 class Item:
-    """A line of the breakdown."""
+    """An item of memory: one line of the breakdown."""
 
     name: str
     size: float
@@ -30,20 +30,20 @@ class Model:
     double: bool = True
     """Scales of 4-bit blocks are quantised too"""
     adapted: bool = False
-    """An adapter is trained; all weights are where neither this is so nor four bits"""
+    """An adapter is trained. All weights are trained if this is false and the model is not quantised"""
     heads: int = 0
-    """Scalar heads"""
+    """Number of scalar heads"""
     language: bool = True
     """The language-model head is used"""
     checkpointing: bool = False
 
     @property
     def base(self) -> float:
-        """Bytes of the weights that are not an adapter's."""
+        """Bytes of the base model's weights, without adapter and scalar heads."""
         return sum(item.size for item in self.weights())
 
     def weights(self) -> list[Item]:
-        """The base's weights, those in four bits apart."""
+        """Items of the base model's weights, with four-bit weights as an item of their own."""
         four = self.plan.quantised if self.how.quantised else 0
         rest, name = self.plan.total - four, "other weights" if four else "weights"
         note = f"{rest / 1e6:,.0f} M parameters in {'float32' if self.how.weight == FLOAT else '16 bits'}"
@@ -60,12 +60,12 @@ class Model:
 
     @property
     def trained(self) -> dict[int, int]:
-        """How many numbers are trained, by their bytes."""
-        found = {FLOAT: self._floats}
+        """Number of trained parameters, by their size in bytes."""
+        counts = {FLOAT: self._floats}
         if not self.adapted and not self.how.quantised:
             size, count = self.how.weight, self.plan.reached - (0 if self.language else self.plan.head)
-            found[size] = found.get(size, 0) + count
-        return {size: count for size, count in found.items() if count}
+            counts[size] = counts.get(size, 0) + count
+        return {size: count for size, count in counts.items() if count}
 
     @property
     def gradients(self) -> float:
@@ -78,7 +78,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What takes the steps."""
+    """The optimizer, as far as its memory depends on it."""
 
     name: str = "AdamW"
     momentum: bool = False
@@ -86,7 +86,7 @@ class Optimizer:
 
     @property
     def in_place(self) -> bool:
-        """It needs no work space: torch's fused kernels, and those of bitsandbytes."""
+        """Whether it needs no work space, as torch's fused kernels and those of bitsandbytes."""
         return self.fused or self.name.endswith(("8bit", "32bit")) or self.name.startswith("Paged")
 
     def state(self, model: Model) -> float:
@@ -95,12 +95,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled."""
+    """Numbers of sampled answers."""
 
     waiting: int
-    """Answers that are asked for at a time"""
+    """Answers requested at a time"""
     samples: int
-    """of them to each prompt"""
+    """Answers per prompt"""
     longest: int
     """Tokens of the longest prompt"""
     new: int
@@ -109,30 +109,30 @@ class Sampling:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """All that a run holds and does. Tokens are those of one device at a time."""
+    """The models and sizes of a run. Numbers of tokens are those of one device at a time."""
 
     policy: Model
     tokens: int
-    """In a micro-batch"""
+    """Tokens in a micro-batch"""
     predicted: int
-    """How many of them are predicted"""
+    """Predicted tokens among them"""
     looked: int
-    """In a forward pass without gradients: validation, and rollouts that are looked at again"""
+    """Tokens in a forward pass without gradients: validation, and log-probabilities and values of rollouts"""
     optimizer: Optimizer = field(default_factory=Optimizer)
     reference: Literal["none", "adapter_off", "snapshot", "copy"] | Model = "none"
     value: Literal["none", "adapter"] | Model = "none"
     rewards: tuple[tuple[Model | None, int], ...] = ()
-    """Reward models, None for an adapter on the policy's base, and the tokens that each reads at a time"""
+    """Reward models, None for an adapter on the policy's base, each with its tokens per forward pass"""
     sampling: Sampling | None = None
     devices: int = 1
     sharded: bool = False
-    """Weights, gradients and optimizer are divided among the devices"""
+    """Weights, gradients and optimizer state are sharded over the devices"""
     buckets: bool = False
-    """Gradients are copied to be averaged"""
+    """Gradients are copied for averaging over the devices"""
 
     @property
     def share(self) -> int:
-        """How many devices divide weights, gradients and optimizer."""
+        """Number of devices that share weights, gradients and optimizer state."""
         return self.devices if self.sharded else 1
 
     @property

@@ -1,4 +1,4 @@
-"""A configuration, exactly as `leyden fit` reads it, as the settings that decide how much memory it takes."""
+"""The memory settings of a configuration, which is read exactly as `leyden fit` reads it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from leyden.cli import check_keys as vet
+from leyden.cli import check_keys
 from leyden.cli.command import Command
 from leyden.cli.config_keys import flag_keys
 from leyden.cli.lightning_cli import CLI
@@ -30,7 +30,7 @@ Tree = dict[str, Any]
 
 
 class _Parser(CLI):
-    """`leyden fit` up to where it would build anything."""
+    """The command line of `leyden fit`, without building or running anything."""
 
     def before_instantiate_classes(self) -> None: ...
 
@@ -42,37 +42,37 @@ class _Parser(CLI):
 
 
 def resolved(command: Command) -> Tree:
-    """All keys with their values, defaults included. Of what only running needs, the rows may be left out.
+    """All keys with their values, defaults included. Paths of data and reward model, unused in planning, are optional.
 
     Raises:
         UserError: a key or a value that `leyden fit` would refuse.
     """
-    classes, given = dict(command.classes), {key.path for key in command.keys}
-    wanted = [("data", "path", "rows.jsonl")] if "path" in vet.parameters(_class(classes["data"])) else []
+    classes, given_keys = dict(command.classes), {key.path for key in command.keys}
+    placeholders = [("data", "path", "rows.jsonl")] if "path" in check_keys.parameters(_class(classes["data"])) else []
     if classes.get("model.reward", "").endswith(".ModelReward"):
-        wanted.append(("model.reward", "path", ""))
-    for kind, name, value in wanted:
-        if (*kind.split("."), name) not in given:
+        placeholders.append(("model.reward", "path", ""))
+    for kind, name, value in placeholders:
+        if (*kind.split("."), name) not in given_keys:
             command.flags.append([f"{kind}.{name}", value])
             command.keys += flag_keys([command.flags[-1]])
     parser = _Parser(command)
     try:
         parser.start()
     except argparse.ArgumentError as error:
-        raise UserError(vet.explain(str(error), command.keys)) from error
-    found: Tree = parser.config[command.verb].as_dict()
-    return found
+        raise UserError(check_keys.explain(str(error), command.keys)) from error
+    config: Tree = parser.config[command.verb].as_dict()
+    return config
 
 
 def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[str]]:
-    """What decides, and what had to be supposed.
+    """The settings that decide the memory of a run, and notes on assumptions.
 
     Args:
-        config: as `resolved` gives it.
-        devices: instead of the Trainer's.
+        config: the result of `resolved`.
+        devices: number of devices; None for the Trainer's.
 
     Raises:
-        UserError: a policy, a precision or a number of devices of which nothing is known.
+        UserError: the policy, the precision or the number of devices is not supported.
     """
     args, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     cuda = _on_gpu(trainer["accelerator"])
@@ -81,10 +81,10 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     optimizer, notes = _optimizer(args.get("optimizer"))
     algorithm, kind = _class(config["model"]["class_path"]), getattr(_class(config["data"]["class_path"]), "kind", "")
     pairs = (data.get("max_responses") or 2) if kind == "preference" else 1
-    rewards, supposed = _rewards(args.get("reward"), policy)
+    rewards, assumptions = _rewards(args.get("reward"), policy)
     sharded, buckets = _strategy(trainer["strategy"])
     samples, max_tokens = args.get("samples") or pairs, data.get("max_tokens") or 16384
-    others = {
+    models = {
         name: _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
         for name in ("reference_policy", "value_policy")
     }
@@ -102,18 +102,19 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         new=(args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0,
         reference=args.get("reference") or "auto",
         value=args.get("value") or "none",
-        reference_model=others["reference_policy"],
-        value_model=others["value_policy"],
+        reference_model=models["reference_policy"],
+        value_model=models["value_policy"],
         rewards=rewards,
         devices=devices or _devices(trainer, cuda),
         sharded=sharded,
         buckets=buckets,
         cuda=cuda,
-    ), [*notes, *supposed, *_allocator(cuda)]
+    ), [*notes, *assumptions, *_allocator(cuda)]
 
 
 def _allocator(cuda: bool) -> list[str]:
-    """What Linux's allocator adds on a processor, which no formula knows (benchmarks/memory.py --allocator usual)."""
+    """Note on the memory that Linux's allocator adds on a CPU, beyond all formulas (benchmarks/memory.py --allocator
+    usual)."""
     if cuda or sys.platform != "linux" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
         return []
     return [
@@ -128,12 +129,12 @@ def _class(path: str) -> Any:
 
 
 def _name(spec: Any) -> str:
-    """The class path of a class with arguments, or plain text."""
+    """The class path in a spec of a class with arguments, or the spec itself as text."""
     return str(spec["class_path"] if isinstance(spec, dict) else spec)
 
 
 def _built(kind: type, spec: Tree) -> Any:
-    """The object that a class path with arguments describes."""
+    """The object described by a class path with arguments."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
@@ -142,18 +143,18 @@ def _built(kind: type, spec: Tree) -> Any:
 
 
 def _on_gpu(accelerator: Any) -> bool:
-    """Whether a run goes to a GPU: where nothing else is asked for, if there is one here."""
+    """Whether a run uses GPUs; with `auto`, whether there is one here."""
     if accelerator == "auto":
         return torch.cuda.is_available()
     return str(accelerator) in ("gpu", "cuda")
 
 
 def _devices(trainer: Tree, cuda: bool) -> int:
-    """Processes of a run, each with a device of its own."""
-    asked, nodes = trainer["devices"], int(trainer["num_nodes"])
-    if isinstance(asked, list):
-        return len(asked) * nodes
-    text = str(asked)
+    """Number of processes of a run, each with its own device."""
+    devices, nodes = trainer["devices"], int(trainer["num_nodes"])
+    if isinstance(devices, list):
+        return len(devices) * nodes
+    text = str(devices)
     if text == "auto" or text == "-1":
         return max(1, torch.cuda.device_count() if cuda else 1) * nodes
     if "," in text:
@@ -164,18 +165,20 @@ def _devices(trainer: Tree, cuda: bool) -> int:
 
 
 def _strategy(spec: Any) -> tuple[bool, bool]:
-    """Whether devices share one model, and whether gradients are copied to be averaged, as DDP does unless it is told
-    otherwise (torch's `gradient_as_bucket_view`)."""
+    """Whether one model is sharded over the devices, and whether gradients are copied for averaging.
+
+    DDP copies them unless torch's `gradient_as_bucket_view` is set.
+    """
     path = _name(spec)
     if "." in path and issubclass(_class(path), ModelParallelStrategy):
         return True, False
     args = spec.get("init_args") or {} if isinstance(spec, dict) else {}
-    own = args | (spec.get("dict_kwargs") or {} if isinstance(spec, dict) else {})
-    return False, not own.get("gradient_as_bucket_view")
+    options = args | (spec.get("dict_kwargs") or {} if isinstance(spec, dict) else {})
+    return False, not options.get("gradient_as_bucket_view")
 
 
 def _precision(trainer: Tree, cuda: bool) -> Choice:
-    """How the models that are built for training are stored and computed with."""
+    """Quantisation and autocast of the models that are built for training."""
     plugins = trainer["plugins"]
     plugins = plugins if isinstance(plugins, list) else [plugins] if plugins else []
     for plugin in plugins:
@@ -195,16 +198,16 @@ def _precision(trainer: Tree, cuda: bool) -> Choice:
 
 
 def _part(spec: Tree, flag: str, choice: Choice) -> Part:
-    """A model of the run."""
+    """The model that a policy's class path and arguments describe."""
     from peft import PeftConfig
 
     if not issubclass(_class(spec["class_path"]), CausalLM):
         raise UserError(f"--{flag.removesuffix('.path')}: plan knows what a CausalLM holds, not {spec['class_path']}")
     args = spec["init_args"]
     adapter = _built(PeftConfig, args["adapter"]) if args.get("adapter") else None
-    own = Choice(SIZES[args["dtype"]], choice.autocast, adapter, choice.quantised, choice.double, choice.keep)
+    own_choice = Choice(SIZES[args["dtype"]], choice.autocast, adapter, choice.quantised, choice.double, choice.keep)
     source = tuple((name, args[name]) for name in ("revision", "trust_remote_code"))
-    return Part(args["path"], flag, own, bool(args["gradient_checkpointing"]), source)
+    return Part(args["path"], flag, own_choice, bool(args["gradient_checkpointing"]), source)
 
 
 def _optimizer(spec: Any) -> tuple[Optimizer, list[str]]:
@@ -216,12 +219,12 @@ def _optimizer(spec: Any) -> tuple[Optimizer, list[str]]:
 
 
 def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ...], list[str]]:
-    """The reward models of a run. One that is not there yet is taken to be as large as the policy's base."""
-    found: list[tuple[Part | None, int]] = []
+    """The reward models of a run, and notes. A model that cannot be read yet counts as large as the policy's base."""
+    models: list[tuple[Part | None, int]] = []
     notes = []
     for args in _reward_models(spec):
         if args["base"] == "policy":
-            found.append((None, args["batch_tokens"]))
+            models.append((None, args["batch_tokens"]))
             continue
         source = tuple((name, args[name]) for name in ("revision", "trust_remote_code"))
         part = Part(args["path"], "model.reward.path", Choice(SIZES[args["dtype"]]), source=source)
@@ -232,12 +235,12 @@ def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ..
         except UserError:
             notes.append("the reward model cannot be read yet, so it is taken to be as large as the policy")
             part = Part(policy.path, policy.flag, part.choice, source=policy.source)
-        found.append((part, args["batch_tokens"]))
-    return tuple(found), notes
+        models.append((part, args["batch_tokens"]))
+    return tuple(models), notes
 
 
 def _reward_models(spec: Any) -> Iterator[Tree]:
-    """Arguments of all reward models in a reward, which may be a sum of several."""
+    """Arguments of every reward model in a reward, which may be a sum of several."""
     if isinstance(spec, dict):
         if str(spec.get("class_path", "")).endswith("ModelReward"):
             yield spec["init_args"]

@@ -1,4 +1,4 @@
-"""What of a configuration decides how much memory a run takes, and how many tokens are in it at a time."""
+"""The settings of a configuration that decide its memory and its numbers of tokens at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from leyden.on_policy.sampler import CHUNK
 
 @dataclass(frozen=True)
 class Choice:
-    """How a model is stored and trained: what the alternatives differ in."""
+    """Storage and training of a model's weights, in which the alternatives differ."""
 
     size: int = FLOAT
-    """Bytes of a weight"""
+    """Bytes of a weight that is not quantised"""
     autocast: bool = False
     adapter: Any = None
     """A new adapter's PEFT configuration"""
@@ -29,7 +29,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Part:
-    """Where a model comes from."""
+    """A model of the run: its source and its options."""
 
     path: str
     flag: str
@@ -40,7 +40,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a configuration decides how much memory a run takes."""
+    """All settings of a configuration that decide the memory of a run."""
 
     algorithm: type
     policy: Part
@@ -50,9 +50,9 @@ class Settings:
     max_length: int
     accumulate: int
     responses: int
-    """To a prompt: those that rows have, or that are sampled"""
+    """Responses per prompt, in the rows or sampled"""
     kept: int
-    """How many of the sampled ones are trained on"""
+    """Sampled responses per prompt that are trained on"""
     minibatches: int = 1
     new: int = 0
     """Tokens of the longest sampled answer"""
@@ -61,7 +61,7 @@ class Settings:
     reference_model: Part | None = None
     value_model: Part | None = None
     rewards: tuple[tuple[Part | None, int], ...] = ()
-    """Reward models with the tokens that each reads at a time; None for an adapter on the policy's base"""
+    """Reward models, None for an adapter on the policy's base, each with its tokens per forward pass"""
     devices: int = 1
     sharded: bool = False
     buckets: bool = False
@@ -80,23 +80,23 @@ class Settings:
 
     @property
     def rows(self) -> int:
-        """Rows of a micro-batch."""
+        """Number of rows in a micro-batch."""
         step = -(-self.batch_size // self.minibatches)
         return -(-step // (self.accumulate * self.devices))
 
     def run(self) -> PlannedRun:
-        """The run in numbers."""
+        """The models and sizes of the run."""
         tokens = min(self.max_tokens, self.rows * self.row)
         predicted = min(tokens, self.rows * self.kept * self.new) if self.sampled else tokens
-        whole = self.row + (self.responses - self.kept) * self.new
-        looked = min(max(self.max_tokens, self.max_length), self.batch_size * whole)
+        full_row = self.row + (self.responses - self.kept) * self.new
+        forward_tokens = min(max(self.max_tokens, self.max_length), self.batch_size * full_row)
         heads = {"score", "value"} & set(self.wants)
         policy = self._model(self.policy, len(heads), bool({"logp", "entropy", "mean_logp"} & set(self.wants)))
         return PlannedRun(
             policy,
             tokens,
             predicted,
-            looked,
+            forward_tokens,
             self.optimizer,
             self._reference(policy),
             self._value(policy),
@@ -109,13 +109,13 @@ class Settings:
 
     @property
     def wants(self) -> tuple[str, ...]:
-        """What the algorithm asks the policy for."""
-        wanted: tuple[str, ...] = getattr(self.algorithm, "wants", ("logp",))
-        apart = self.value_model is not None or (self.value == "adapter" and self.policy.choice.adapter is not None)
-        return tuple(name for name in wanted if name != "value") if apart else wanted
+        """Outputs that the algorithm needs from the policy, such as `logp` and `value`."""
+        outputs: tuple[str, ...] = getattr(self.algorithm, "wants", ("logp",))
+        critic = self.value_model is not None or (self.value == "adapter" and self.policy.choice.adapter is not None)
+        return tuple(name for name in outputs if name != "value") if critic else outputs
 
     def _model(self, part: Part, heads: int = 0, language: bool = True, alone: bool = False) -> Model:
-        """`alone`: it is a reward model, which is neither quantised nor run under autocast."""
+        """A model in numbers. `alone`: it is a reward model, which is neither quantised nor run under autocast."""
         choice = part.choice
         how = Arithmetic(choice.size, choice.autocast and not alone, choice.quantised and not alone, self.cuda)
         plan = blueprint(part.path, choice.adapter, choice.keep, part.flag, **dict(part.source))

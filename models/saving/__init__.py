@@ -1,4 +1,4 @@
-"""Policies as folders that transformers and PEFT load with no line of ours.
+"""Saving policies as folders that plain transformers and PEFT can load.
 
 Called by `CausalLM.save`. May import `backbone`, `heads` and the framework. Begin reading at `save`.
 """

@@ -1,4 +1,4 @@
-"""Policies as folders that transformers and PEFT load with no line of ours."""
+"""Saving policies as folders that plain transformers and PEFT can load."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ State = dict[str, Tensor]
 
 
 def save(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
-    """Write a language model, or a reward model where the policy has a head of scores; see `Policy.save`.
+    """Save a policy as a language model, or as a reward model if it has a score head; see `Policy.save`.
 
     Args:
-        policy: whose weights they are, below `model.` and `heads.NAME.`.
-        backbone: its model.
-        folder: where; None on processes that only help to put sharded weights together.
+        policy: the policy, whose weights have names below `model.` and `heads.NAME.`.
+        backbone: the policy's model.
+        folder: the folder to write; None on processes that only help to gather sharded weights.
     """
     state = _whole_weights(policy) if is_sharded(policy) or folder is not None else None
     if folder is None or state is None:
@@ -38,35 +38,35 @@ def save(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
 
 
 def _whole_weights(policy: nn.Module) -> State:
-    """All weights by name, those of a sharded policy put together on every process."""
+    """All weights by name; those of a sharded policy are gathered on every process."""
     state = dict(policy.state_dict())
     if not is_sharded(policy):
         return state
-    whole: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
 
-    def one(x: Tensor) -> Tensor:
-        """Tied weights stay tied."""
-        place = x.to_local().data_ptr() if hasattr(x, "to_local") else x.data_ptr()
-        if place not in whole:
-            whole[place] = full_tensor(x)
-        return whole[place]
+    def gather(x: Tensor) -> Tensor:
+        """The gathered tensor; tied weights stay tied."""
+        address = x.to_local().data_ptr() if hasattr(x, "to_local") else x.data_ptr()
+        if address not in gathered:
+            gathered[address] = full_tensor(x)
+        return gathered[address]
 
-    return {name: one(x) for name, x in state.items()}
+    return {name: gather(x) for name, x in state.items()}
 
 
 def _of_model(state: State) -> State:
-    """The weights of the model itself, by the names that they have in it."""
+    """The weights of the model itself, under their names in the model."""
     return {name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")}
 
 
 def _save_pretrained(policy: nn.Module, model: Any, state: State, folder: Path) -> None:
-    """As transformers or PEFT does it; weights that are whole are left to it."""
+    """Call the model's own `save_pretrained`, with gathered weights if the policy is sharded."""
     model.save_pretrained(folder, state_dict=_of_model(state) if is_sharded(policy) else None)
 
 
 def _save_language(policy: Policy, backbone: Backbone, state: State, folder: Path) -> None:
     generation = getattr(backbone.base, "generation_config", None)
-    if generation is not None:  # so that plain transformers stops where `generate` here does
+    if generation is not None:  # so that plain transformers stops at the same tokens as `generate` here
         generation.eos_token_id = sorted(policy.stop)
     _save_pretrained(policy, backbone.model, state, folder)
     if generation is not None:
@@ -76,10 +76,10 @@ def _save_language(policy: Policy, backbone: Backbone, state: State, folder: Pat
 
 def _save_reward(policy: Policy, backbone: Backbone, state: State, folder: Path) -> None:
     """Write the policy and its score head as a folder for `AutoModelForSequenceClassification`, or as a PEFT adapter
-    of the task SEQ_CLS with the head in it, with a tokenizer that makes plain transformers score the same token.
+    of the task SEQ_CLS that contains the head, with a tokenizer that makes plain transformers score the same token.
 
-    The head is stored in fp32 whatever the dtype of the body. A folder in bfloat16 is loaded in bfloat16, head
-    included, unless another dtype is asked for.
+    The head is stored in fp32 whatever the dtype of the body. transformers loads a folder in bfloat16, head included,
+    in bfloat16, unless it is given another dtype.
     """
     tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, backbone.config.pad_token_id)
     head = state["heads.score.weight"].detach()
@@ -91,20 +91,20 @@ def _save_reward(policy: Policy, backbone: Backbone, state: State, folder: Path)
     tokenizer.save_pretrained(folder)
 
 
-def _save_classifier(backbone: Backbone, own: State, head: Tensor, pad: int, folder: Path) -> None:
+def _save_classifier(backbone: Backbone, weights: State, head: Tensor, pad: int, folder: Path) -> None:
     """Write a whole model as a sequence classifier."""
     base = backbone.base
-    model, tensors = blank(backbone, pad), {name: own[name] for name in body_of(base)} | {SCORE: head}
-    for name, wanted in model.state_dict().items():  # rows for a pad token that was added; nothing looks at them
-        if missing := len(wanted) - len(tensors[name]) if wanted.ndim else 0:
+    model, tensors = blank(backbone, pad), {name: weights[name] for name in body_of(base)} | {SCORE: head}
+    for name, target in model.state_dict().items():  # rows for a pad token that was added; they are never used
+        if missing := len(target) - len(tensors[name]) if target.ndim else 0:
             tensors[name] = torch.cat([tensors[name], tensors[name][:1].expand(missing, -1)])
     model.load_state_dict(tensors, assign=True)
-    model._weight_conversions = getattr(base, "_weight_conversions", None)  # how names in files differ, if they do
+    model._weight_conversions = getattr(base, "_weight_conversions", None)  # maps names in files, if they differ
     model.save_pretrained(folder)
 
 
 def _add_head(backbone: Backbone, head: Tensor, pad: int, folder: Path) -> None:
-    """Make the adapter in a folder one of a sequence classifier, with its head."""
+    """Turn the adapter in a folder into that of a sequence classifier, and add the head."""
     from peft import PeftConfig
     from safetensors.torch import load_file, save_file
 

@@ -1,8 +1,8 @@
-"""What plain transformers must know to read a score at the token where it was trained: the pad token and the template.
+"""The tokenizer of a saved reward model: its pad token and chat template make plain transformers score the right token.
 
-The `…ForSequenceClassification` classes score the rightmost token that is not the pad token. So a pad token that can
-also end a text would be skipped with it, and what a chat template writes after the last answer's end (a line break in
-ChatML, another token in Phi 3) would be scored in its place.
+The `…ForSequenceClassification` classes score the rightmost token that is not the pad token. So if the pad token could
+also end a text, that end would be skipped; and text that a chat template writes after the end of the last answer (a
+line break in ChatML, another token in Phi 3) would be scored in its place.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NEW_PAD = "<|pad|>"
 ODD = "\U0010ffff\ue000\u0378"
-"""Characters that no vocabulary holds: a tokenizer that knows no bytes writes its unknown token for them."""
+"""Characters in no vocabulary: a tokenizer without byte tokens encodes them as its unknown token."""
 
 
 def scoring_tokenizer(
@@ -32,50 +32,50 @@ def scoring_tokenizer(
     conversation where its last answer ends.
 
     Args:
-        tokenizer: of the policy.
+        tokenizer: the policy's tokenizer.
         stop: token ids that may end a response.
-        configured: the pad token of the model's configuration, which is kept where it can be.
+        configured: the pad token of the model's configuration, which is kept if it is suitable.
     """
-    changed = copy.deepcopy(tokenizer)
-    template = changed.chat_template
+    copied = copy.deepcopy(tokenizer)
+    template = copied.chat_template
     if isinstance(template, dict):
-        changed.chat_template = {name: scoring_template(changed, text) for name, text in template.items()}
+        copied.chat_template = {name: scoring_template(copied, text) for name, text in template.items()}
     elif template is not None:
-        changed.chat_template = scoring_template(changed, template)
-    pad = pad_token(changed, stop, configured)
+        copied.chat_template = scoring_template(copied, template)
+    pad = pad_token(copied, stop, configured)
     if pad is None:
-        changed.add_special_tokens({"pad_token": NEW_PAD})
+        copied.add_special_tokens({"pad_token": NEW_PAD})
     else:
-        changed.pad_token = changed.convert_ids_to_tokens(pad)
-    changed.padding_side = "right"
-    return changed
+        copied.pad_token = copied.convert_ids_to_tokens(pad)
+    copied.padding_side = "right"
+    return copied
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, stop: Collection[int], configured: int | None = None) -> int | None:
-    """A token that pads without being mistaken for text: special, ends no response, and unused by the chat template.
+    """A pad token that cannot be mistaken for text: special, ends no response, and unused by the chat template.
 
-    The configured one and the tokenizer's own come first, then the likeliest other; None where there is no such token.
+    The configured one is preferred, then the tokenizer's own, then the likeliest other; None if there is no such token.
     """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     free = special.union(tokenizer.all_special_ids) - set(stop) - {tokenizer.eos_token_id}
-    for own in (configured, tokenizer.pad_token_id):
-        if own is not None and own in free:
-            return int(own)
+    for candidate in (configured, tokenizer.pad_token_id):
+        if candidate is not None and candidate in free:
+            return int(candidate)
     free -= {tokenizer.bos_token_id, *tokenizer(ODD, add_special_tokens=False).input_ids}
     if tokenizer.chat_template is not None:
         free -= set(tokenizer(_conversation(tokenizer, answer=True), add_special_tokens=False).input_ids)
-    likely = ("pad", "unk", "endoftext", "reserved", "unused")
+    hints = ("pad", "unk", "endoftext", "reserved", "unused")
 
     def rank(i: int) -> tuple[int, int]:
         name = str(tokenizer.convert_ids_to_tokens(i)).lower()
-        return next((n for n, part in enumerate(likely) if part in name), len(likely)), i
+        return next((n for n, hint in enumerate(hints) if hint in name), len(hints)), i
 
     return min(free, key=rank, default=None)
 
 
 def scoring_template(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """A chat template that writes nothing after the token that ends the last answer, and EOS where it writes no such
-    token: exactly the tokens that a response was trained with. All else it writes as before."""
+    """A chat template that writes nothing after the token that ends the last answer, or EOS if it writes no such token:
+    exactly the tokens that a response was trained with. Everything else stays the same."""
     written = _conversation(tokenizer, template).rpartition(PROBE)[2]
     end = turn_end(tokenizer, template)
     if end is None:
