@@ -36,7 +36,7 @@ class WandB(Tracker):
         name: None is the name of the run's folder.
         tags: words to find runs by.
         mode: `auto` is online where somebody has logged in, and else offline.
-        samples: most answers that each look of the evaluation adds to the table.
+        samples: most answers that each evaluation pass adds to the table.
         artifact: whether an exported adapter is uploaded.
         patience: seconds to wait for W&B when the run begins, before it goes on offline.
     """
@@ -156,7 +156,7 @@ class WandB(Tracker):
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add answers to one table, which keeps those of earlier looks."""
+        """Add answers to one table, which keeps those of earlier passes."""
         import wandb
 
         if self._table is None:

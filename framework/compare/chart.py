@@ -29,7 +29,7 @@ LETTER = 6.8
 class Line:
     """A curve of one run, or of a group's mean (`strong`), with a text for each point."""
 
-    look: int
+    style: int
     points: Sequence[tuple[float, float]]
     tips: Sequence[str]
     strong: bool = False
@@ -39,7 +39,7 @@ class Line:
 class Mark:
     """The end of a group's curve, with its intervals along x and y where they are drawn."""
 
-    look: int
+    style: int
     label: str
     tip: str
     x: tuple[float, float, float]
@@ -84,21 +84,21 @@ def drawn(chart: Chart, width: int, height: int) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def sign(look: int) -> str:
+def sign(style: int) -> str:
     """A group's line and mark as a small SVG element, for legends."""
-    line = f'<path class="mean" d="M1 8H31"{_dash(look)}/>'
+    line = f'<path class="mean" d="M1 8H31"{_dash(style)}/>'
     return (
-        f'<svg class="sign {_class(look)}" viewBox="0 0 32 16" aria-hidden="true">{line}'
-        f'<path class="mark" transform="translate(16 8)" d="{SHAPES[look % len(SHAPES)]}"/></svg>'
+        f'<svg class="sign {_class(style)}" viewBox="0 0 32 16" aria-hidden="true">{line}'
+        f'<path class="mark" transform="translate(16 8)" d="{SHAPES[style % len(SHAPES)]}"/></svg>'
     )
 
 
-def _class(look: int) -> str:
-    return f"k{look % STYLES}"
+def _class(style: int) -> str:
+    return f"k{style % STYLES}"
 
 
-def _dash(look: int) -> str:
-    dash = DASHES[look % len(DASHES)]
+def _dash(style: int) -> str:
+    dash = DASHES[style % len(DASHES)]
     return f' stroke-dasharray="{dash}"' if dash else ""
 
 
@@ -126,13 +126,13 @@ def _edge(corners: Sequence[tuple[float, float]], x: Axis, y: Axis) -> str:
 
 def _line(line: Line, x: Axis, y: Axis) -> str:
     places = [f"{x.place(a):.1f} {y.place(b):.1f}" for a, b in line.points]
-    kind = f'class="mean"{_dash(line.look)}' if line.strong else 'class="one"'
+    kind = f'class="mean"{_dash(line.style)}' if line.strong else 'class="one"'
     path = f'<path {kind} d="M{" L".join(places)}"/>' if len(places) > 1 else ""
     dots = (
         f'<circle cx="{place.split()[0]}" cy="{place.split()[1]}" r="2.5"><title>{escape(tip)}</title></circle>'
         for place, tip in zip(places, line.tips, strict=False)
     )
-    return f'<g class="{_class(line.look)}">{path}{"".join(dots)}</g>'
+    return f'<g class="{_class(line.style)}">{path}{"".join(dots)}</g>'
 
 
 def _whiskers(mark: Mark, x: Axis, y: Axis) -> str:
@@ -142,13 +142,13 @@ def _whiskers(mark: Mark, x: Axis, y: Axis) -> str:
         parts.append(f"M{x.place(mark.x[0]):.1f} {y_place:.1f}H{x.place(mark.x[2]):.1f}")
     if mark.y[2] > mark.y[0]:
         parts.append(f"M{x_place:.1f} {y.place(mark.y[0]):.1f}V{y.place(mark.y[2]):.1f}")
-    return f'<path class="whisker {_class(mark.look)}" d="{"".join(parts)}"/>' if parts else ""
+    return f'<path class="whisker {_class(mark.style)}" d="{"".join(parts)}"/>' if parts else ""
 
 
 def _mark(mark: Mark, x: Axis, y: Axis) -> str:
     place = f"translate({x.place(mark.x[1]):.1f} {y.place(mark.y[1]):.1f})"
-    shape, tip = SHAPES[mark.look % len(SHAPES)], f"<title>{escape(mark.tip)}</title>"
-    return f'<path class="mark {_class(mark.look)}" transform="{place}" d="{shape}">{tip}</path>'
+    shape, tip = SHAPES[mark.style % len(SHAPES)], f"<title>{escape(mark.tip)}</title>"
+    return f'<path class="mark {_class(mark.style)}" transform="{place}" d="{shape}">{tip}</path>'
 
 
 def _width(text: str) -> float:
@@ -171,7 +171,7 @@ def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
             inside = box[0] >= x.start + 2 and box[2] <= width - 2 and box[1] >= y.end and box[3] <= y.start
             if inside and not any(_overlap(box, other) for other in occupied):
                 occupied.append(box)
-                name = f'<text class="name {_class(mark.look)}" x="{at:.1f}" y="{b + down:.1f}">'
+                name = f'<text class="name {_class(mark.style)}" x="{at:.1f}" y="{b + down:.1f}">'
                 parts.append(f"{name}{escape(mark.label)}</text>")
                 break
     return "".join(parts)

@@ -51,11 +51,11 @@ FIGURE_SPECS = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its texts: `looks` are the groups in it, by number and name."""
+    """A figure with its texts: `styles` are the groups in it, by number and name."""
 
     plan: FigureSpec
     chart: Chart
-    looks: Sequence[tuple[int, str]]
+    styles: Sequence[tuple[int, str]]
     missing: str
 
 
@@ -68,16 +68,16 @@ def figures(comparison: Comparison) -> list[Figure]:
 
 def _figure(comparison: Comparison, plan: FigureSpec) -> Figure | None:
     unit, scale = _unit(comparison, plan)
-    lines, marks, looks, drawn = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
-    for look, group in enumerate(comparison.groups):
+    lines, marks, styles, drawn = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
+    for style, group in enumerate(comparison.groups):
         members = [run for run in comparison.members(group, plan.y) if run in comparison.compared.get(plan.x, ())]
         curves = {run: curve for run in members if (curve := _points(run, plan, scale))}
         if not curves:
             continue
         drawn += curves
-        looks.append((look, group.name))
-        lines += _curves(look, group, curves)
-        marks.append(_mark(comparison, look, group, plan, lines[-1]))
+        styles.append((style, group.name))
+        lines += _curves(style, group, curves)
+        marks.append(_mark(comparison, style, group, plan, lines[-1]))
     if not lines:
         return None
     corners = frontier([point for line in lines if not line.strong or line.tips for point in line.points])
@@ -85,25 +85,25 @@ def _figure(comparison: Comparison, plan: FigureSpec) -> Figure | None:
     edge = corners if plan.x == "eval/kl" else ()
     chart = Chart(plan.name, text, unit, plan.label, lines, marks, edge, plan.x == "eval/kl")
     absent = [run.name for run in comparison.runs if run not in drawn]
-    return Figure(plan, chart, looks, f"Not shown: {', '.join(absent)}." if absent else "")
+    return Figure(plan, chart, styles, f"Not shown: {', '.join(absent)}." if absent else "")
 
 
-def _curves(look: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]]) -> list[Line]:
+def _curves(style: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]]) -> list[Line]:
     """A group's curves: those of its runs, and their mean at the steps that all have; of a single run its own."""
     lines = []
     for run, curve in curves.items():
         tips = [f"{group.name}, {run.name}, step {step}: {number(y)} at {number(x)}" for step, (x, y) in curve.items()]
-        lines.append(Line(look, list(curve.values()), tips, strong=len(curves) == 1))
+        lines.append(Line(style, list(curve.values()), tips, strong=len(curves) == 1))
     steps = [step for step in next(iter(curves.values())) if all(step in curve for curve in curves.values())]
     if len(curves) > 1 and steps:
         means = [
             (fmean(c[step][0] for c in curves.values()), fmean(c[step][1] for c in curves.values())) for step in steps
         ]
-        lines.append(Line(look, means, (), strong=True))
+        lines.append(Line(style, means, (), strong=True))
     return lines
 
 
-def _mark(comparison: Comparison, look: int, group: SeedGroup, plan: FigureSpec, line: Line) -> Mark:
+def _mark(comparison: Comparison, style: int, group: SeedGroup, plan: FigureSpec, line: Line) -> Mark:
     """The mark at the end of a group's curve."""
     x, y = line.points[-1]
     y_value = comparison.value(group, plan.y)
@@ -112,7 +112,7 @@ def _mark(comparison: Comparison, look: int, group: SeedGroup, plan: FigureSpec,
         f", KL {cell(x_value)}" if x_value else f" at {number(x)}"
     )
     name = group.name if len(group.name) <= LONGEST_NAME else f"{group.name[: LONGEST_NAME - 1]}…"
-    return Mark(look, name, tip, _ends(x_value, x), _ends(y_value if x_value else None, y))
+    return Mark(style, name, tip, _ends(x_value, x), _ends(y_value if x_value else None, y))
 
 
 def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:

@@ -70,8 +70,8 @@ def _results(comparison: Comparison) -> Iterator[str]:
     ]
     values = [[comparison.value(group, column.column) for column in comparison.columns] for group in comparison.groups]
     rows = [
-        [f"{sign(look)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
-        for look, (group, row) in enumerate(zip(comparison.groups, values, strict=True))
+        [f"{sign(style)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
+        for style, (group, row) in enumerate(zip(comparison.groups, values, strict=True))
     ]
     yield table("Results", head, rows)
     yield f"<p>Each run's last number. {explained(value for row in values for value in row)}</p>"
@@ -98,7 +98,7 @@ def _figures(comparison: Comparison) -> Iterator[str]:
 
 
 def _figure(figure: Figure) -> str:
-    legend = "".join(f"<li>{sign(look)}{escape(name)}</li>" for look, name in figure.looks)
+    legend = "".join(f"<li>{sign(style)}{escape(name)}</li>" for style, name in figure.styles)
     notes = " ".join(part for part in (figure.plan.said, escape(figure.missing)) if part)
     first = figure.plan.name == "frontier"
     wide = f'<div class="wide">{drawn(figure.chart, 1000, 440)}</div>' if first else ""
@@ -150,11 +150,11 @@ def _runs(comparison: Comparison) -> Iterator[str]:
     yield '<section id="runs"><h2>Runs</h2>'
     head = ["run", "group", "seed", "steps", "tokens", "seconds", "version", "commit", "folder"]
     rows = []
-    for look, group in enumerate(comparison.groups):
+    for style, group in enumerate(comparison.groups):
         for run in group.runs:
             numbers = ["–" if (v := run.final(f"train/{c}")) is None else number(v) for c in ("tokens", "seconds")]
             about = [str(run.info.get(key) or "–") for key in ("version", "git")]
             words = [group.name, seed(run.config) or "–", str(run.steps), *numbers, *about, str(run.folder)]
-            rows.append([f"{sign(look)}{escape(run.name)}", *map(escape, words)])
+            rows.append([f"{sign(style)}{escape(run.name)}", *map(escape, words)])
     yield table("Runs", head, rows)
     yield "</section>"

@@ -51,9 +51,9 @@ def answers(comparison: Comparison) -> Iterator[str]:
         return
     yield '<section id="answers"><h2>Answers</h2>'
     yield "<p>Of each run's last evaluation, one to each prompt, with its reward. The reference comes first.</p>"
-    looks = {run: look for look, group in enumerate(comparison.groups) for run in group.runs}
+    styles = {run: style for style, group in enumerate(comparison.groups) for run in group.runs}
     scored = set(comparison.compared.get("eval/reward", ()))
-    cards = [_card(row, looks, scored) for row in rows[:MOST]]
+    cards = [_card(row, styles, scored) for row in rows[:MOST]]
     yield from cards[:OPEN]
     if len(cards) > OPEN:
         yield f"<details><summary>{len(cards) - OPEN} more prompts</summary>"
@@ -64,7 +64,7 @@ def answers(comparison: Comparison) -> Iterator[str]:
     yield "</section>"
 
 
-def _card(row: Asked, looks: dict[RunFiles, int], scored: set[RunFiles]) -> str:
+def _card(row: Asked, styles: dict[RunFiles, int], scored: set[RunFiles]) -> str:
     prompt = "".join(
         f'<div class="turn"><span class="role">{escape(str(turn.get("role", "")))}</span>{_text(turn["content"])}</div>'
         for turn in row.prompt
@@ -75,7 +75,7 @@ def _card(row: Asked, looks: dict[RunFiles, int], scored: set[RunFiles]) -> str:
         for (text, reward), names in row.references.items()
     ]
     for run, given in row.given.items():
-        head = f"{sign(looks[run])}{escape(run.name)}"
+        head = f"{sign(styles[run])}{escape(run.name)}"
         note = "" if run in scored else " (not comparable)"
         boxes.append(_box(head, given["response"], given.get("reward"), "", given.get("finished") is False, note))
     return (

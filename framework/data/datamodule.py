@@ -144,7 +144,7 @@ class PlannedData(DataModule):
         return self._pass(trees, drawn[: max(int(kept), 1)])
 
     def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:
-        """A loader over these rows, each once and by length, for a look without gradients."""
+        """A loader over these rows, each once and by length, to be read without gradients."""
         trainer = self._trainer()
         size, budget = max(self.batch_size, trainer.world_size), max(self.max_tokens, max(trees.lengths))
         by_length = sorted(rows, key=lambda r: trees.lengths[r])

@@ -1,6 +1,6 @@
 """Warnings of what goes wrong in a run: sentences with a flag to try, each given once.
 
-Called by the Trainer, as a callback. May import `run` and the files beside the rooms. Begin reading at `rules`: a
+Called by the Trainer, as a callback. May import `run` and the single files of `framework`. Begin reading at `rules`: a
 rule is a function of the run's history.
 """
 

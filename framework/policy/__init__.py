@@ -1,7 +1,7 @@
 """A policy turns tokens into log-probabilities and prompts into responses; a reference stands still.
 
 Called by algorithms, rewards and evaluation; implemented by `leyden.models.CausalLM`, or by a class of yours. May
-import `batch` and the files beside the rooms. Begin reading at `policy`.
+import `batch` and the single files of `framework`. Begin reading at `policy`.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Endpoint:
         model: as the server calls it.
         key_env: the name of the environment variable that holds the key; where it is not set, no key is sent.
         timeout: seconds that one answer may take.
-        retries: how often a request is made again after a connection error, a time-out, or HTTP 408, 409, 425, 429, 5xx.
+        retries: how often a request is made again after a connection error, a time-out, HTTP 408, 409, 425, 429 or 5xx.
         backoff: seconds before the first of them; each further pause is twice as long, give or take a half.
         options: more keys of the request's body; null leaves one out (`temperature: null`).
     """

@@ -59,7 +59,7 @@ class HTTPJudge(Reward):
         scale: the worst and the best grade.
         key_env: the name of the environment variable that holds the key, if the server wants one.
         timeout: seconds that one answer may take.
-        retries: how often a request is made again after a connection error, a time-out, or HTTP 408, 409, 425, 429, 5xx.
+        retries: how often a request is made again after a connection error, a time-out, HTTP 408, 409, 425, 429 or 5xx.
         backoff: seconds before the first of them; each further pause is twice as long, give or take a half.
         concurrency: most requests at the same time, of each process.
         cache: the file of earlier grades; default: judge.sqlite in `$LEYDEN_CACHE` or `~/.cache/leyden`.

@@ -9,10 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from leyden.atomic import write_whole
+from leyden.distributed import all_gather
 from leyden.errors import UserError
 
 
@@ -44,10 +44,7 @@ class PredictionWriter(Callback):
         self._batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        parts: list[Any] = [self._batches]
-        if trainer.world_size > 1:
-            parts = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, self._batches)
+        parts = all_gather(self._batches)
         # The processes took batches in turn, so taking their answers in turn gives the order of the prompts.
         rows = [row for turn in zip_longest(*parts, fillvalue=[]) for batch in turn for row in batch]
         if trainer.is_global_zero:
