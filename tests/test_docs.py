@@ -234,3 +234,11 @@ def test_the_page_on_memory_says_what_the_planner_says(
         rule = rule_of_thumb(read("--config", "sft", "--model.policy.path", name, *ON_GPU))
         full, lora, qlora = (f"{rule[way] / 1e9:.1f}" for way in ("full, bfloat16", "LoRA on bfloat16", "QLoRA"))
         assert f"{full}, {lora} and {qlora}" in text
+
+
+def test_the_map_names_files_that_there_are() -> None:
+    """Paths may leave out the top-level folder, or begin in the room that the sentence is about."""
+    files = [str(file.relative_to(ROOT)) for file in ROOT.rglob("*.py") if ".venv" not in file.parts]
+    for page in (ROOT / "CONTRIBUTING.md", ROOT / "docs" / "checkpoints.md", ROOT / "docs" / "your-own-parts.md"):
+        named = [name for name in re.findall(r"`([\w/]+\.py)`", page.read_text(encoding="utf-8")) if "my_" not in name]
+        assert named and [name for name in named if not any(f"/{file}".endswith(f"/{name}") for file in files)] == []
