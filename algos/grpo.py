@@ -10,8 +10,8 @@ from leyden.on_policy import PolicyGradient
 
 
 class GRPO(PolicyGradient):
-    """Learn from rewards without a value function: a response is as good as it beats the others to its prompt (Shao et
-    al. 2024, section 4.1).
+    """Learn from rewards without a value function: the advantage of a response is its reward less the mean of its
+    prompt's responses (Shao et al. 2024, section 4.1).
 
     Deviations: the KL is in the reward, not a k3 term of the loss, whose gradient is that of another divergence; every
     token of a step weighs the same, whatever the length of its response, and advantages are not divided by the standard

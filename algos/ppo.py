@@ -16,13 +16,14 @@ from leyden.policy import Outputs, Policy
 
 
 class PPO(PolicyGradient):
-    """Learn from rewards with a value function that says what was to be expected (Schulman et al. 2017; Ouyang et al.
+    """Learn from rewards with a value function that predicts the return (Schulman et al. 2017; Ouyang et al.
     2022). Advantages are whitened over the whole rollout of all processes; returns are those before whitening.
 
     Args:
         value: where values come from: a `head` on the policy's own hidden states, which costs no forward of its own,
             or an `adapter` (with a head) of its own on the policy's frozen weights.
-        value_policy: a separate model for values, instead; from a reward model's folder it starts with its scores.
+        value_policy: a separate model for values, instead; from a reward model's folder, its value head starts as the
+            score head there.
         value_weight: weight of the value loss.
         value_clip: how far values may move within a rollout before their gradient ends; None is no limit.
         discount: γ, of the reward of the next token.
@@ -85,8 +86,8 @@ class PPO(PolicyGradient):
         return value
 
     @property
-    def want(self) -> set[str]:
-        return super().want | set(self.wants)
+    def loss_outputs(self) -> set[str]:
+        return super().loss_outputs | set(self.wants)
 
     def compute_log_probs(self, batch: Trajectory) -> Trajectory:
         out = self.policy(batch, set(self.wants), self.temperature)
@@ -101,7 +102,7 @@ class PPO(PolicyGradient):
 
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)
-        out = self.policy(batch, self.want, self.temperature)
+        out = self.policy(batch, self.loss_outputs, self.temperature)
         value = self.values(batch, out)
         value_loss = batch.token_mean(clipped_value(value, batch.value, batch.returns, self.value_clip))
         self.note("ppo/value_loss", value_loss)

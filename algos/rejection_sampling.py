@@ -69,8 +69,8 @@ class RejectionSampling(OnPolicy):
 
 
 def best_of(answered: Sequence[AnsweredPrompt]) -> dict[int, float]:
-    """Reward of the best of m = 1, 2, 4 … n responses, from all n, summed over prompts: a maximum over m of them drawn
-    without replacement, averaged over all draws.
+    """For each power of two m ≤ n the expected best score of m responses drawn without replacement from a prompt's n,
+    summed over prompts.
 
     With scores in order s_1 ≤ … ≤ s_n, E max of m = Σ_i s_i C(i - 1, m - 1) / C(n, m).
     """

@@ -1,4 +1,4 @@
-"""Advantages: who deserves how much of a reward. Pure functions, and estimators made of them, chosen by class path.
+"""Advantages: pure functions, and the estimators that are made of them, chosen by class path.
 
 An estimator is called with a rollout's batch and the reward of each token, [T] fp32, and returns the advantage of each
 token and the returns that values are trained on, [T] each. Where processes share a rollout it sees its own part, with
@@ -45,7 +45,7 @@ def gae(
         Advantages and returns, [N, L] each, 0 on padding. Returns belong to advantages before any whitening.
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(reward=(reward, "N L"), value=(value, "N L"), mask=(mask, "bool N L"))
     reward, value = reward.masked_fill(~mask, 0.0), value.masked_fill(~mask, 0.0)
@@ -67,7 +67,7 @@ def whiten(x: Tensor, weight: Tensor, reduce: Reduce = _alone) -> Tensor:
         reduce: sums over the processes that hold the rest.
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(x=(x, "T"), weight=(weight, "T"))
     total, summed = reduce(torch.stack([weight.sum(), (x * weight).sum()]))
@@ -105,7 +105,7 @@ def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
             gradient of the mean reward: prompts whose responses nearly agree weigh most (Liu et al. 2025, section 3).
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(score=(score, "N"), group=(group, "int N"))
     prompts = int(group.max()) + 1 if len(group) else 0
@@ -122,7 +122,7 @@ def leave_one_out(score: Tensor, group: Tensor) -> Tensor:
     (Kool et al. 2019, eq. 8; RLOO).
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(score=(score, "N"), group=(group, "int N"))
     prompts = int(group.max()) + 1 if len(group) else 0

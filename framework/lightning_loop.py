@@ -1,4 +1,4 @@
-"""Lightning's loops, whose inner state is touched here and nowhere else.
+"""Lightning's loops: questions that only their inner state answers, and the loop that resumes exactly.
 
 First what only they know when a hook is called: where training stands, what was logged. Then the loop that goes on
 exactly where a checkpoint was taken.

@@ -1,4 +1,4 @@
-"""Losses as functions of tensors: no model, no configuration. Each says its shapes, its units and its source."""
+"""Losses as pure functions of tensors, with their shapes, units and sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def negative_log_likelihood(logp: Tensor, mean_logp: Tensor | None = None, smoot
         smoothing: ε.
 
     Raises:
-        ValueError: shapes or kinds of numbers are others, or `mean_logp` is missing.
+        ValueError: shapes or dtypes do not match, or `mean_logp` is missing.
     """
     check_shapes(logp=(logp, "T"), mean_logp=(mean_logp, "T"))
     if not smoothing:
@@ -46,7 +46,7 @@ def bradley_terry(difference: Tensor, margin: Tensor | None = None) -> Tensor:
         margin: [M] by how much the difference should exceed 0 (Touvron et al. 2023, eq. 2).
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(difference=(difference, "M"), margin=(margin, "M"))
     return -F.logsigmoid(difference if margin is None else difference - margin)
@@ -63,7 +63,7 @@ def plackett_luce(scores: Tensor, mask: Tensor) -> Tensor:
         mask: [P, K] bool, False on padding, which stands after the responses.
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(scores=(scores, "P K"), mask=(mask, "bool P K"))
     low = scores.masked_fill(~mask, -1e30)  # finite, since the gradient at -inf would be nan
@@ -83,7 +83,7 @@ def clipped_value(value: Tensor, old: Tensor, target: Tensor, clip: float | None
         clip: c; None for (V - R)^2 / 2.
 
     Raises:
-        ValueError: shapes or kinds of numbers are others.
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(value=(value, "T"), old=(old, "T"), target=(target, "T"))
     loss = (value - target) ** 2
@@ -95,13 +95,13 @@ def clipped_value(value: Tensor, old: Tensor, target: Tensor, clip: float | None
 def kl_estimate(log_ratio: Tensor, kind: str = "k1") -> Tensor:
     """Estimates of KL(π || π_ref) from samples of π, with log_ratio = log π - log π_ref: [T] nats -> [T] nats.
 
-    k1 = log_ratio has the right mean and belongs into a reward: its gradient as a loss is 0 on average. k2 =
+    k1 = log_ratio has the right mean and belongs in a reward: its gradient as a loss is 0 on average. k2 =
     log_ratio^2 / 2 is biased, but is the loss whose gradient is that of the KL. k3 = exp(-log_ratio) - 1 + log_ratio
     is never negative and varies least; its gradient as a loss is that of another divergence (Schulman 2020;
     Tang & Munos 2025).
 
     Raises:
-        ValueError: shapes or kinds of numbers are others, or there is no such estimate.
+        ValueError: shapes or dtypes do not match, or there is no such estimate.
     """
     check_shapes(log_ratio=(log_ratio, "T"))
     if kind == "k1":

@@ -33,7 +33,7 @@ class Objective(ABC):
 
 
 def difference(better: Tensor, worse: Tensor) -> Tensor:
-    """d = better - worse: [M], [M] -> [M]. Raises `ValueError` where shapes or kinds of numbers are others."""
+    """d = better - worse: [M], [M] -> [M]. Raises `ValueError` where shapes or dtypes do not match."""
     check_shapes(better=(better, "M"), worse=(worse, "M"))
     return better - worse
 

@@ -1,4 +1,4 @@
-"""Surrogates of policy-gradient algorithms: what stands in for -A log π of each sampled token, chosen by class path.
+"""Surrogate losses of policy-gradient algorithms, one number for each sampled token, chosen by class path.
 
 A surrogate is called with a batch, the log-ratio log ρ = log π(y_t) - log π_old(y_t) of each token now against when it
 was sampled, in nats, and the advantage A of each token, [T] fp32 each. It returns the loss of each token, [T]; the

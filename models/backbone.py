@@ -28,7 +28,7 @@ def base_of(model: Any) -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A view of a model in its present state. It owns no weights and is created anew on every access.
+    """A view of a model that owns no weights; `CausalLM.backbone` makes it anew each time it is read.
 
     Args:
         model: a causal LM of transformers, alone or under a PEFT adapter.
@@ -90,7 +90,7 @@ class Backbone:
         return Squash(scale, getattr(self.config, "final_logit_softcapping", None))
 
     def blocks(self) -> list[nn.Module]:
-        """The decoder layers of the body, which transformers does not split over devices either."""
+        """The decoder layers of the body: the modules that transformers keeps whole (`_no_split_modules`)."""
         names = set(getattr(self.base, "_no_split_modules", None) or ())
         return [module for module in self.body.modules() if type(module).__name__ in names]
 

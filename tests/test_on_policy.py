@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
 from small import fit, small, weights_of
+from toy import Bigrams, Toy, ToyData
 
 from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
@@ -27,8 +28,8 @@ from leyden.errors import UserError
 from leyden.example import Example, Sample
 from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, RolloutLoader, ScoreTransform
 from leyden.policy import Response, Sampling
-from leyden.run.callbacks import FinalValidation, Throughput
-from leyden.run.progress import Progress
+from leyden.run.callbacks import FinalValidation, Throughput, flops_per_token
+from leyden.run.progress import Progress, RunEstimate
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7)
 KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
@@ -456,6 +457,34 @@ def test_what_is_not_training_is_no_part_of_its_time(monkeypatch: pytest.MonkeyP
     found = algorithm(PPO, {"minibatches": 2}, reward=reward)
     trainer = fit(found, Questions(held=5), max_epochs=3, callbacks=[Slow()])
     assert now[0] > 300 and float(trainer.callback_metrics["perf/rollout_share"]) == pytest.approx(1 / 3)
+
+
+class Estimated(RunEstimate):
+    """Keeps the steps at which it would print."""
+
+    def __init__(self) -> None:
+        super().__init__(after=0.0, steps=2)
+        self.steps_seen: list[int] = []
+
+    def _print(self, trainer: Any, pl_module: Any, seconds: float) -> None:
+        self.steps_seen.append(trainer.global_step)
+
+
+def test_the_estimate_waits_for_a_whole_rollout(tmp_path: Path) -> None:
+    """Until then the longest answers may still come."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": [1, 2], "response": [3]}\n' * 10, encoding="utf-8")
+    sampled, planned = Estimated(), Estimated()
+    fit(algorithm(PPO, {"minibatches": 4}), Questions(), max_epochs=2, callbacks=[sampled])
+    fit(Toy(Bigrams()), ToyData(str(rows), batch_size=2), max_epochs=1, callbacks=[planned])
+    assert (sampled.steps_seen, planned.steps_seen) == ([4], [2])
+
+
+def test_the_arithmetic_of_a_step_has_no_reference_where_it_was_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leyden.run.callbacks.peak_flops", lambda device: 1e9)
+    measured, found = Throughput(), algorithm(PPO, {"minibatches": 2})
+    fit(found, Questions(), max_epochs=1, callbacks=[measured])
+    assert found.has_reference and measured._share == flops_per_token(found.policy) / 1e9
 
 
 # -- pieces -----------------------------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def on_rank(most: int | None) -> torch.Tensor:
     from lightning.pytorch.strategies import DDPStrategy
 
     found = algorithm(DPO, 10**9)
-    found.micro_batches.most = most
+    found.micro_batches.token_limit = most
     strategy = DDPStrategy(process_group_backend="gloo")
     fit(found, data_for(DPO), max_epochs=2, devices=2, strategy=strategy, accumulate_grad_batches=2)
     return weights_of(found.policy)
@@ -198,7 +198,7 @@ def run(cap):
     return found
 
 found = run(int(sys.argv[1]) << 20)
-torch.save([weights_of(found.policy), found.micro_batches.most], sys.argv[2])
+torch.save([weights_of(found.policy), found.micro_batches.token_limit], sys.argv[2])
 """
 
 

@@ -8,7 +8,7 @@ that `leyden.rewards.function.Gold` scores with: `language`, `answer` and `rival
 The split is by content, not by wording: no training row asks for the content of a held-out row, in either language.
 The same arguments give the same rows on every machine, and fewer rows are a prefix of more.
 
-Called by `leyden data sample`, the demo and tests. May import `errors` and `rewards`. Begin reading at `items`, the
+Called by `leyden data sample`, the demo and tests. May import the framework. Begin reading at `items`, the
 content of questions, then `phrases`, their wording.
 """
 

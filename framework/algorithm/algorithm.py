@@ -26,7 +26,8 @@ GREEDY = Sampling(temperature=0.0)
 
 
 class Algorithm(OptimizerStep):
-    """A policy, a loss, and everything around them. How a step is taken, `loss` and `note` stand in `OptimizerStep`.
+    """A policy and a loss, with building, optimizer, validation, prediction and checkpoints around them. How a step is
+    taken, `loss` and `note` stand in `OptimizerStep`.
 
     Args:
         policy: the model.
@@ -36,9 +37,12 @@ class Algorithm(OptimizerStep):
     """
 
     wants: ClassVar[tuple[str, ...]] = ("logp",)
-    """What the policy is asked for: logp, score. Heads that nothing asks for are not made, or not trained."""
+    """What training asks the policy for: logp, score, value. A head that nothing asks for is not made or not
+    trained."""
     dropout: ClassVar[bool] = True
     """Whether the model keeps its dropout. Where two forwards are compared, noise would look like a difference."""
+    on_policy: ClassVar[bool] = False
+    """Whether it trains on rollouts that it samples itself."""
     predicts: ClassVar[str] = "answers"
     """What `leyden predict` writes: answers to prompts, or scores of the answers that rows have."""
 
@@ -83,7 +87,7 @@ class Algorithm(OptimizerStep):
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)
         template = getattr(self.data, "chat_template", None)
-        if template is not None:  # so that generation and exports speak as the data did
+        if template is not None:  # so that generation and exports use the template of the data
             self.policy.tokenizer.chat_template = template
 
     @property
@@ -193,7 +197,7 @@ class Algorithm(OptimizerStep):
         for logger in self.trainer.loggers if whole else ():
             # loggers count the steps before this one; a whole sanity check is the measure before training, at step 0
             logger.log_metrics(metrics, step=self.trainer.global_step - 1)
-        self.log_dict(metrics, logger=False)  # of a sanity check too, for whoever waits for a measure of this name
+        self.log_dict(metrics, logger=False)  # of a sanity check too: `Checkpoint` looks for its monitor
         if not self.trainer.sanity_checking:
             self.validated_at = self.trainer.global_step
 

@@ -32,7 +32,7 @@ class MicroBatches:
     """The size that micro-batches are cut to. Nothing is cut until one has run out of memory."""
 
     def __init__(self) -> None:
-        self.most: int | None = None
+        self.token_limit: int | None = None
         """Most tokens of a part, unless it is one tree alone; None does not cut."""
 
     def of(self, batch: B, count: int | None = None) -> list[B]:
@@ -65,7 +65,7 @@ class MicroBatches:
 
     def needed(self, batch: Batch) -> int:
         """The number of parts that are small enough."""
-        return 1 if self.most is None else max(1, math.ceil(batch.size / self.most))
+        return 1 if self.token_limit is None else max(1, math.ceil(batch.size / self.token_limit))
 
     def shrink(self, failed: Batch) -> None:
         """Cut smaller from now on, since this part did not fit.
@@ -75,8 +75,8 @@ class MicroBatches:
         """
         if len(failed.structure()) < 2:
             raise UserError(f"a single row of {failed.size} tokens does not fit the memory; {MEMORY_ADVICE}")
-        first = self.most is None
-        self.most = min(failed.size, self.most or failed.size) // 2
+        first = self.token_limit is None
+        self.token_limit = min(failed.size, self.token_limit or failed.size) // 2
         torch.cuda.empty_cache()
         if first:
             log.warning(
@@ -84,6 +84,6 @@ class MicroBatches:
                 "tokens from now on: the same steps, a little slower. --data.max_tokens %s with more "
                 "--trainer.accumulate_grad_batches says so from the start",
                 f"{failed.size:,}",
-                f"{self.most:,}",
-                self.most,
+                f"{self.token_limit:,}",
+                self.token_limit,
             )

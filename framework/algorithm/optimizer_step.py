@@ -15,10 +15,11 @@ from leyden.algorithm.microbatches import MicroBatches, out_of_memory
 from leyden.batch.forest import Batch
 from leyden.distributed import full_tensor, reduce_sums
 from leyden.errors import UserError
+from leyden.lightning_loop import is_accumulating
 
 
 class OptimizerStep(LightningModule):
-    """The half of an algorithm that takes steps.
+    """Forward, backward, metrics, and the second try where memory runs out, of one optimizer step.
 
     Means are exact over the whole optimizer step: a micro-batch divides by the totals of its step, and here the loss
     is multiplied by accumulation x world size once, which undoes what the Trainer and the strategy divide by. So one
@@ -69,10 +70,10 @@ class OptimizerStep(LightningModule):
         if not self._micro:
             self._drawn = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if batch.tokens.is_cuda else [])]
         self._micro.append(batch)
-        first, *self._rest = self.micro_batches.of(batch, self._as_all(batch))
+        first, *self._rest = self.micro_batches.of(batch, self._common_count(batch))
         shares: int = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if self.trainer.world_size > 1:
-            if self.micro_batches.most is not None and isinstance(
+            if self.micro_batches.token_limit is not None and isinstance(
                 ddp := self.trainer.strategy.model, DistributedDataParallel
             ):
                 ddp.require_backward_grad_sync = False  # gradients of parts are added up first, and then over ranks
@@ -100,13 +101,13 @@ class OptimizerStep(LightningModule):
             loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
             for part in self._rest:
                 self._backward(self._forward(part))
-            self._add_up()
+            self._average_gradients()
             return
         if graph is not None:
-            self._failed = self._fails(self._micro[-1], graph) or self._run(self._rest)
+            self._failed = self._run_part(self._micro[-1], graph) or self._run(self._rest)
             del graph
         while self._failed is not None:
-            self._again(self._failed)
+            self._retry(self._failed)
 
     def _forward(self, part: Batch) -> Tensor:
         with self.trainer.precision_plugin.forward_context():
@@ -118,7 +119,7 @@ class OptimizerStep(LightningModule):
         loss = loss if scaler is None else scaler.scale(loss)
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def _fails(self, part: Batch, graph: Tensor | None = None) -> Batch | None:
+    def _run_part(self, part: Batch, graph: Tensor | None = None) -> Batch | None:
         """Run a part forward, unless that is done, and backward; the part itself if it does not fit."""
         try:
             self._backward(self._forward(part) if graph is None else graph)
@@ -130,11 +131,11 @@ class OptimizerStep(LightningModule):
 
     def _run(self, parts: list[Batch]) -> Batch | None:
         """Run parts one by one; the first that does not fit, or None."""
-        return next((part for part in parts if self._fails(part) is not None), None)
+        return next((part for part in parts if self._run_part(part) is not None), None)
 
-    def _again(self, failed: Batch) -> None:
-        """Run this step from its beginning, cut smaller, with the random numbers that it had: half of a backward pass
-        cannot be taken back from gradients."""
+    def _retry(self, failed: Batch) -> None:
+        """Run this step from its beginning, cut smaller, with the random numbers that it had: gradients
+        of an unfinished backward pass cannot be undone."""
         self.micro_batches.shrink(failed)
         self._window = []
         for parameter in self.parameters():
@@ -145,19 +146,19 @@ class OptimizerStep(LightningModule):
 
     # -- several processes -------------------------------------------------------------------------------------------
 
-    def _as_all(self, batch: Batch) -> int | None:
+    def _common_count(self, batch: Batch) -> int | None:
         """How many parts every process cuts its micro-batch into; None where each may decide for itself."""
-        if self.micro_batches.most is None or self.device_mesh is None:
+        if self.micro_batches.token_limit is None or self.device_mesh is None:
             return None
         wanted = torch.tensor(self.micro_batches.needed(batch), device=self.device)
         return int(self.trainer.strategy.reduce(wanted, reduce_op="max"))
 
-    def _add_up(self) -> None:
-        """The mean of gradients over processes, at the end of a step whose parts ran without DDP's own."""
+    def _average_gradients(self) -> None:
+        """Average gradients over processes, at the end of a step whose parts ran with DDP's own averaging off."""
         ddp = self.trainer.strategy.model
-        if self.micro_batches.most is None or not isinstance(ddp, DistributedDataParallel):
+        if self.micro_batches.token_limit is None or not isinstance(ddp, DistributedDataParallel):
             return
-        if not self.trainer.fit_loop._should_accumulate():
+        if not is_accumulating(self.trainer):
             for parameter in (p for p in self.parameters() if p.requires_grad):
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 torch.distributed.all_reduce(parameter.grad)

@@ -1,8 +1,8 @@
 """Algorithms with a scalar head, which gives every response a reward: validation, calibration and prediction.
 
 A reward model says that the better of two responses wins with probability σ(d), σ the logistic function and d the
-difference of their rewards. So it can be right or wrong, and it can be too sure or not sure enough of it: `calibration`
-measures both, from sums that may be added up over batches and processes.
+difference of their rewards. Validation measures its accuracy and its calibration, from sums that may be added up
+over batches and processes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]
     """
     better, worse, share = _exact(better), _exact(worse), _exact(share)
     gap = (better - worse).abs()
-    right = (1 + (better - worse).sign()) / 2  # a tie is half right, as a coin would be
+    right = (1 + (better - worse).sign()) / 2  # a tie counts half
     sure = gap.sigmoid()
     sums = {"share": share, "chosen_reward": share * better, "rejected_reward": share * worse, "right": share * right}
     bins = ((sure - 0.5) * 2 * BINS).long().clamp_max(BINS - 1)

@@ -57,14 +57,14 @@ class WarmupCosine(LRScheduler):
         return [float(base) * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Only how far it got: the shape comes from the configuration, which is the truth on resume."""
+        """Only how far it got: the shape is always that of the configuration."""
         return {"last_epoch": self.last_epoch, "_step_count": self._step_count, "_last_lr": list(self._last_lr)}
 
 
 def restore_hyperparameters(
     optimizer: Optimizer, settings: list[dict[str, Any]], schedulers: Iterable[LRScheduler]
 ) -> None:
-    """Undo what restoring a checkpoint did to learning rates and the like: the configuration is the truth.
+    """Put configured learning rates and the like back in the place of those that a checkpoint brought.
 
     Args:
         optimizer: just restored.

@@ -69,7 +69,7 @@ class WithReference(Algorithm):
             raise UserError("--model.reference precomputed: not under FSDP2; leave it out")
         elif kind == "precomputed" and self.trainer.state.fn == "fit":
             self.reference = CurrentPolicy(self.policy)
-        else:  # a run that only measures has no time before training to work anything out
+        else:  # validate and test have no pass before them to work log-probs out in
             self.reference = self.frozen_reference("auto" if kind == "precomputed" else kind)
 
     @property
@@ -87,7 +87,7 @@ class WithReference(Algorithm):
                 raise UserError("reference precomputed: it needs a DataModule, to see all rows before training")
             log.info("working out the reference's log-probs of all rows")
             self.reference = Precomputed.of(self.reference, self.data.all_rows(), self.device)
-        # only now: what a resumed run starts from differs from its reference, and rightly
+        # a resumed policy differs from its reference already, so only a new run is checked
         self._agreed = self.trainer.ckpt_path is not None or self._other[0] is not None
         log.info("reference: %s %s", self.reference.kind, self.reference.fingerprint())
 

@@ -2,8 +2,8 @@
 
 Called by data (which packs examples), policies (which run it) and algorithms (whose losses are means over it). May
 import torch and `errors`, nothing else of the project. Begin reading at `forest`, whose drawing shows the layout;
-`tree` is one prompt with its responses before packing, `pairs` compares responses, `trajectory` adds what rollouts
-know.
+`tree` is one prompt with its responses before packing, `pairs` compares responses, `trajectory` adds the
+columns of rollouts.
 """
 
 from __future__ import annotations

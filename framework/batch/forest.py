@@ -56,7 +56,7 @@ class Batch:
     branch: Tensor
     """[T] int64, the response a token belongs to, -1 on prompts and padding"""
     weight: Tensor
-    """[T] float32, loss weight; 0 is not trained, as is every root"""
+    """[T] float32, loss weight; 0 is not trained, and roots always have 0"""
     group: Tensor
     """[N] int64, the prompt that each response answers"""
     score: Tensor
@@ -66,7 +66,7 @@ class Batch:
     totals: Totals
     """Denominators of the whole optimizer step; of this batch alone when it was made by hand"""
     spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
-    """The same structure as plain numbers, kept from `pack` so that no device has to be asked; see `structure`"""
+    """The same structure as plain numbers, kept from `pack` to spare a copy from the device; see `structure`"""
 
     axes: ClassVar[dict[str, str]] = dict.fromkeys(PER_TOKEN, "T") | {
         "group": "N",

@@ -57,7 +57,7 @@ def rank_table(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def responses_by_prompt(batch: Batch) -> list[list[int]]:
-    """Numbers of the responses to each prompt, as plain numbers, which no device has to be asked for."""
+    """Numbers of the responses to each prompt, as plain numbers, without a copy from the device."""
     numbers = [[number for number, _, _ in span.responses] for span in batch.structure() if span.responses]
     if len(numbers) != len(batch.row):  # unshared: a prompt stands once for each of its responses
         numbers = [[] for _ in batch.row]

@@ -1,4 +1,4 @@
-"""A batch of sampled responses that remembers how they were sampled and what they are worth."""
+"""Sampled responses with the log-probs of sampler, policy and reference, values, advantages and returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from leyden.batch.forest import Batch, pack
 from leyden.batch.tree import Span, Totals, Tree
 
 COLUMNS = ("sampled_logp", "old_logp", "ref_logp", "value", "advantage", "returns")
-"""What a trajectory has for each token beyond a batch."""
+"""Columns with one number a token beyond those of a batch."""
 
 
 @dataclass
@@ -21,9 +21,9 @@ class Trajectory(Batch):
     """Sampled responses: T tokens, N responses, P prompts. Values of tokens are 0 on prompts and padding."""
 
     sampled_logp: Tensor
-    """[T] log-prob of each response token by its sampler's own account, nats"""
+    """[T] log-prob of each response token as the engine reported it, nats"""
     old_logp: Tensor
-    """[T] the same by the path that training takes, under the policy that sampled it"""
+    """[T] the same by the forward pass of training, under the policy that sampled it"""
     ref_logp: Tensor
     """[T] the same under the reference"""
     value: Tensor
@@ -31,9 +31,9 @@ class Trajectory(Batch):
     advantage: Tensor
     """[T] how much better each response token was than expected"""
     returns: Tensor
-    """[T] what values should have been"""
+    """[T] regression target of the value function"""
     draw: Tensor
-    """[P] int64, the number of the draw that each prompt came with"""
+    """[P] int64, place of each prompt in the run's sequence of prompts"""
 
     axes: ClassVar[dict[str, str]] = Batch.axes | dict.fromkeys(COLUMNS, "T") | {"draw": "P"}
 

@@ -1,8 +1,9 @@
 """Checkpoints: saved at whole optimizer steps, found again, and refused where they do not belong.
 
-Called by the command line and, through callbacks, by the Trainer. May import the single files of `framework`. Begin
-reading at `callback` (when a step is saved), then `find` (which file is gone on from) and `provenance` (what it was
-made from). docs/checkpoints.md has the table of who saves what.
+Called by algorithms (for provenance), by the command line, by `leyden export` and, as callbacks, by the Trainer. May
+import `policy` and the single files of `framework`. Begin reading at `callback` (when a step is saved), then `find`
+(which file is gone on from) and `provenance` (what it was made from). docs/checkpoints.md has the table of who saves
+what.
 """
 
 from __future__ import annotations

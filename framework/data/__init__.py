@@ -1,8 +1,8 @@
 """Examples to planned batches: the base classes of DataModules, whatever files their rows come from.
 
-Called by the DataModules in `leyden.datamodules` and, through the Trainer, by algorithms. May import `batch` and
-`policy` and below. Begin reading at `step_plan`, which decides what a step holds; `datamodule` hands it to Lightning,
-`chat_template` turns messages into token trees.
+Called by the DataModules in `leyden.datamodules`, by on-policy algorithms and evaluations (prompts), and by models
+(chat templates and tokenizers). May import `batch` and `policy` and below. Begin reading at `step_plan`, which decides
+what a step holds; `datamodule` hands it to Lightning, `chat_template` turns messages into token trees.
 """
 
 from __future__ import annotations

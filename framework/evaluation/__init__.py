@@ -1,7 +1,8 @@
 """The same held-out questions before, during and after training, whatever a model is trained by.
 
-Called by the Trainer, as a callback. May import `on_policy` and below. Begin reading at `evaluator` (when, and
-against what), then `evaluation_pass` (one pass over the questions) and `metrics` (what is measured on answers).
+Called by the Trainer, as a callback; `compare` reads the columns. May import `on_policy` and below. Begin reading at
+`evaluator` (when, and against what), then `evaluation_pass` (one pass over the questions) and `metrics` (what is
+measured on answers).
 """
 
 from __future__ import annotations

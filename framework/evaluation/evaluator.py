@@ -71,7 +71,7 @@ class Evaluator(Callback, ABC):
         self._reference: Reference | None = None
         self._prompts: list[Prompt] | None = None
         self._text: list[Tree] = []
-        self._theirs: dict[int, Row] = {}
+        self._reference_answers: dict[int, Row] = {}
         """The reference's answers, by the number of the prompt."""
         self._known: dict[str, Any] = {}
         """What a checkpoint held."""
@@ -154,8 +154,12 @@ class Evaluator(Callback, ABC):
             self._evaluate_now(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        theirs = list(self._theirs.values()) or self._known.get("reference", [])
-        return {"at": self._at, "prompts": self._mark() or self._known.get("prompts", ""), "reference": theirs}
+        theirs = list(self._reference_answers.values()) or self._known.get("reference", [])
+        return {
+            "at": self._at,
+            "prompts": self._prompts_fingerprint() or self._known.get("prompts", ""),
+            "reference": theirs,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._known, self._at = state_dict, int(state_dict["at"])
@@ -176,17 +180,17 @@ class Evaluator(Callback, ABC):
     def evaluate(self, trainer: Trainer, module: Any) -> dict[str, float]:
         """Answer, score and measure: logged and given back as eval/…, the same on every process."""
         self._read(trainer, module)
-        prompts, reference = local_share(self._prompts or [], trainer), self._compared(module)
+        prompts, reference = local_share(self._prompts or [], trainer), self._reference_of(module)
         whole = assembled(module), assembled(reference or nn.Module())
         with eval_mode(module), whole[0], whole[1], trainer.precision_plugin.forward_context():
             engine = getattr(module, "engine", None)
             answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
             mine = list(map(answer_row, answered))
-            self._meet(trainer, module, prompts, mine)
+            self._ensure_reference_answers(trainer, module, prompts, mine)
             add_divergence(module, prompts, mine, reference, self.sampling.temperature or 1.0)
             losses = sum_text_loss(module, local_share(self._text, trainer))
         for row in mine:
-            if (other := self._theirs.get(row["row"])) is not None:
+            if (other := self._reference_answers.get(row["row"])) is not None:
                 row |= {"reference": other["response"], "reference_reward": other["reward"]}
         rows, text = all_gather_list(mine), all_gather_list([losses])
         measured = measure_answers(rows, text, self.measures)
@@ -206,20 +210,22 @@ class Evaluator(Callback, ABC):
         reward = self._reward if self._reward is not None else getattr(module, "reward", None)
         return reward.to(module.device) if isinstance(reward, nn.Module) else reward
 
-    def _meet(self, trainer: Trainer, module: Any, prompts: Sequence[Prompt], mine: list[Row]) -> None:
+    def _ensure_reference_answers(
+        self, trainer: Trainer, module: Any, prompts: Sequence[Prompt], mine: list[Row]
+    ) -> None:
         """Have the reference's answers: its own, those of the policy before training, or what a checkpoint knows."""
-        reference = self._compared(module)
-        if self._theirs or reference is None:
+        reference = self._reference_of(module)
+        if self._reference_answers or reference is None:
             return
-        if self._known.get("prompts") == self._mark():
-            self._theirs = {row["row"]: row for row in self._known["reference"]}
+        if self._known.get("prompts") == self._prompts_fingerprint():
+            self._reference_answers = {row["row"]: row for row in self._known["reference"]}
         elif isinstance(reference, OtherPolicy) and (self._other or module.has_reference_policy):
             theirs = answer_prompts(trainer, reference.policy, prompts, self.sampling, self.reward(module))
-            self._theirs = {row["row"]: row for row in all_gather_list(list(map(answer_row, theirs)))}
+            self._reference_answers = {row["row"]: row for row in all_gather_list(list(map(answer_row, theirs)))}
         elif trainer.global_step == 0:
-            self._theirs = {row["row"]: dict(row) for row in all_gather_list(mine)}
+            self._reference_answers = {row["row"]: dict(row) for row in all_gather_list(mine)}
 
-    def _compared(self, module: Any) -> Reference | None:
+    def _reference_of(self, module: Any) -> Reference | None:
         """What the policy is held against; None where that would be the policy itself."""
         if self._reference is not None:
             return self._reference.to(module.device)
@@ -236,12 +242,12 @@ class Evaluator(Callback, ABC):
         self._prompts, self._text = self.prompts(template), self.text(template)
         if not self._prompts:
             raise UserError("--eval.path: no prompt in it leaves room to answer; give another file")
-        if self._compared(module) is None:
+        if self._reference_of(module) is None:
             log.info("evaluation: no KL and no win rate without a model to compare with; give --eval.reference.path")
-        elif self._known and self._known["prompts"] != self._mark():
+        elif self._known and self._known["prompts"] != self._prompts_fingerprint():
             log.info("evaluation: no win rate, since the prompts are not those that the reference was asked")
 
-    def _mark(self) -> str:
+    def _prompts_fingerprint(self) -> str:
         """Differs where the prompts do, as they are written."""
         return (
             fingerprint_text("".join(repr(prompt.example.messages) for prompt in self._prompts))
@@ -251,12 +257,16 @@ class Evaluator(Callback, ABC):
 
     def _facts(self, module: Any) -> dict[str, Any]:
         """What `eval/*` depend on, by the measures that do."""
-        paths, reference, reward = self.facts(), self._compared(module), self.reward(module)
+        paths, reference, reward = self.facts(), self._reference_of(module), self.reward(module)
         text = "".join(repr((tree.prompt, tree.responses)) for tree in self._text)
         other = getattr(reference, "policy", module.policy)
         own = [column.as_dict() for measure in self.measures for column in measure.columns]
         return {
-            "prompts": {"path": paths.get("prompts"), "rows": len(self._prompts or ()), "fingerprint": self._mark()},
+            "prompts": {
+                "path": paths.get("prompts"),
+                "rows": len(self._prompts or ()),
+                "fingerprint": self._prompts_fingerprint(),
+            },
             "reward": {"name": name_of(reward), "fingerprint": _identity(reward)},
             "reference": reference and {"path": other.path, "fingerprint": other.fingerprint()},
             "text": {"path": paths.get("text"), "fingerprint": fingerprint_text(text)} if self._text else None,

@@ -9,11 +9,17 @@ from leyden.policy.policy import Policy, Response, Sampling
 
 
 class Engine(ABC):
-    """Samples responses with the policy's present weights. Write one for a server or another library."""
+    """Samples responses with the policy's present weights. Write one for a server or another library.
+
+    Every process has an engine of its own. What it says of log-probs is logged as `rollout/mismatch` against those that
+    training computes; the latter are trained on.
+    """
 
     @abstractmethod
     def sync(self, policy: Policy) -> None:
-        """Take over the policy's weights as they are now. Called once before every rollout, on every process."""
+        """Take over the policy's weights as they are now; sharded ones are whole inside the call, and
+        `policy.save(folder)` writes them. Called before every rollout and every validation, on every process that has
+        prompts to answer."""
 
     @abstractmethod
     def generate(
@@ -24,17 +30,22 @@ class Engine(ABC):
         keys: Sequence[int],
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Response]]:
-        """`n` responses to each prompt of token ids, with their log-probs; see `Policy.generate`."""
+        """`n` responses to each prompt of token ids, with their log-probs; see `Policy.generate`.
+
+        A rollout comes in several calls of some 256 responses each. `keys` are the places of prompts in the run's
+        sequence: noise that depends on them and on `sampling.seed` alone makes a resumed run, and any number of
+        processes, sample the same.
+        """
 
 
 class Native(Engine):
     """The policy's own `generate`."""
 
     def __init__(self) -> None:
-        self._policy: tuple[Policy, ...] = ()  # a tuple, so that nothing takes it for a part of the engine
+        self._policy: Policy | None = None
 
     def sync(self, policy: Policy) -> None:
-        self._policy = (policy,)
+        self._policy = policy
 
     def generate(
         self,
@@ -44,4 +55,5 @@ class Native(Engine):
         keys: Sequence[int],
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Response]]:
-        return self._policy[0].generate(prompts, n, sampling, keys, on_progress)
+        assert self._policy is not None
+        return self._policy.generate(prompts, n, sampling, keys, on_progress)

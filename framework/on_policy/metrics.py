@@ -85,7 +85,7 @@ def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 class RolloutClock:
-    """How the time goes between sampling and training."""
+    """The timer behind perf/rollout_seconds, perf/rollout_share and perf/generated_tokens_per_second."""
 
     def __init__(self) -> None:
         self._began = self._sampled = self._ended = 0.0

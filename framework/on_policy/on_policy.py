@@ -51,8 +51,9 @@ class OnPolicy(WithReference):
             broke off in the middle of a rollout goes on, too.
     """
 
+    on_policy = True
     kl_responses: ClassVar[int | None] = None
-    """How many of a prompt's responses log-probs are worked out for: all, or so many where only the KL needs them."""
+    """How many responses of each prompt get log-probs, chosen at random, where only the KL needs them; None is all."""
 
     def __init__(
         self,
@@ -85,14 +86,14 @@ class OnPolicy(WithReference):
         self.clock = RolloutClock()
         self._validation_began = 0.0
 
-    # -- the seams ---------------------------------------------------------------------------------------------------
+    # -- methods to override -----------------------------------------------------------------------------------------
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one minibatch of what `credit` gave back, as for every algorithm."""
 
     def credit(self, rollout: Rollout) -> Trajectory:
-        """What to train on, from this process's part of a rollout. Sums over the whole are `all_reduce`'s.
+        """Turn this process's part of a rollout into what is trained on. `all_reduce` sums over the whole.
 
         Args:
             rollout: prompts with their scored responses; `rollout.trajectory` has their log-probs.
@@ -101,11 +102,11 @@ class OnPolicy(WithReference):
         return rollout.trajectory
 
     def compute_log_probs(self, batch: Trajectory) -> Trajectory:
-        """What the policy and its reference say of responses now: the path that training takes, without gradients."""
+        """Fill in `old_logp` and `ref_logp` (and `value`) by the forward pass of training, without gradients."""
         logp = self.policy(batch, {"logp"}, self.temperature).logp
         return replace(batch, old_logp=logp, ref_logp=logp - self.log_ratio(batch, logp, self.temperature))
 
-    # -- what subclasses ask -----------------------------------------------------------------------------------------
+    # -- helpers of subclasses ---------------------------------------------------------------------------------------
 
     @property
     def temperature(self) -> float:
@@ -221,7 +222,7 @@ class OnPolicy(WithReference):
         return {name: value / max(sums["count"], 1.0) for name, value in sums.items() if name != "count"}
 
     def pause(self, seconds: float) -> None:
-        """Leave time out of what a rollout's share is of: an evaluation, say."""
+        """Leave seconds, an evaluation's for one, out of the time that perf/rollout_share is a share of."""
         self.clock.pause(seconds)
 
     def on_validation_start(self) -> None:

@@ -40,7 +40,7 @@ class KLController:
     horizon: float = 10_000.0
 
     def update(self, kl: float, responses: int) -> None:
-        """Raise β where the KL is above its target and lower it where it is below, by at most a fifth a `horizon`."""
+        """Raise β where the KL is above its target, lower it where it is below: by at most 20 % a `horizon`."""
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coefficient *= 1 + error * responses / self.horizon
@@ -48,7 +48,7 @@ class KLController:
 
 @dataclass
 class ScoreTransform:
-    """What is done to scores before they become rewards, in this order: the penalty, normalisation, clipping.
+    """Transforms scores into rewards, in this order: penalty, normalisation, clipping.
 
     Args:
         eos_penalty: taken off a response that was cut at the length limit.
@@ -193,16 +193,16 @@ class PolicyGradient(OnPolicy):
         return loss
 
     @property
-    def want(self) -> set[str]:
+    def loss_outputs(self) -> set[str]:
         """What the loss asks the policy for."""
         return {"logp", "entropy"} if self.entropy_coef else {"logp"}
 
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)
-        return self.policy_loss(batch, self.policy(batch, self.want, self.temperature))
+        return self.policy_loss(batch, self.policy(batch, self.loss_outputs, self.temperature))
 
     def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Stop learning from this rollout once the policy has left it behind; every process sees the same number."""
+        """Leave the rest of a rollout out once approx_kl exceeds `stop_kl`; every process sees the same number."""
         if self.stop_kl is not None and metrics["policy/approx_kl"] > self.stop_kl and self.rollout_loader is not None:
             log.info(
                 "approx_kl %.3g: the rest of rollout %s is left out",

@@ -1,5 +1,4 @@
-"""A rollout: prompts, responses and scores. The one value that travels from the engine through the reward and
-rollouts.jsonl to the batch that is trained on."""
+"""Rollouts: prompts with their responses and scores, the value that sampler, reward, file and `credit` share."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ class AnsweredPrompt:
 
     prompt: Prompt
     draw: int
-    """The number of the draw, which no other prompt of the run has."""
+    """Place in the run's sequence of prompts, unique."""
     responses: list[Response]
     scores: list[float] | None = None
     """What each response is worth; None until the reward has said it, and where it failed."""
@@ -101,7 +100,8 @@ class Rollout:
         return Trajectory.of([one.tree() for one in kept], logp, [one.draw for one in kept])
 
     def some_responses(self, most: int | None) -> list[AnsweredPrompt]:
-        """Every prompt with at most so many of its responses, drawn whatever their scores are; None keeps all."""
+        """Every prompt with at most so many of its responses, drawn at random, whatever their scores; None keeps
+        all."""
         return [one if most is None else self._some(one, most) for one in self.answered]
 
     def _some(self, one: AnsweredPrompt, most: int) -> AnsweredPrompt:

@@ -36,7 +36,7 @@ class RolloutFile:
         self._rollout, self._fingerprint = 0, ""
 
     def rows(self) -> Iterator[Row]:
-        """The rows that are there; a last line that was cut off is none."""
+        """The rows of the file; an incomplete last line is skipped."""
         if self.file is not None and self.file.is_file():
             with self.file.open(encoding="utf-8") as lines:
                 for line in lines:
@@ -80,7 +80,7 @@ class RolloutFile:
             os.fsync(out.fileno())
 
     def end(self) -> None:
-        """A rollout is whole: of rows that were there and have been scored now, only the later stays."""
+        """Finish a rollout: of a row that was reused and scored again, only the later copy stays."""
         if self._again:
             self._write(list({(row["rollout"], row["draw"]): row for row in self.rows()}.values()))
             self._again = False

@@ -83,7 +83,11 @@ class RolloutLoader:
 
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
-            self.rollout, self.done, self.batch = self.rollout + 1, 0, None  # code after the last yield never runs
+            self.rollout, self.done, self.batch = (
+                self.rollout + 1,
+                0,
+                None,
+            )  # here, since Lightning does not exhaust the iterator
             self.batch = self.collect(self.rollout, self.share(self.rollout))
             self._steps = []
         self._resume = False

@@ -1,4 +1,4 @@
-"""Answers to prompts: the engine is asked, the reward scores, and what both said is filed before anything else."""
+"""Sampling of rollouts: the engine responds, the reward scores, and both go to rollouts.jsonl at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class Sampler:
             rollout: its number.
             drawn: this process's prompts, each with the number of its draw.
             reward: scores them.
-            trained: what is trained: responses on file belong to these very weights, or to others.
+            trained: the module that is trained; responses on file count only if they were sampled with its present
+                weights.
         """
         sampling = replace(self.sampling, seed=(self.sampling.seed or 0) * 1_000_003 + rollout)
         fingerprint = sampling_fingerprint(trained, sampling, self.samples)

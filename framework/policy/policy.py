@@ -49,7 +49,7 @@ class Reference(nn.Module, ABC):
     """A fixed model that gives log-probs; never trained, without dropout, not in checkpoints."""
 
     kind: str
-    """adapter_off, snapshot, copy or precomputed."""
+    """adapter_off, snapshot, copy, precomputed, other (another model) or itself (the policy before training)."""
 
     @abstractmethod
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:

@@ -37,7 +37,7 @@ class Reward(ABC):
 
     @classmethod
     def __subclasshook__(cls, other: type) -> Any:
-        """Whatever can be called is a reward, except a class of classes: a class itself scores nothing."""
+        """Whatever can be called is a reward, except metaclasses: `type` has a `__call__`, but a class is no reward."""
         if cls is not Reward or issubclass(other, type):
             return NotImplemented
         return True if any("__call__" in base.__dict__ for base in other.__mro__) else NotImplemented

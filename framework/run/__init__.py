@@ -1,8 +1,8 @@
 """A run's folder and its files, and the callbacks that measure a run and show its progress.
 
-Called by the command line, and as callbacks and loggers of the Trainer. May import the single files of `framework`.
-Begin reading at `folder`; `callbacks` measures and exports, `metrics_csv` is the logger, `progress` the progress line
-in the terminal.
+Called by the command line, as callbacks and loggers by the Trainer, and by whatever shows progress. May import the
+single files of `framework`. Begin reading at `folder`; `callbacks` measures and exports, `metrics_csv` is the logger,
+`progress` the progress line in the terminal.
 """
 
 from __future__ import annotations

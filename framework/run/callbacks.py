@@ -86,7 +86,7 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if (peak := peak_flops(pl_module.device)) is not None:
-            sampled = getattr(pl_module, "experiences", None) is not None  # its reference reads while it samples
+            sampled = pl_module.on_policy  # its reference reads each token once a rollout, not in every step
             self._share = (
                 flops_per_token(pl_module.policy, pl_module.has_reference and not sampled) / peak / trainer.world_size
             )
@@ -109,7 +109,7 @@ class Throughput(Callback):
         self.pause()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if self._last is None or trainer.fit_loop._should_accumulate():
+        if self._last is None or is_accumulating(trainer):
             return
         now, tokens = time.monotonic(), pl_module.progress["tokens"]
         elapsed = now - self._last[0]

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
+from leyden.lightning_loop import is_accumulating
 from leyden.run.callbacks import peak_memory_gb
 
 _HELD_OUT = ("val/", "test/", "eval/")
@@ -148,9 +149,9 @@ class RunEstimate(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         done, elapsed = trainer.global_step - self._first, time.monotonic() - self._began
-        if self._printed or not trainer.is_global_zero or done < 2 or trainer.fit_loop._should_accumulate():
+        if self._printed or not trainer.is_global_zero or done < 2 or is_accumulating(trainer):
             return
-        samples = getattr(pl_module, "experiences", None) is not None
+        samples = pl_module.on_policy
         if trainer.is_last_batch if samples else elapsed >= self.after or done >= self.steps:
             self._printed = True
             self._print(trainer, pl_module, elapsed / done)

@@ -1,7 +1,8 @@
 """The interface of an attention back-end: a record of its abilities, and the method `attend`.
 
-Your own back-end is a class in a file of yours: `--model.policy.attention my_file.MyBackend`. It is called for nothing
-beyond its record. tests/test_attention.py shows how to compare a back-end with `dense`, the reference.
+Your own back-end is a class in a file of yours: `--model.policy.attention my_file.MyBackend`. It is never given an
+option (dropout, soft cap, window) that its record does not claim. tests/test_attention.py shows how to compare a
+back-end with `dense`, the reference.
 """
 
 from __future__ import annotations
