@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 import re
 import shlex
 import sys
@@ -128,9 +129,18 @@ def test_the_rewards_that_the_page_writes_are_taken(leyden, workplace: Path) -> 
     from leyden.example import Sample
     from leyden.rewards.function import Function
 
-    for _, language, content in pieces((ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")):
+    commands = []
+    for file, language, content in pieces((ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")):
         if language in ("python", "yaml"):
-            (workplace / {"python": "my_rewards.py", "yaml": "reward.yaml"}[language]).write_text(content)
+            (workplace / (file or {"python": "my_rewards.py", "yaml": "reward.yaml"}[language])).write_text(content)
+        else:
+            commands += [shlex.split(line)[1:] for line in content.splitlines()]
+    assert leyden("data", "sample", "--kind", "prompts", "--rows", "8", "--output", "prompts.jsonl")[0] == 0
+    for words in commands:
+        code, _, error = leyden(*words, *SHORT, "--model.minibatches", "1")
+        assert code == 0, error
+    sampled = (workplace / "runs/engine/rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all(text == text.strip() for row in sampled for text in json.loads(row)["responses"])
     fit = ["fit", "--config", "grpo", "--data.path", "prompts.jsonl", "--print_config"]
     code, out, error = leyden(*fit, "--config", "reward.yaml")
     assert code == 0, error
