@@ -8,8 +8,8 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from leyden.datamodules.files.files import find_files, read_rows
-from leyden.datamodules.formats.formats import describe, detect, parse
-from leyden.datamodules.formats.preference_readers import NO_ORDER
+from leyden.datamodules.formats.formats import describe, detect, format_named, parse
+from leyden.datamodules.formats.preference_readers import NO_ORDER, Ranked
 from leyden.datamodules.formats.row_error import RowError
 from leyden.errors import UserError
 from leyden.example import Example
@@ -89,7 +89,7 @@ class Source:
         else:
             raise UserError(f"{self.path}: {problem}")
         ordered = self.rank_order is not None or all("rank_order" in row for row in rows)
-        if format.startswith("ranked") and kind in ("preference", "instruction") and not ordered:
+        if isinstance(format_named(format, kind), Ranked) and kind in ("preference", "instruction") and not ordered:
             raise UserError(f"{self.path}: {NO_ORDER}")  # once for the file, not for each row
         return replace(self, kind=kind, format=format)
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leyden.errors import UserError
@@ -24,8 +24,9 @@ def replacing(path: Path) -> Iterator[Path]:
         else:
             _sync(temporary, os.O_RDWR)
         os.replace(temporary, path)
-        if os.name == "posix":  # the rename itself must reach the disk; other systems cannot sync a folder
-            _sync(path.parent, os.O_RDONLY)
+        if os.name == "posix":  # the rename itself must reach the disk; some file systems cannot sync a folder
+            with suppress(OSError):
+                _sync(path.parent, os.O_RDONLY)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)

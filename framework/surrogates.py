@@ -54,7 +54,7 @@ class Clip(Surrogate):
 
     def __post_init__(self) -> None:
         if not self.clip > 0:
-            raise ValueError(f"{self}: clip > 0")
+            raise ValueError(f"clip {self.clip}: it must be above 0; 0.2 is usual")
 
     def __call__(self, batch: Trajectory, log_ratio: Tensor, advantage: Tensor) -> Tensor:
         return clipped_surrogate(log_ratio.exp(), advantage, self.clip)

@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 from small import Numbers, TreeData, fit, small, some_trees, weights_of
 
 from leyden.algos import PPO, SFT
-from leyden.atomic import writing
+from leyden.atomic import write_whole, writing
 from leyden.batch.forest import Tree
 from leyden.checkpoint.callback import Checkpoint, RNGState, interval
 from leyden.checkpoint.find import FORMAT, AtomicCheckpointIO, damage, find_checkpoint, header
@@ -674,6 +674,28 @@ def test_a_disk_that_fails_late(call: str, tmp_path: Path, monkeypatch: Any) -> 
     with pytest.raises(UserError, match=r"a\.ckpt: cannot be written \(No space left on device\)"):
         io.save_checkpoint({"x": torch.zeros(2)}, file)
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"] and torch.equal(state(file)["x"], torch.ones(2))
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: Any) -> None:
+    """Some network file systems refuse it, and the file has its name already."""
+    sync, opened = os.fsync, os.open
+    folders: set[int] = set()
+
+    def opening(path: Any, *args: Any, **kwargs: Any) -> int:
+        handle = opened(path, *args, **kwargs)
+        if Path(path).is_dir():
+            folders.add(handle)
+        return handle
+
+    def syncing(handle: int) -> None:
+        if handle in folders:
+            raise OSError(22, "Invalid argument")
+        sync(handle)
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "fsync", syncing)
+    write_whole(tmp_path / "a.txt", "x")
+    assert folders and (tmp_path / "a.txt").read_text() == "x"
 
 
 def test_errors_that_libraries_hide_are_found() -> None:

@@ -244,6 +244,9 @@ def test_length_correlation() -> None:
     assert length_correlation([([1, 2], [0.0, 1.0]), ([9, 10], [-5.0, -4.0])]) == pytest.approx(1.0)
     assert length_correlation([([1], [3.0]), ([2], [2.0]), ([3], [1.0])]) == pytest.approx(-1.0)
     assert length_correlation([([1, 2], [1.0, 1.0])]) is None
+    tiny = [([1, 2], [0.0, 1e-6]), ([9, 10], [-5e-6, -4e-6])]  # a reward on a small scale is a reward
+    assert length_correlation(tiny) == pytest.approx(1.0)
+    assert length_correlation([([n], [15.3]) for n in range(1, 40)]) is None  # rounding is no spread
 
 
 # -- in runs ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
 from leyden.errors import UserError
 from leyden.example import Example, Sample
-from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, RolloutLoader, ScoreTransform
+from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, Rollout, RolloutLoader, ScoreTransform
+from leyden.on_policy.metrics import rollout_metrics, rollout_sums
+from leyden.on_policy.rollout_loader import check_room
 from leyden.policy import Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput, flops_per_token
 from leyden.run.progress import Progress, RunEstimate
@@ -283,6 +286,71 @@ def test_a_shared_rollout_has_the_steps_of_the_whole(size: int, passes: int, min
             mine, other, every = (sorted(x.score.tolist()) for x in (first, second, whole))
             assert sorted(mine + other) == every
             assert dropped == 5 or abs(len(mine) - len(other)) <= max(2, len(every) // 8)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("size", [4, 12, 16])
+def test_a_rollout_in_training_keeps_its_size(size: int, world: int) -> None:
+    """A run that goes on with another number of prompts a rollout ends the one that it is in first."""
+    prompts = [Prompt(i, Example([]), [1 + i] * (2 + i % 5)) for i in range(9)]
+
+    def collect(rollout: int, drawn: list[tuple[int, Prompt]]) -> Trajectory:
+        trees = [Tree(prompt.tokens, [[5]], [float(n)], row=prompt.row) for n, prompt in drawn]
+        return Trajectory.of(trees, draws=[n for n, _ in drawn])
+
+    def loaders(size: int) -> list[RolloutLoader]:
+        return [RolloutLoader(collect, PromptLoader(prompts, size, 3), 2, 4, 1, world, rank) for rank in range(world)]
+
+    before, after = loaders(8), loaders(size)
+    for _ in range(2):  # two rollouts, and three steps of the third
+        for loader in before:
+            list(loader)
+    running = [iter(loader) for loader in before]
+    for _ in range(3):
+        for one in running:
+            next(one)
+    parts = [loader.batch for loader in before]
+    assert all(part is not None for part in parts)
+    state = before[0].state_dict() | {"trajectory": Trajectory.cat(parts).state_dict()}  # type: ignore[arg-type]
+    for loader, rest in zip(after, running, strict=True):
+        loader.load_state_dict(state)
+        expected, found = list(rest), list(loader)
+        assert [x.draw.tolist() for x in found] == [x.draw.tolist() for x in expected]
+        assert sum(len(x) for x in loader) > 0 and loader.batch is not None  # and the next one has the new size
+        assert all(3 * size <= draw < 4 * size for draw in loader.batch.draw.tolist())
+
+
+def test_more_processes_than_prompts_are_an_error() -> None:
+    one = SimpleNamespace(minibatches=1, budget=100, samples=1)
+    prompts = [Prompt(0, Example([]), [1, 2])]
+    loader = RolloutLoader(lambda *_: Trajectory.of([]), PromptLoader(prompts, 2, 0), 1, 1, 1, world=3)
+    with pytest.raises(UserError, match="--data.batch_size 2 prompts are fewer than the 3 processes"):
+        check_room(one, loader)
+
+
+def test_terms_of_a_reward_are_means_over_the_responses_that_have_them() -> None:
+    """Two processes: a term that only the second has, of two of its three responses."""
+    batch = Trajectory.of([Tree([1], [[5]], [1.0])], [[[0.0]]])
+    parts = [[({}, 1.0)], [({"a": [2.0]}, 1.0), ({"a": [4.0]}, 2.0), ({}, 3.0)]]
+    sums = []
+    for part in parts:
+        found = [
+            AnsweredPrompt(Prompt(0, Example([]), [1]), n, [Response([5], [0.0], True, "x")], [score], terms)
+            for n, (terms, score) in enumerate(part)
+        ]
+        sums.append(rollout_sums(Rollout(0, found, batch), ["a"]))
+    assert sums[0].keys() == sums[1].keys()
+    metrics = rollout_metrics({name: sums[0][name] + sums[1][name] for name in sums[0]})
+    assert metrics["rollout/reward_a"] == 3.0 and metrics["rollout/reward"] == 7 / 4
+
+
+def test_an_engine_gives_a_log_prob_for_each_token() -> None:
+    class Silent(Native):
+        def generate(self, *args: Any) -> Any:
+            return [[replace(one, logp=[]) for one in group] for group in super().generate(*args)]
+
+    with pytest.raises(UserError, match="Silent: a response of . tokens with 0 log-probs"):
+        fit(algorithm(PPO, {}, engine=Silent()), Questions(), max_epochs=1)
 
 
 def test_the_samplers_own_account_travels_and_is_compared(tmp_path: Path) -> None:

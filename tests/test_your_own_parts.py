@@ -63,6 +63,15 @@ def test_what_a_format_reads_is_what_is_trained(workplace: Path) -> None:
         format_named("my_formats.WithFacts", "preference")
 
 
+def test_a_file_may_be_named_like_a_shipped_format(leyden: Any, workplace: Path) -> None:
+    (workplace / "ranked_rows.py").write_text(
+        "from leyden.datamodules.formats.preference_readers import Pair\n\n\nclass Mine(Pair):\n    name = 'mine'\n"
+    )
+    (workplace / "pairs.jsonl").write_text('{"prompt": "Who?", "chosen": "Bo.", "rejected": "Al."}\n')
+    code, _, error = leyden("data", "check", "--kind", "preference", "--format", "ranked_rows.Mine", "pairs.jsonl")
+    assert code == 0, error
+
+
 def test_tokenised_rows_follow_the_code_of_a_format(leyden: Any, workplace: Path) -> None:
     """What was kept of an earlier version of the file is not trained on."""
     import subprocess

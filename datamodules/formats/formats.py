@@ -157,7 +157,7 @@ def code_of(name: str) -> str:
 
 def _no_format(row: Row, kind: str) -> str:
     columns = ", ".join(map(str, row)) or "none"
-    known = " | ".join(",".join(form.needs) for form in FORMATS[kind].values())
+    known = " | ".join(",".join(form.columns(kind)) for form in FORMATS[kind].values())
     names = ("chosen", "rejected") if kind == "preference" else ("prompt", "response")
     flags = " ".join(f"--{name} COLUMN" for name in names)
     mapping = ", ".join(f"{name}: COLUMN" for name in names)

@@ -83,8 +83,11 @@ class WithReference(Algorithm):
     def on_fit_start(self) -> None:
         assert self.reference is not None
         if self.reference_kind == "precomputed" and not isinstance(self.reference, Precomputed):
-            if self.data is None:
-                raise UserError("reference precomputed: it needs a DataModule, to see all rows before training")
+            if not hasattr(self.data, "all_rows"):
+                raise UserError(
+                    "--model.reference precomputed: it needs a DataModule with all_rows, to see them before training; "
+                    "set --model.reference auto"
+                )
             log.info("working out the reference's log-probs of all rows")
             self.reference = Precomputed.of(self.reference, self.data.all_rows(), self.device)
         # a resumed policy differs from its reference already, so only a new run is checked

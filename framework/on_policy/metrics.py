@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from torch import Tensor
@@ -18,12 +18,18 @@ def divergence(trajectory: Trajectory) -> Tensor:
     return trajectory.per_branch(trajectory.old_logp - trajectory.ref_logp)
 
 
-def rollout_sums(rollout: Rollout) -> dict[str, float]:
-    """The sums over one process's part from which `rollout_metrics` is computed once they are added up."""
+def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float]:
+    """The sums over one process's part from which `rollout_metrics` is computed once they are added up.
+
+    Args:
+        rollout: the part.
+        terms: the names of the reward's terms, the same on every process.
+    """
     batch = rollout.trajectory
     assert batch is not None
     sums: dict[str, float] = dict.fromkeys(("responses", "score", "length", "finished", "groups", "best", "same"), 0.0)
     sums |= dict.fromkeys(("x", "y", "xx", "yy", "xy"), 0.0)
+    sums |= dict.fromkeys([f"{what} {name}" for name in terms for what in ("term", "count")], 0.0)
     for one in rollout.answered:
         scores, lengths = one.scores or [], [float(len(response.tokens)) for response in one.responses]
         sums["responses"] += len(lengths)
@@ -42,7 +48,8 @@ def rollout_sums(rollout: Rollout) -> dict[str, float]:
             for name, value in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
                 sums[name] += value
         for name, values in one.terms.items():
-            sums[f"term {name}"] = sums.get(f"term {name}", 0.0) + math.fsum(values)
+            sums[f"term {name}"] += math.fsum(values)
+            sums[f"count {name}"] += len(values)
     apart = (batch.old_logp - batch.sampled_logp).abs()
     return sums | {
         "measured": float(len(batch.group)),
@@ -75,12 +82,14 @@ def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     }
     n = sums["responses"]
     spread = [n * sums[square] - sums[name] ** 2 for name, square in (("x", "xx"), ("y", "yy"))]
-    if all(value > 1e-9 * max(n, 1.0) for value in spread):
+    if all(
+        value > 1e-12 * n * sums[square] for value, square in zip(spread, ("xx", "yy"), strict=True)
+    ):  # not rounding
         metrics["length_correlation"] = (n * sums["xy"] - sums["x"] * sums["y"]) / math.sqrt(spread[0] * spread[1])
     if sums["groups"]:
         metrics |= {"best": sums["best"] / sums["groups"], "same": sums["same"] / sums["groups"]}
-    terms = {name.removeprefix("term "): value for name, value in sums.items() if name.startswith("term ")}
-    metrics |= {f"reward_{name}": value / responses for name, value in sorted(terms.items())}
+    terms = sorted(name.removeprefix("term ") for name in sums if name.startswith("term "))
+    metrics |= {f"reward_{name}": sums[f"term {name}"] / max(sums[f"count {name}"], 1.0) for name in terms}
     return {f"rollout/{name}": value for name, value in metrics.items()}
 
 

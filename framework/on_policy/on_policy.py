@@ -18,7 +18,7 @@ from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
 from leyden.batch.tree import Totals, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
-from leyden.distributed import gather_tensor, reduce_sums, reducer
+from leyden.distributed import all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
 from leyden.on_policy.engine import Engine, Native
 from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, rollout_sums
@@ -162,9 +162,10 @@ class OnPolicy(WithReference):
         with assembled(self), self.trainer.precision_plugin.forward_context():
             self.engine.sync(self.policy)
             rollout = self.sampler.sample(number, drawn, self.reward, self)
+            terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
             rollout.trajectory = self._with_log_probs(rollout)
-        sums = reduce_sums(rollout_sums(rollout), self.trainer, self.device)
+        sums = reduce_sums(rollout_sums(rollout, sorted(set(terms))), self.trainer, self.device)
         self.rollout_metrics |= rollout_metrics(sums)
         batch = self.credit(rollout)
         self.rollout_metrics |= self.clock.end(sums["length"])

@@ -92,6 +92,11 @@ class Rollout:
     """The responses as a batch with log-probs of policy and reference (and values), on the CPU, best response first:
     all of them, or for algorithms that only want the KL, `kl_responses` of each prompt."""
 
+    @property
+    def terms(self) -> list[str]:
+        """The names of what the rewards are made of."""
+        return sorted({name for one in self.answered for name in one.terms})
+
     @staticmethod
     def pack(answered: Sequence[AnsweredPrompt]) -> Trajectory:
         """Responses with their scores as a batch, best response first; prompts without any are left out."""

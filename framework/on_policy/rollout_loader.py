@@ -72,6 +72,8 @@ class RolloutLoader:
         self.rollout, self.done, self._resume = -1, 0, False
         self.batch: Trajectory | None = None
         """This process's part of the rollout that is being trained on."""
+        self._size = prompts.size
+        """Prompts of that rollout; a resumed run may draw more or fewer from the next one on."""
         self._steps: list[LocalStep] = []
 
     def __len__(self) -> int:
@@ -83,11 +85,8 @@ class RolloutLoader:
 
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
-            self.rollout, self.done, self.batch = (
-                self.rollout + 1,
-                0,
-                None,
-            )  # here, since Lightning does not exhaust the iterator
+            # here, since Lightning does not exhaust the iterator
+            self.rollout, self.done, self.batch, self._size = self.rollout + 1, 0, None, self.prompts.size
             self.batch = self.collect(self.rollout, self.share(self.rollout))
             self._steps = []
         self._resume = False
@@ -103,13 +102,14 @@ class RolloutLoader:
 
     def share(self, rollout: int) -> list[tuple[int, Prompt]]:
         """This process's prompts of a rollout, each with the number of its draw."""
-        owners = self.owners(rollout)
+        owners = self.owners(rollout, self.prompts.size)
         return [one for one, owner in zip(self.prompts.draw(rollout), owners, strict=True) if owner == self.rank]
 
-    def owners(self, rollout: int) -> tuple[int, ...]:
-        """The process that answers each prompt of a rollout."""
-        size, world = self.prompts.size, self.world
-        return (0,) * size if world == 1 else _owners(size, world, tuple(map(tuple, self._order(rollout, size))))
+    def owners(self, rollout: int, size: int) -> tuple[int, ...]:
+        """The process that answers each prompt of a rollout of this size."""
+        if self.world == 1:
+            return (0,) * size
+        return _owners(size, self.world, tuple(map(tuple, self._order(rollout, size))))
 
     def _order(self, rollout: int, count: int) -> list[list[int]]:
         """The optimizer steps of a rollout: for each the numbers of its prompts, among those that have responses."""
@@ -121,18 +121,19 @@ class RolloutLoader:
         return steps
 
     def most_trees(self, rollouts: int = 16) -> int:
-        """The most prompts that a micro-batch of the first rollouts holds."""
+        """The most prompts that a micro-batch of the first rollouts holds; on several processes a later one may have
+        one more."""
         most = 0
         for rollout in range(rollouts if self.world > 1 else 1):
-            owners = self.owners(rollout)
+            owners = self.owners(rollout, self.prompts.size)
             for step in self._order(rollout, self.prompts.size):
                 most = max(most, *(sum(owners[at] == rank for at in step) for rank in range(self.world)))
         return -(-most // self.accumulate)
 
     def _plan(self, batch: Trajectory) -> list[LocalStep]:
         """Find this process's trees in the steps of the whole rollout, and the totals of all processes."""
-        spans, places = batch.structure(), (batch.draw - self.rollout * self.prompts.size).tolist()
-        there = torch.zeros(self.prompts.size, dtype=torch.float64)
+        spans, places = batch.structure(), (batch.draw - self.rollout * self._size).tolist()
+        there = torch.zeros(self._size, dtype=torch.float64)
         there[places] = 1.0
         there = self.reduce(there)
         number = (there.cumsum(0) - 1).long().tolist()  # prompts whose responses are all left out have none
@@ -167,6 +168,7 @@ class RolloutLoader:
             "rollout": self.rollout,
             "prompts": self.fingerprint,
             "done": self.done,
+            "size": self._size,
             "steps": [self.passes, self.minibatches, self.accumulate, self.world],
             "trajectory": None if parts is None else _in_order(parts).state_dict(),
         }
@@ -189,24 +191,29 @@ class RolloutLoader:
                 "--trainer.accumulate_grad_batches and the number of processes must be the same; resume with them, or "
                 "from the end of a rollout"
             )
-        batch = Trajectory.from_state_dict(state["trajectory"])
+        batch, self._size = Trajectory.from_state_dict(state["trajectory"]), int(state["size"])
         if self.world > 1:
-            owners, first = self.owners(self.rollout), self.rollout * self.prompts.size
+            owners, first = self.owners(self.rollout, self._size), self.rollout * self._size
             batch = batch.select([n for n, draw in enumerate(batch.draw.tolist()) if owners[draw - first] == self.rank])
         self.batch = batch
 
 
 @lru_cache(maxsize=32)
 def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Give each prompt to the process that has fewest in its steps, and fewest at all where these are equal."""
+    """Give each prompt to the process whose load in its steps it adds least to, and fewest at all where these are
+    equal. A load counts 4^n, so that the largest of a step is kept low."""
     owners, loads = [0] * size, [[0] * world for _ in steps]
     of: list[list[int]] = [[] for _ in range(size)]
     for number, step in enumerate(steps):
         for at in step:
             of[at].append(number)
-    total = [0] * world
+    fair, total = [len(step) // world for step in steps], [0] * world
+
+    def cost(excess: int) -> int:  # whole numbers, so that every machine finds the same
+        return 1 << 2 * max(0, excess + 8)
+
     for at in dict.fromkeys(at for step in steps for at in step):
-        rank = min(range(world), key=lambda r: (sum(loads[s][r] for s in of[at]), total[r], r))
+        rank = min(range(world), key=lambda r: (sum(cost(loads[s][r] - fair[s]) for s in of[at]), total[r], r))
         owners[at] = rank
         total[rank] += 1
         for number in of[at]:
@@ -240,6 +247,11 @@ def check_room(algorithm: Any, loader: RolloutLoader) -> None:
         raise UserError(
             f"--data.batch_size {prompts.size} prompts cannot be cut into --model.minibatches {parts} equal parts; set "
             f"--data.batch_size {-(-prompts.size // parts) * parts}"
+        )
+    if prompts.size < loader.world:
+        raise UserError(
+            f"--data.batch_size {prompts.size} prompts are fewer than the {loader.world} processes that answer "
+            f"them; set --data.batch_size {-(-loader.world // parts) * parts}, or fewer processes"
         )
     longest = max((len(prompt.tokens) for prompt in prompts.prompts), default=0)
     new, trainer = algorithm.sampling.max_new_tokens, algorithm.trainer

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from leyden.data.prompts import Prompt
+from leyden.errors import UserError
 from leyden.on_policy.engine import Engine, Native
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 from leyden.on_policy.rollout_file import RolloutFile, Row, sampling_fingerprint
@@ -77,6 +78,7 @@ class Sampler:
         if missing:
             prompts, draws = [prompt.tokens for _, prompt in missing], [draw for draw, _ in missing]
             groups = self.engine.generate(prompts, self.samples, sampling, draws, on_progress)
+            check_log_probs(self.engine, groups)
             for (draw, prompt), group in zip(missing, groups, strict=True):
                 known[draw] = AnsweredPrompt(prompt, draw, list(map(rounded, group)))
         return [one for draw, _ in drawn if (one := known[draw]) is not None]
@@ -89,9 +91,23 @@ class Sampler:
             self.file.append(answered)
 
 
+def check_log_probs(engine: Engine, groups: Sequence[Sequence[Response]]) -> None:
+    """That an engine gives one log-prob for each token.
+
+    Raises:
+        UserError: it does not.
+    """
+    for one in (response for group in groups for response in group):
+        if len(one.logp) != len(one.tokens):
+            raise UserError(
+                f"{type(engine).__name__}: a response of {len(one.tokens)} tokens with {len(one.logp)} log-probs; give "
+                "Response.logp one number for each token"
+            )
+
+
 def rounded(response: Response) -> Response:
     """The same with log-probs of six digits after the point, as rollouts.jsonl has them."""
-    return replace(response, logp=[round(value, 6) for value in response.logp])
+    return replace(response, logp=[round(float(value), 6) for value in response.logp])
 
 
 def give_scores(answered: Sequence[AnsweredPrompt], reward: Any) -> None:
