@@ -57,7 +57,7 @@ def test_what_a_format_reads_is_what_is_trained(workplace: Path) -> None:
     assert [turn["content"] for turn in example.messages] == ["A.\nB.\nWho?"]
     assert [[turn["content"] for turn in turns] for turns in example.responses] == [["Bo."]]
     assert parse({"q": "Who?", "facts": []}, "my_formats.WithFacts", "prompts").responses == []
-    duel = parse({"q": "Who?", "better": "Bo.", "worse": "Al."}, "my_pairs.Duel", "preference")
+    duel = parse({"question": "Who?", "better": "Bo.", "worse": "Al."}, "my_pairs.Duel", "preference")
     assert [turns[0]["content"] for turns in duel.responses] == ["Bo.", "Al."]
     with pytest.raises(UserError, match="read as instruction or prompts or candidates data, not preference"):
         format_named("my_formats.WithFacts", "preference")

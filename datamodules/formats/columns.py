@@ -54,11 +54,18 @@ def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     return {name: row[column] for name, column in names_of(row, columns).items()}
 
 
-def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
-    """Raise `UserError` where a mapping has an unknown canonical name, or a column that no row has."""
+def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], own: Sequence[str] = ()) -> None:
+    """Raise `UserError` where a mapping has an unknown canonical name, or a column that no row has.
+
+    Args:
+        rows: the first rows of a file.
+        columns: canonical name -> column.
+        own: names that the format adds to the canonical ones.
+    """
+    known = dict.fromkeys([*own, *_ALIASES])
     for name, column in columns.items():
-        if name not in _ALIASES and not name.startswith(("completion_", "ranking_")):
-            hint = nearest(name, _ALIASES) or f"; use one of {', '.join(_ALIASES)}"
+        if name not in known and not name.startswith(("completion_", "ranking_")):
+            hint = nearest(name, known) or f"; use one of {', '.join(known)}"
             raise UserError(f"columns {name}: {column}: nothing is called '{name}'{hint}")
         if not any(column in row for row in rows):
             names = [str(other) for other in rows[0]]

@@ -37,7 +37,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
-    """The columns without which a row cannot be read."""
+    """The columns without which a row cannot be read, by canonical names; others are names of the format's own."""
     answers: ClassVar[tuple[str, ...]] = ()
     """Those of `needs` that may be missing where only prompts are read."""
     unranked: ClassVar[tuple[str, ...] | None] = None

@@ -57,7 +57,7 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     """
     if not rows:
         raise UserError("no rows to find the format from; give a file with data")
-    check_columns(rows, columns or {})
+    check_columns(rows, columns or {}, [name for form in FORMATS[kind].values() for name in form.needs])
     names = [names_of(row, columns or {}) for row in rows]
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
@@ -71,8 +71,8 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
 
 def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, str] | None = None) -> str:
     """The format and the columns of rows in one line: `prompt-response (prompt: 질문, response: 답변)`."""
-    check_columns(rows, columns or {})
     form, column_of = format_named(format, kind), names_of(rows[0], columns or {})
+    check_columns(rows, columns or {}, form.needs)
     reads = form.columns(kind, answers=kind != "prompts")
     uses = [f"{name}: {column_of[name]}" if column_of[name] != name else name for name in reads if name in column_of]
     return f"{form.name} ({', '.join(uses)})"

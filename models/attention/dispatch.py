@@ -4,7 +4,8 @@ One interface, several back-ends that are checked against each other. A policy s
 implementation to `FOREST` and passes `forest=Forest(...)` to the model's forward; transformers hands the keyword to the
 attention function of every layer. Sliding windows count in `position`, not in the packed row.
 
-- `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response); for CPUs.
+- `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response): the fastest on CPUs,
+  it runs anywhere, with dropout too.
 - `varlen`: the variable-length flash kernel of NVIDIA GPUs, in half precision.
 - `flex`: FlexAttention, for other GPUs and precisions and for soft caps.
 - `dense`: one T x T mask; the reference, which supports every option and runs anywhere.
