@@ -85,7 +85,7 @@ class RolloutLoader:
 
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
-            # here, since Lightning does not exhaust the iterator
+            # reset here and not after the last batch, since Lightning does not exhaust the iterator
             self.rollout, self.done, self.batch, self._size = self.rollout + 1, 0, None, self.prompts.size
             self.batch = self.collect(self.rollout, self.share(self.rollout))
             self._steps = []
@@ -200,8 +200,17 @@ class RolloutLoader:
 
 @lru_cache(maxsize=32)
 def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Give each prompt to the process whose load in its steps it adds least to, and fewest at all where these are
-    equal. A load counts 4^n, so that the largest of a step is kept low."""
+    """Give each prompt to the process that is cheapest in its steps, and has fewest at all where these are equal. A
+    process with n more prompts than a fair share of a step costs 4^n there, so that the largest share is kept low.
+
+    Args:
+        size: number of prompts.
+        world: number of processes.
+        steps: for each optimizer step the numbers of its prompts.
+
+    Returns:
+        The process of each prompt.
+    """
     owners, loads = [0] * size, [[0] * world for _ in steps]
     of: list[list[int]] = [[] for _ in range(size)]
     for number, step in enumerate(steps):
@@ -209,7 +218,7 @@ def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[
             of[at].append(number)
     fair, total = [len(step) // world for step in steps], [0] * world
 
-    def cost(excess: int) -> int:  # whole numbers, so that every machine finds the same
+    def cost(excess: int) -> int:  # times 4^8: in whole numbers every machine finds the same
         return 1 << 2 * max(0, excess + 8)
 
     for at in dict.fromkeys(at for step in steps for at in step):
