@@ -15,13 +15,8 @@ import torch
 from torch import Tensor
 
 from leyden.batch.trajectory import Trajectory
-from leyden.distributed import Reduce
+from leyden.distributed import Reduce, one_process
 from leyden.shapes import check_shapes
-
-
-def _alone(x: Tensor) -> Tensor:
-    """The sum over processes, where there is one."""
-    return x
 
 
 def gae(
@@ -58,7 +53,7 @@ def gae(
     return advantage, (advantage + value).masked_fill(~mask, 0.0)
 
 
-def whiten(x: Tensor, weight: Tensor, reduce: Reduce = _alone) -> Tensor:
+def whiten(x: Tensor, weight: Tensor, reduce: Reduce = one_process) -> Tensor:
     """Weighted mean 0 and variance 1: [T], [T] -> [T], 0 where the weight is. The mean is not added back.
 
     Args:
@@ -77,7 +72,7 @@ def whiten(x: Tensor, weight: Tensor, reduce: Reduce = _alone) -> Tensor:
     return torch.where(weight > 0, (x - mean) * (variance + 1e-8).rsqrt(), 0.0)
 
 
-def explained_variance(value: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce = _alone) -> float:
+def explained_variance(value: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce = one_process) -> float:
     """1 - Var(R - V) / Var(R) over the tokens whose weight is not 0: 1 where values are right, 0 where a constant would
     do as well, below 0 where it would do better.
 
@@ -86,13 +81,16 @@ def explained_variance(value: Tensor, returns: Tensor, weight: Tensor, reduce: R
         returns: [T] R.
         weight: [T] 0 leaves a token out.
         reduce: sums over the processes that hold the rest.
+
+    Raises:
+        ValueError: shapes or dtypes do not match.
     """
     check_shapes(value=(value, "T"), returns=(returns, "T"), weight=(weight, "T"))
     columns = torch.stack([returns - value, returns, torch.ones_like(value)])[:, weight > 0].double()
     sums = reduce(columns.sum(1))
     centred = columns[:2] - (sums[:2] / sums[2].clamp_min(1))[:, None]
-    apart, whole = reduce((centred**2).sum(1)) / (sums[2] - 1).clamp_min(1)
-    return 1.0 - float(apart / whole.clamp_min(1e-8))
+    residual, total = reduce((centred**2).sum(1)) / (sums[2] - 1).clamp_min(1)
+    return 1.0 - float(residual / total.clamp_min(1e-8))
 
 
 def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
@@ -139,7 +137,7 @@ class Estimator(ABC):
     """Fewest responses to each prompt that it can compare."""
 
     @abstractmethod
-    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
         """Advantages and returns, [T] each, from the reward [T] of each token; 0 on prompts and padding."""
 
 
@@ -156,11 +154,11 @@ class GAE(Estimator):
     trace: float = 0.95
     needs_values = True
 
-    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
         advantage, returns = torch.zeros_like(reward), torch.zeros_like(reward)
         at, mask = batch.grid()
-        rows = gae(reward[at], batch.value[at], mask, self.discount, self.trace)
-        advantage[at[mask]], returns[at[mask]] = rows[0][mask], rows[1][mask]
+        row_advantage, row_returns = gae(reward[at], batch.value[at], mask, self.discount, self.trace)
+        advantage[at[mask]], returns[at[mask]] = row_advantage[mask], row_returns[mask]
         return whiten(advantage, batch.weight, reduce), returns
 
 
@@ -175,7 +173,7 @@ class GroupRelative(Estimator):
     scale: bool = False
     least_samples = 2
 
-    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
         score = batch.per_branch(reward)
         return batch.per_token(group_relative(score, batch.group, self.scale)), torch.zeros_like(reward)
 
@@ -186,6 +184,6 @@ class LeaveOneOut(Estimator):
 
     least_samples = 2
 
-    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = _alone) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
         score = batch.per_branch(reward)
         return batch.per_token(leave_one_out(score, batch.group)), torch.zeros_like(reward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -46,6 +47,21 @@ def write_whole(file: Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all."""
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         stream.write(text)
+
+
+def truncate_jsonl(file: Path, step: int) -> None:
+    """Keep the lines of a JSONL file whose `step` is at most `step`, without a last one that was cut off. A file that
+    is missing stays so.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", newline="\n") as stream:  # `splitlines` would end lines inside of texts, at U+2028
+        lines = [line for line in stream if line.endswith("\n")]
+    with writing(file):
+        write_whole(file, "".join(line for line in lines if int(json.loads(line)["step"]) <= step))
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -13,6 +13,11 @@ Reduce = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes; the tensor itself where there is one."""
 
 
+def one_process(x: Tensor) -> Tensor:
+    """The `Reduce` of a process on its own: the tensor itself."""
+    return x
+
+
 def local_share(items: Sequence[T], trainer: Any) -> Sequence[T]:
     """This process's part: in order, and of equal size or one apart."""
     rank, world = trainer.global_rank, trainer.world_size

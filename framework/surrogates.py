@@ -48,6 +48,9 @@ class Clip(Surrogate):
 
     Args:
         clip: ε, how far the probability of a token may move within a rollout before its gradient ends.
+
+    Raises:
+        ValueError: `clip` is not above 0.
     """
 
     clip: float = 0.2

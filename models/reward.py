@@ -92,12 +92,8 @@ class ModelReward(nn.Module, Reward):
         if not isinstance(policy, CausalLM):
             raise UserError("--model.reward.base policy: only a CausalLM has weights to share; leave it out")
         check_frozen(policy.backbone, "--model.reward.base policy", "leave it out")
-        mine, theirs = (
-            json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))[
-                "base_model_name_or_path"
-            ],
-            policy.backbone.base.config.name_or_path,
-        )
+        config = json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))
+        mine, theirs = config["base_model_name_or_path"], policy.backbone.base.config.name_or_path
         if Path(resolve(mine)).absolute() != Path(resolve(theirs)).absolute():
             raise UserError(
                 f"{self.path}: an adapter on {mine}, but the policy stands on {theirs}; leave out --model.reward.base "

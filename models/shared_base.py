@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from leyden.errors import UserError
+from leyden.models import quantized
 from leyden.models.backbone import Backbone, base_of
 from leyden.models.reference import adapter_weights
 
@@ -61,5 +62,5 @@ def with_new_adapter(backbone: Backbone) -> nn.Module:
 
 def _shared(model: nn.Module) -> dict[int, Any]:
     """Objects that a deep copy of a model shares with it, by id: its tensors, and the states of its 4-bit weights."""
-    states = [m.quant_state for m in model.modules() if getattr(m, "quant_state", None) is not None]
+    states = [layer.quant_state for layer in quantized.layers(model)]
     return {id(x): x for x in (*model.parameters(), *model.buffers(), *states)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import pickle
 import shlex
@@ -24,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from small import Numbers, TreeData, fit, small, some_trees, weights_of
 
 from leyden.algos import PPO, SFT
-from leyden.atomic import write_whole, writing
+from leyden.atomic import truncate_jsonl, write_whole, writing
 from leyden.batch.forest import Tree
 from leyden.checkpoint.callback import Checkpoint, RNGState, interval
 from leyden.checkpoint.find import FORMAT, AtomicCheckpointIO, damage, find_checkpoint, header
@@ -674,6 +675,17 @@ def test_a_disk_that_fails_late(call: str, tmp_path: Path, monkeypatch: Any) -> 
     with pytest.raises(UserError, match=r"a\.ckpt: cannot be written \(No space left on device\)"):
         io.save_checkpoint({"x": torch.zeros(2)}, file)
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"] and torch.equal(state(file)["x"], torch.ones(2))
+
+
+def test_a_text_may_have_ends_of_lines_of_its_own(tmp_path: Path) -> None:
+    """U+2028 and U+0085 end lines for `str.splitlines`, but not in JSONL."""
+    file, answer = tmp_path / "samples.jsonl", "a\u2028b\u0085c"
+    lines = [json.dumps({"step": step, "response": answer}, ensure_ascii=False) + "\n" for step in (1, 2)]
+    file.write_text("".join(lines) + '{"step": 1', encoding="utf-8")
+    truncate_jsonl(file, 1)
+    assert file.read_text(encoding="utf-8") == lines[0]
+    truncate_jsonl(tmp_path / "missing.jsonl", 1)
+    assert not (tmp_path / "missing.jsonl").exists()
 
 
 def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path: Path, monkeypatch: Any) -> None:

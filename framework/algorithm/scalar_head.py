@@ -18,7 +18,7 @@ from torch import Tensor
 
 from leyden.algorithm.algorithm import GREEDY, Algorithm
 from leyden.batch.forest import Batch, pack
-from leyden.batch.pairs import preference_pairs
+from leyden.batch.pairs import pairwise_wins, preference_pairs
 from leyden.batch.tree import chunk_by_tokens
 from leyden.errors import UserError
 from leyden.example import Example, Message
@@ -87,7 +87,7 @@ class WithScalarHead(Algorithm):
             "score", "row"}` where a row has one response.
         """
         scores: list[float] = []
-        for trees in chunk_by_tokens([tree for _, tree in batch], getattr(self.data, "max_tokens", 16384)):
+        for trees in chunk_by_tokens([tree for _, tree in batch], self.budget):
             scores += self.rewards(pack(trees).to(self.device)).tolist()
         rest = iter(scores)
         return [_row(example, [round(next(rest), 6) for _ in tree.responses]) for example, tree in batch]
@@ -124,7 +124,7 @@ def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]
     """
     better, worse, share = _exact(better), _exact(worse), _exact(share)
     gap = (better - worse).abs()
-    right = (1 + (better - worse).sign()) / 2  # a tie counts half
+    right = pairwise_wins(better, worse)
     sure = gap.sigmoid()
     sums = {"share": share, "chosen_reward": share * better, "rejected_reward": share * worse, "right": share * right}
     bins = ((sure - 0.5) * 2 * BINS).long().clamp_max(BINS - 1)

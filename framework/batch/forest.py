@@ -160,11 +160,11 @@ class Batch:
 
     def split(self, parts: int) -> list[Self]:
         """At most `parts` batches of whole trees, balanced by tokens, in the order of the forest."""
-        spans, parts = self.structure(), min(parts, len(self.structure()))
+        spans, parts, size = self.structure(), min(parts, len(self.structure())), self.size
         cuts: list[list[int]] = [[] for _ in range(parts)]
         done, part = 0, -1
         for i, span in enumerate(spans):
-            middle = int(parts * (done + (span.stop - span.start) / 2) / self.size)
+            middle = int(parts * (done + (span.stop - span.start) / 2) / size)
             part = max(min(middle, part + 1), parts - (len(spans) - i))  # every part gets a tree
             cuts[part].append(i)
             done += span.stop - span.start

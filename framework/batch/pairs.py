@@ -22,7 +22,7 @@ class Pairs(NamedTuple):
 
     def mean(self, batch: Batch, x: Tensor) -> Tensor:
         """This batch's share of the step's mean over prompts of the mean of `x` [M] over each prompt's pairs."""
-        return (x * self.share).sum() / (batch.totals.prompts or 1)
+        return batch.prompt_mean(x * self.share)
 
 
 def preference_pairs(batch: Batch) -> Pairs:

@@ -26,11 +26,12 @@ def grouped(runs: Sequence[RunFiles], ignored: Iterable[str] = ()) -> list[SeedG
     """Group runs by their settings, in the order of the groups' first runs. A run whose settings are not known stays
     alone. `ignored` are keys that make no difference."""
     ignored = tuple(ignored)
-    by_settings: dict[object, list[RunFiles]] = {}
+    by_settings: dict[object, tuple[list[RunFiles], Settings]] = {}
     for run in runs:
         settings = essential(run.config, ignored)
-        by_settings.setdefault(tuple(sorted(settings.items())) or run.folder, []).append(run)
-    groups = [(tuple(members), essential(members[0].config, ignored)) for members in by_settings.values()]
+        key = tuple(sorted(settings.items())) or run.folder
+        by_settings.setdefault(key, ([], settings))[0].append(run)
+    groups = [(tuple(members), settings) for members, settings in by_settings.values()]
     names = _names([(members[0], settings) for members, settings in groups])
     return [SeedGroup(name, members, settings) for name, (members, settings) in zip(names, groups, strict=True)]
 

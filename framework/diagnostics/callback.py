@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from leyden.atomic import write_whole, writing
+from leyden.atomic import truncate_jsonl, writing
 from leyden.diagnostics.history import History
 from leyden.diagnostics.rules import RULES
 from leyden.lightning_loop import pending_metrics
@@ -51,7 +51,7 @@ class Diagnostics(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._listener is not None and trainer.is_global_zero:
-            self._truncate(self._file(trainer), trainer.global_step if trainer.ckpt_path is not None else -1)
+            truncate_jsonl(self._file(trainer), trainer.global_step if trainer.ckpt_path is not None else -1)
 
     def take(self, trainer: Trainer, module: LightningModule, step: int, metrics: Mapping[str, float]) -> None:
         """Add the metrics logged at a step to the history, and apply the rules."""
@@ -82,15 +82,6 @@ class Diagnostics(Callback):
 
     def _file(self, trainer: Trainer) -> Path:
         return Path(self.folder or trainer.default_root_dir) / FILE
-
-    @staticmethod
-    def _truncate(file: Path, step: int) -> None:
-        """Remove the findings after a step: a run that resumes from a checkpoint reports them again."""
-        if not file.is_file():
-            return
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        with writing(file):
-            write_whole(file, "".join(line for line in lines if int(json.loads(line)["step"]) <= step))
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from leyden.atomic import write_whole, writing
+from leyden.atomic import truncate_jsonl, write_whole, writing
 from leyden.batch.forest import Batch, pack
 from leyden.batch.tree import Tree, chunk_by_tokens
 from leyden.data.prompts import Prompt
@@ -91,11 +91,8 @@ class EvaluationFiles:
 
     def truncate(self, step: int) -> None:
         """Forget what came after a step, to go on from a checkpoint that knows no more."""
-        file = None if self.folder is None else self.folder / "samples.jsonl"
-        if file is not None and file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # the last one may have been cut off
-            self._write(file.name, "".join(line for line in whole if json.loads(line)["step"] <= step))
+        if self.folder is not None:
+            truncate_jsonl(self.folder / "samples.jsonl", step)
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:

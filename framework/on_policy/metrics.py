@@ -80,12 +80,10 @@ def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         "entropy": -sums["logp"] / tokens,
         "mismatch": sums["mismatch"] / tokens,
     }
-    n = sums["responses"]
-    spread = [n * sums[square] - sums[name] ** 2 for name, square in (("x", "xx"), ("y", "yy"))]
-    if all(
-        value > 1e-12 * n * sums[square] for value, square in zip(spread, ("xx", "yy"), strict=True)
-    ):  # not rounding
-        metrics["length_correlation"] = (n * sums["xy"] - sums["x"] * sums["y"]) / math.sqrt(spread[0] * spread[1])
+    n, xx, yy = sums["responses"], sums["xx"], sums["yy"]
+    x_spread, y_spread = n * xx - sums["x"] ** 2, n * yy - sums["y"] ** 2
+    if x_spread > 1e-12 * n * xx and y_spread > 1e-12 * n * yy:  # more than rounding
+        metrics["length_correlation"] = (n * sums["xy"] - sums["x"] * sums["y"]) / math.sqrt(x_spread * y_spread)
     if sums["groups"]:
         metrics |= {"best": sums["best"] / sums["groups"], "same": sums["same"] / sums["groups"]}
     terms = sorted(name.removeprefix("term ") for name in sums if name.startswith("term "))

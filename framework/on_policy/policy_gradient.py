@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from leyden.advantages import Estimator
 from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
+from leyden.distributed import Reduce, one_process
 from leyden.errors import UserError
 from leyden.lightning_loop import skip_rest_of_epoch
 from leyden.losses import kl_estimate
@@ -40,7 +41,12 @@ class KLController:
     horizon: float = 10_000.0
 
     def update(self, kl: float, responses: int) -> None:
-        """Raise β where the KL is above its target, lower it where it is below: by at most 20 % a `horizon`."""
+        """Raise β where the KL is above its target, lower it where it is below: by at most 20 % a `horizon`.
+
+        Args:
+            kl: from the reference, mean nats a response over a rollout of all processes.
+            responses: in that rollout.
+        """
         if self.target is not None:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.coefficient *= 1 + error * responses / self.horizon
@@ -64,7 +70,7 @@ class ScoreTransform:
     """Count, mean and summed squared distance from it, of all scores so far (Welford 1962)."""
 
     def __call__(
-        self, batch: Trajectory, stop: Collection[int], reduce: Callable[[Tensor], Tensor] = lambda x: x
+        self, batch: Trajectory, stop: Collection[int], reduce: Reduce = one_process
     ) -> tuple[Tensor, dict[str, float]]:
         """The scores [N] as they become rewards, and what to log.
 
@@ -89,7 +95,7 @@ class ScoreTransform:
             score = score.clamp(-self.clip, self.clip)
         return score, metrics
 
-    def _take(self, score: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
+    def _take(self, score: Tensor, reduce: Reduce) -> None:
         """Add scores [N] of this process, and those of the others, to the moments."""
         count, mean, squares = self._moments
         new, summed = reduce(torch.stack([torch.ones_like(score).sum(), score.sum()])).tolist()

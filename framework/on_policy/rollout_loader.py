@@ -19,7 +19,7 @@ from leyden.batch.trajectory import Trajectory
 from leyden.batch.tree import Totals, Tree
 from leyden.data.prompts import Prompt, PromptLoader
 from leyden.data.step_plan import balance
-from leyden.distributed import Reduce
+from leyden.distributed import Reduce, one_process
 from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
@@ -62,7 +62,7 @@ class RolloutLoader:
         accumulate: int = 1,
         world: int = 1,
         rank: int = 0,
-        reduce: Reduce = lambda x: x,
+        reduce: Reduce = one_process,
         gather: Callable[[Trajectory], list[Trajectory] | None] = lambda x: [x],
         fingerprint: str = "",
     ) -> None:

@@ -13,18 +13,18 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.rewards.function import Function, WeightedSum
-    from leyden.rewards.gold import Gold
+    from leyden.rewards.gold import COLUMNS, Gold, Parts
     from leyden.rewards.judge import HTTPJudge
-    from leyden.rewards.reward import Reward
+    from leyden.rewards.reward import Reward, name_of, score
 
-__all__ = ["Function", "Gold", "HTTPJudge", "Reward", "WeightedSum"]
+__all__ = ["COLUMNS", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "reward": "Reward",
+        "reward": "Reward name_of score",
         "function": "Function WeightedSum",
-        "gold": "Gold",
+        "gold": "COLUMNS Gold Parts",
         "judge": "HTTPJudge",
     },
 )

@@ -16,7 +16,7 @@ from leyden.errors import UserError
 from leyden.example import Sample
 from leyden.policy.policy import Policy
 
-NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+NO_TERMS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Reward(ABC):
@@ -26,7 +26,7 @@ class Reward(ABC):
     A reward that is a module (`torch.nn.Module`) is moved to the device, never trained, and never in a checkpoint.
     """
 
-    terms: Mapping[str, Tensor] = NOTHING
+    terms: Mapping[str, Tensor] = NO_TERMS
     """The components of the last call's scores, by name, [N] each: logged beside the reward itself."""
 
     @abstractmethod
