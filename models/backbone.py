@@ -102,9 +102,10 @@ class Backbone:
         Raises:
             UserError: the configured back-end cannot run on the device.
         """
-        cap = getattr(self.config, "attn_logit_softcapping", None)
-        probing = device.type == "cpu" and torch.cuda.is_available()  # a probe before the weights have moved
-        return choose(device, cap, self.dtype, "auto" if probing else self.attention)
+        config, kind = self.config, device.type
+        cap = getattr(config, "attn_logit_softcapping", None)
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
+        return choose(device, cap, dtype, self.attention, getattr(config, "head_dim", None))
 
     def hidden(self, batch: Batch) -> Tensor:
         """The body's last hidden state of each token: [T, H]."""

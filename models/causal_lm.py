@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,10 +148,11 @@ class CausalLM(Policy):
         if self.attention == "rows":
             return
         configured = self.attention
-        if configured != "auto":  # weights may be on their way to the GPU
-            self.backbone.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
+        if configured != "auto":
+            self._check_attention()
         base.set_attn_implementation(FOREST)
-        if takes_forest(self.backbone, tolerance):
+        anywhere = replace(self.backbone, attention="auto")  # weights may be on their way to the GPU
+        if takes_forest(anywhere, tolerance):
             return
         base.set_attn_implementation(self._native)
         self.attention = "rows"
@@ -160,6 +162,17 @@ class CausalLM(Policy):
                 f"{self.path}: {name} cannot take attention {configured}; use --model.policy.attention rows"
             )
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
+
+    def _check_attention(self) -> None:
+        """Refuse an attention that cannot run, where training will, in the dtype of the weights or autocast's."""
+        device = torch.device("cuda") if torch.cuda.is_available() else self.device
+        try:
+            self.backbone.backend(device)
+        except UserError:
+            half = replace(self.backbone, dtype=torch.bfloat16)
+            if self.dtype != torch.float32 or device.type == "cpu":
+                raise
+            half.backend(device)  # mixed precision may still come, which the first forward pass knows
 
     def _enable_checkpointing(self) -> None:
         base = self.backbone.base

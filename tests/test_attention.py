@@ -13,7 +13,8 @@ from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.models.attention import flex
-from leyden.models.attention.dispatch import Forest, choose, forest_attention
+from leyden.models.attention.backend import Needs
+from leyden.models.attention.dispatch import Forest, choose, forest_attention, server
 from leyden.models.attention.segments import segment_mask
 from leyden.models.backbone import base_of
 
@@ -188,6 +189,24 @@ def test_auto_takes_what_the_device_and_the_model_allow(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     assert choose(gpu, None, torch.bfloat16) == "varlen"
     assert choose(gpu, None, torch.float32) == choose(gpu, 30.0, torch.bfloat16) == "flex"
+    assert choose(gpu, None, torch.bfloat16, width=8) == "varlen" and choose(gpu, None, width=8) == "segments"
+    assert choose(gpu, None, torch.bfloat16, width=60) == "flex" and choose(gpu, 30.0, width=8) == "dense"
+
+
+def test_a_layer_that_the_back_end_cannot_serve_goes_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    server.cache_clear()  # what it answered without those patches
+
+    def served(name: str, dtype: torch.dtype = torch.bfloat16, **asked: Any) -> str:
+        return server(name, Needs(torch.device("cuda"), dtype, **asked)).name
+
+    assert served("varlen", width=128, value_width=128, window=True) == "varlen"
+    assert served("varlen", width=192, value_width=128) == "flex"  # the heads of DeepSeek's attention
+    assert served("varlen", torch.float32, width=128) == served("varlen", softcap=True, width=128) == "flex"
+    assert served("varlen", dropout=True) == "segments" and served("flex", softcap=True, dropout=True) == "dense"
+    server.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from leyden.batch.forest import Tree, pack
 from leyden.models.attention import varlen
-from leyden.models.attention.dispatch import forest_attention
+from leyden.models.attention.dispatch import forest_attention, server
 from leyden.models.attention.forest import Forest
 
 TREES = [
@@ -22,6 +23,10 @@ TREES = [
 ]
 
 
+FULL = ("scale", "window_size", "enable_gqa")
+"""Options of the newest kernel"""
+
+
 def slow(
     query: Tensor,
     key: Tensor,
@@ -31,35 +36,46 @@ def slow(
     most_queries: int,
     most_keys: int,
     *,
-    scale: float | None,
-    window_size: tuple[int, int],
-    enable_gqa: bool,
+    scale: float | None = None,
+    window_size: tuple[int, int] | None = None,
+    enable_gqa: bool = False,
+    is_causal: bool = False,
 ) -> Tensor:
     """Causal attention sequence by sequence, the last query beside the last key, as the flash kernel documents it."""
-    assert queries.dtype == keys.dtype == torch.int32 and window_size[1] == 0
+    assert is_causal == (window_size is None) and (window_size is None or window_size[1] == 0)
+    assert queries.dtype == keys.dtype == torch.int32
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert int(queries.diff().max()) == most_queries and int(keys.diff().max()) == most_keys
     assert queries[-1] == len(query) and keys[-1] == len(key) == len(value)
+    window = -1 if window_size is None else window_size[0]
     repeat, out = query.shape[1] // key.shape[1], []
     for a, b, c, d in zip(queries[:-1], queries[1:], keys[:-1], keys[1:], strict=True):
         q, k, v = query[a:b], key[c:d].repeat_interleave(repeat, 1), value[c:d].repeat_interleave(repeat, 1)
         scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
         ago = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))
-        seen = (ago >= 0) & (ago <= (window_size[0] if window_size[0] >= 0 else len(k)))
+        seen = (ago >= 0) & (ago <= (window if window >= 0 else len(k)))
         out.append(torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, float("-inf")).softmax(-1), v))
     return torch.cat(out)
 
 
-@pytest.fixture(autouse=True)
-def _slow_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[FULL, ("scale", "window_size"), ("is_causal",)], ids=len)
+def abilities(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
+    """A kernel with these options, as versions of torch have them."""
     monkeypatch.setattr(varlen, "varlen_attn", slow)
+    monkeypatch.setattr(varlen, "ABILITIES", frozenset(request.param))
+    monkeypatch.setattr(varlen.Varlen, "window", "window_size" in request.param)
+    server.cache_clear()  # it has seen what the real kernel can do
+    yield request.param
+    server.cache_clear()
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("asked", [{}, {"sliding_window": 4}, {"scaling": 0.5}])
 @pytest.mark.parametrize("length", [None, 70])
 @pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4], [1, 3]])
-def test_equals_dense_with_gradients(heads: int, asked: dict[str, Any], length: int | None, chosen: list[int]) -> None:
+def test_equals_dense_with_gradients(
+    abilities: tuple[str, ...], heads: int, asked: dict[str, Any], length: int | None, chosen: list[int]
+) -> None:
     batch = pack([TREES[i] for i in chosen], length=length)
     g = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, n, len(batch), 8, generator=g, requires_grad=True) for n in (4, heads, heads)]

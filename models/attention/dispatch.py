@@ -23,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from leyden.class_paths import import_class
 from leyden.errors import UserError, nearest
-from leyden.models.attention.backend import Backend
+from leyden.models.attention.backend import Backend, Needs
 from leyden.models.attention.cached import DecodeStep, Prefill
 from leyden.models.attention.flex import Flex
 from leyden.models.attention.forest import AttentionArgs, Forest
@@ -74,21 +74,27 @@ def backend_named(name: str) -> Backend:
 
 
 def choose(
-    device: torch.device, softcap: float | None, dtype: torch.dtype = torch.float32, wanted: str = "auto"
+    device: torch.device,
+    softcap: float | None,
+    dtype: torch.dtype = torch.float32,
+    wanted: str = "auto",
+    width: int | None = None,
 ) -> str:
     """Name of the back-end for a model on this device.
 
     Args:
         softcap: the soft cap of the model's attention scores, if it has one.
-        dtype: dtype of the model's weights.
+        dtype: dtype of queries and keys: autocast's, or that of the weights.
         wanted: name from the user's configuration; `auto` takes the fastest that can run.
+        width: head width of the model, if it has one for all layers.
 
     Raises:
         UserError: the back-end of this name cannot run here.
     """
+    needs = Needs(device, dtype, softcap=bool(softcap), width=width)
     if wanted == "auto":
-        return next(name for name, backend in BACKENDS.items() if backend.lacks(device, dtype, softcap) is None)
-    if (problem := backend_named(wanted).lacks(device, dtype, softcap)) is not None:
+        return next(name for name, backend in BACKENDS.items() if backend.lacks(needs) is None)
+    if (problem := backend_named(wanted).lacks(needs)) is not None:
         raise UserError(f"attention {wanted} cannot run here: {problem}; use --model.policy.attention auto")
     return wanted
 
@@ -130,19 +136,21 @@ def forest_attention(
     if isinstance(forest, Prefill):
         forest.keep(module, key, value)
     args = AttentionArgs(scaling, dropout, sliding_window, softcap)
-    out = _capable(backend_named(forest.backend), args).attend(query, key, value, forest, args)
+    asked = (args.softcap is not None, args.window is not None, dropout > 0)
+    needs = Needs(query.device, query.dtype, *asked, query.shape[-1], value.shape[-1])
+    out = server(forest.backend, needs).attend(query, key, value, forest, args)
     return out.contiguous(), None
 
 
-def _capable(backend: Backend, args: AttentionArgs) -> Backend:
-    """The back-end itself, or the first other that runs on every device if it lacks an option of the layer."""
+@cache
+def server(name: str, needs: Needs) -> Backend:
+    """The back-end of this name, or the fastest other that can serve a layer which this one cannot.
 
-    def fits(one: Backend) -> bool:
-        return (
-            (one.dropout or not args.dropout) and (one.softcap or not args.softcap) and (one.window or not args.window)
-        )
-
-    return backend if fits(backend) else next(one for one in BACKENDS.values() if one.devices is None and fits(one))
+    On a CPU any back-end is taken at its word, so that those for GPUs can be tested there as well.
+    """
+    backend = backend_named(name)
+    problem = backend.lacks_option(needs) if needs.device.type == "cpu" else backend.lacks(needs)
+    return backend if problem is None else next(one for one in BACKENDS.values() if one.lacks(needs) is None)
 
 
 AttentionInterface.register(FOREST, forest_attention)

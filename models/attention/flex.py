@@ -107,6 +107,7 @@ class Flex(Backend):
     name = "flex"
     devices = ("cuda",)
     softcap = True
+    widths = range(16, 1025)
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda":

@@ -24,9 +24,8 @@ try:
 except ImportError:
     varlen_attn = None
 
-NEEDED = {"scale", "window_size", "enable_gqa"}
-"""Arguments that the first versions of the kernel lacked."""
-USABLE = varlen_attn is not None and set(inspect.signature(varlen_attn).parameters) >= NEEDED
+ABILITIES = frozenset(inspect.signature(varlen_attn).parameters if varlen_attn else ())
+"""Arguments of the kernel in this version of torch. The first versions lack `enable_gqa`, and even `window_size`."""
 
 
 class Layout(NamedTuple):
@@ -77,9 +76,12 @@ class Varlen(Backend):
     name = "varlen"
     devices = ("cuda",)
     dtypes = (torch.bfloat16, torch.float16)
+    widths = range(8, 257, 8)
+    one_width = True
+    window = "window_size" in ABILITIES
 
     def obstacle(self, device: torch.device, dtype: torch.dtype) -> str | None:
-        if not USABLE:
+        if varlen_attn is None:
             return "this version of torch lacks the kernel"
         if device.type != "cuda" or torch.version.hip is not None:
             return "the kernel is one of NVIDIA GPUs"
@@ -90,18 +92,21 @@ class Varlen(Backend):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
         plan: Layout = forest.once("varlen", lambda: layout(forest))
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        options: dict[str, Any] = {}
+        if "window_size" in ABILITIES:
+            options["window_size"] = (-1 if args.window is None else args.window - 1, 0)
+        else:
+            options["is_causal"] = True
+        if "scale" in ABILITIES:
+            options["scale"] = args.scale
+        elif args.scale is not None:
+            q = q * (args.scale * q.shape[-1] ** 0.5)
         if plan.source is not None:
             k, v = (_Gather.apply(x, plan.source) for x in (k, v))  # type: ignore[no-untyped-call]
-        out: Tensor = varlen_attn(
-            q,
-            k,
-            v,
-            plan.queries,
-            plan.keys,
-            plan.most_queries,
-            plan.most_keys,
-            scale=args.scale,
-            window_size=(-1 if args.window is None else args.window - 1, 0),
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
+        if "enable_gqa" in ABILITIES:
+            options["enable_gqa"] = q.shape[1] != k.shape[1]
+        elif (repeat := q.shape[1] // k.shape[1]) > 1:
+            k, v = (x.repeat_interleave(repeat, 1) for x in (k, v))
+        sizes = plan.queries, plan.keys, plan.most_queries, plan.most_keys
+        out: Tensor = varlen_attn(q, k, v, *sizes, **options)
         return out[None]
