@@ -23,7 +23,7 @@ def leyden(options: argparse.Namespace) -> sides.Result:
     from leyden.models import CausalLM
     from leyden.objectives import Sigmoid
 
-    policy = CausalLM(options.model, dtype=options.dtype)
+    policy = CausalLM(options.model, dtype=options.dtype, **sides.policy_options(options))
     algorithm = DPO(policy, objective=Sigmoid(beta=BETA), optimizer=sides.adamw, lr_scheduler=None)
     return sides.fit(algorithm, options, passes=4)
 

@@ -31,7 +31,7 @@ def leyden(options: argparse.Namespace) -> sides.Result:
     from leyden.algos import RewardModel
     from leyden.models import CausalLM
 
-    policy = CausalLM(options.model, dtype=options.dtype)
+    policy = CausalLM(options.model, dtype=options.dtype, **sides.policy_options(options))
     algorithm = RewardModel(policy, optimizer=sides.adamw, lr_scheduler=None)
     return sides.fit(algorithm, options, passes=3, head=False, start=lambda a: set_head(a.policy.heads["score"]))
 

@@ -27,7 +27,7 @@ def leyden(options: argparse.Namespace) -> sides.Result:
     from leyden.algos import SFT
     from leyden.models import CausalLM
 
-    policy = CausalLM(options.model, dtype=options.dtype)
+    policy = CausalLM(options.model, dtype=options.dtype, **sides.policy_options(options))
     return sides.fit(SFT(policy, optimizer=sides.adamw, lr_scheduler=None), options, passes=3)
 
 

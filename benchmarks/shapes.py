@@ -70,9 +70,14 @@ def fill(folder: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from leyden.paths import resolve
-
     disable_progress_bar()
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    copy_tokenizer(folder)
+
+
+def copy_tokenizer(folder: Path) -> None:
+    """The embedded model's tokenizer."""
+    from leyden.paths import resolve
+
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(Path(resolve("tiny")) / name, folder)

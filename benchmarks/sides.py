@@ -87,28 +87,6 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
     import torch
     from lightning.pytorch import Callback, Trainer
 
-    from leyden.data.datamodule import PlannedData
-    from leyden.data.step_plan import plan_steps
-
-    class Rows:
-        def __init__(self, trees: list[Any]) -> None:
-            self.trees, self.lengths, self.totals = trees, [*map(len, trees)], [tree.totals() for tree in trees]
-
-        def __len__(self) -> int:
-            return len(self.trees)
-
-        def __getitem__(self, index: int) -> Any:
-            return self.trees[index]
-
-    class Data(PlannedData):
-        train_trees = Rows(read(options.trees)[: options.batch_size * (options.warmup + options.steps)])
-
-        def train_plan(self) -> Any:  # in the order of the file, as the other side is told to
-            return plan_steps(range(len(self.train_trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
-
-        def source(self, row: int) -> str:
-            return str(row)
-
     seconds: list[float] = []
     first: list[float] = []
 
@@ -125,16 +103,49 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
             if not first:
                 first.extend(float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "grad_norm"))
 
-    data = Data(options.batch_size, max_tokens=10**9, seed=0)
-    data.seed = None  # type: ignore[assignment]
+    trees, size = read(options.trees)[: options.batch_size * (options.warmup + options.steps)], options.batch_size
+    data = rows_in_order(trees, size)
     quiet = {n: False for n in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     settings = {"max_epochs": 1, "gradient_clip_val": 1.0, "log_every_n_steps": 1, "callbacks": [Clock()], "devices": 1}
     Trainer(accelerator=options.device, **settings, **quiet).fit(algorithm, data)
-    trees, size = Data.train_trees.trees, options.batch_size
     steps = [trees[i : i + size] for i in range(0, len(trees), size)]
     with torch.no_grad():
         work = [passes * sum(forward_work(algorithm.policy.model, tree, head) for tree in step) for step in steps]
     return {"seconds": seconds, "tokens": [sum(map(tokens_of, step)) for step in steps], "first": first, "work": work}
+
+
+def rows_in_order(trees: list[Any], batch_size: int, max_tokens: int = 10**9) -> Any:
+    """A DataModule over trees, in their order, as the other side is told to."""
+    from leyden.data.datamodule import PlannedData
+    from leyden.data.step_plan import plan_steps
+
+    class Rows:
+        def __init__(self) -> None:
+            self.trees, self.lengths, self.totals = trees, [*map(len, trees)], [tree.totals() for tree in trees]
+
+        def __len__(self) -> int:
+            return len(self.trees)
+
+        def __getitem__(self, index: int) -> Any:
+            return self.trees[index]
+
+    class Data(PlannedData):
+        train_trees = Rows()
+
+        def train_plan(self) -> Any:
+            return plan_steps(range(len(trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
+
+        def source(self, row: int) -> str:
+            return str(row)
+
+    data = Data(batch_size, max_tokens=max_tokens, seed=0)
+    data.seed = None  # type: ignore[assignment]
+    return data
+
+
+def policy_options(options: argparse.Namespace) -> Settings:
+    """What a run changes of the policy: nothing, unless the benchmark says so."""
+    return getattr(options, "policy", {})
 
 
 def adamw(parameters: Any) -> Any:

@@ -18,6 +18,7 @@ from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
 from leyden.models.backbone import Backbone
 from leyden.models.build_checks import check_head, takes_forest
+from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
@@ -51,6 +52,8 @@ class CausalLM(Policy):
             yours. `auto` takes the fastest for the device and the model; `rows` runs one padded row per response,
             which works for every model.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile the layers of the body with torch's compiler, for GPUs: one set of kernels for all layers and
+            lengths, compiled in the first steps.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
     """
@@ -62,6 +65,7 @@ class CausalLM(Policy):
         adapter: PeftConfig | None = None,
         attention: str = "auto",
         gradient_checkpointing: bool = False,
+        compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -70,7 +74,7 @@ class CausalLM(Policy):
         self.attention = attention
         if attention not in ("auto", "rows"):
             backend_named(attention)  # an unknown name fails now
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
         self.heads = nn.ModuleDict()
@@ -120,6 +124,8 @@ class CausalLM(Policy):
         self._choose_attention()
         if self.gradient_checkpointing:
             self._enable_checkpointing()
+        if self.compiled:
+            compile_blocks(self.backbone.blocks())
 
     def _make_heads(self, wants: Collection[str]) -> None:
         """Make the scalar heads in `wants`, with weights from the folder if it has them; freeze an unused LM head."""
@@ -237,6 +243,7 @@ class CausalLM(Policy):
         policy = CausalLM(path, attention=self.attention)
         policy.dtype, policy.source, policy.positions = self.dtype, self.source, self.positions
         policy.gradient_checkpointing, policy._native = self.gradient_checkpointing, self._native
+        policy.compiled = self.compiled
         policy.model = model
         return policy
 

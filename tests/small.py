@@ -97,11 +97,12 @@ class TreeData(PlannedData):
 
 
 def fit(algorithm: Any, data: DataModule, wrap: Callable[[Any], Any] | None = None, **options: Any) -> Any:
-    """Train on the CPU without a trace on disk; returns the Trainer."""
+    """Train without a trace on disk, on the CPU unless `accelerator` says otherwise; returns the Trainer."""
     from lightning.pytorch import Trainer
 
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = Trainer(accelerator="cpu", **(quiet | dict(devices=1, max_epochs=1, log_every_n_steps=1) | options))
+    usual = dict(accelerator="cpu", devices=1, max_epochs=1, log_every_n_steps=1)
+    trainer = Trainer(**(quiet | usual | options))
     trainer.fit(algorithm, data)
     return trainer
 

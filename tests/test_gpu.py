@@ -1,0 +1,115 @@
+"""Every algorithm on a GPU: its first steps are those of the CPU, in every precision that GPUs train in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from peft import LoraConfig
+from small import LLAMA, Numbers, TreeData, fit, some_trees
+from test_on_policy import Questions, evens
+
+from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.models import CausalLM, quantized
+from leyden.policy import Sampling
+from leyden.precision import QLoRAPrecision
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.filterwarnings("ignore"),  # compilers warn of much
+]
+KINDS = [SFT, RewardModel, DPO, PPO, GRPO, RejectionSampling]
+SAMPLING = [PPO, GRPO, RejectionSampling]
+WIDE = LLAMA | {"hidden_size": 256, "intermediate_size": 128}
+"""Heads of 64, which every kernel takes"""
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.all: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        self.device = module.device.type
+        self.all.append(float(trainer.callback_metrics["train/loss"]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**WIDE))
+    path = str(tmp_path_factory.mktemp("model"))
+    model.save_pretrained(path)
+    return path
+
+
+def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tuple[Losses, Any]:
+    """A few steps: their losses, and the algorithm."""
+    policy = CausalLM(folder, adapter=LoraConfig(r=4, target_modules="all-linear") if adapter else None)
+    policy._tokenizer = Numbers()  # type: ignore[assignment]
+    given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), lr_scheduler=None)
+    data: Any = TreeData(some_trees(16, responses=1 if kind is SFT else 2), batch_size=4)
+    if kind in SAMPLING:
+        given |= dict(reward=evens, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
+        data = Questions(4, 12)
+    torch.manual_seed(1)
+    algorithm, losses = kind(policy, **given), Losses()
+    fit(algorithm, data, callbacks=[losses], **({"max_epochs": 3} | trainer))
+    return losses, algorithm
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("precision", "near"), [("32-true", 1e-3), ("bf16-mixed", 5e-2), ("16-mixed", 5e-2)])
+def test_first_step_is_that_of_a_cpu(kind: Any, precision: str, near: float, folder: str) -> None:
+    ours, _ = train(kind, folder, accelerator="gpu", precision=precision)
+    theirs, _ = train(kind, folder)
+    assert ours.device == "cuda" and theirs.device == "cpu"
+    assert len(ours.all) >= 3 and all(torch.isfinite(torch.tensor(ours.all)))
+    assert ours.all[0] == pytest.approx(theirs.all[0], rel=near, abs=near)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_four_bits(kind: Any, folder: str) -> None:
+    ours, algorithm = train(kind, folder, adapter=True, accelerator="gpu", plugins=[QLoRAPrecision()])
+    assert all(torch.isfinite(torch.tensor(ours.all))) and any(quantized.layers(algorithm.policy.model))
+    if kind is SFT:
+        assert ours.all[-1] < ours.all[0]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_command(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`leyden fit` on the embedded model, from file to export."""
+    from leyden.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    name = {RewardModel: "reward_model", RejectionSampling: "rejection_sampling"}.get(kind, kind.__name__.lower())
+    rows = {SFT: "instruction", RewardModel: "preference", DPO: "preference"}.get(kind, "prompts")
+    main(["data", "sample", "--kind", rows, "--rows", "40", "--output", "rows.jsonl"])
+    (tmp_path / "tell.py").write_text("def length(samples):\n    return [len(s.response) for s in samples]\n")
+    reward = ["--model.reward", "Function", "--model.reward.path", "tell.length"]
+    more = [*reward, "--model.sampling.max_new_tokens", "16"] if kind in SAMPLING else []
+    main(
+        [
+            "fit",
+            "--config",
+            name,
+            "--data.path",
+            "rows.jsonl",
+            "--model.policy.path",
+            "tiny",
+            *more,
+            "--trainer.max_steps",
+            "2",
+            "--trainer.precision",
+            "bf16-mixed",
+            "--trainer.default_root_dir",
+            "run",
+        ]
+    )
+    assert (tmp_path / "run/export/model.safetensors").is_file()
