@@ -74,6 +74,11 @@ class CausalLM(Policy):
         self.attention = attention
         if attention not in ("auto", "rows"):
             backend_named(attention)  # an unknown name fails now
+        if compile and gradient_checkpointing:
+            raise UserError(
+                "--model.policy.compile does nothing under --model.policy.gradient_checkpointing, since torch runs "
+                "checkpointed layers uncompiled; leave one of them out"
+            )
         self.gradient_checkpointing, self.compiled = gradient_checkpointing, compile
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = None
@@ -222,6 +227,7 @@ class CausalLM(Policy):
     def twin(self) -> CausalLM:
         twin = CausalLM(self.path, attention=self.attention)  # type: ignore[arg-type]
         twin.dtype, twin.source, twin._tokenizer = self.dtype, self.source, self._tokenizer
+        twin.compiled = self.compiled  # other kernels round otherwise
         return twin
 
     def reference(self, kind: ReferenceKind = "auto") -> Reference:

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+OPTIONS = {"emulate_precision_casts": True}
+"""Round wherever the uncompiled layer rounds. Else kernels of a policy and its reference, of training and sampling,
+would each round in places of their own, and in bfloat16 differ by hundredths of a nat a token."""
 RECOMPILATIONS = 64
 """Limit on variants of a layer's code: with and without gradients, training, prefill and decode step, kinds of layers.
 Torch's own limit is 8, beyond which a layer silently runs uncompiled."""
@@ -22,4 +25,4 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     config: Any = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     for block in blocks:
-        block.compile(dynamic=True)
+        block.compile(dynamic=True, options=OPTIONS)

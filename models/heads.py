@@ -31,9 +31,13 @@ def start_head(width: int, name: str, path: str, revision: str | None = None) ->
     """The initial head of this name, and whether it is new.
 
     If the folder has such a head, its weights are used. A value head without saved weights starts from the folder's
-    score head, if there is one. A new value head is 0, since any other start would be noise in the advantages.
+    score head, if there is one. A new value head is 0, since any other start would be noise in the advantages. Random
+    weights are drawn on the CPU, so that a run starts alike on every device.
     """
-    head, names = make_head(width), (name, "score") if name == "value" else (name,)
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        head = make_head(width)
+    head, names = head.to(device), (name, "score") if name == "value" else (name,)
     saved = next((weight for kind in names if (weight := saved_head(path, kind, revision)) is not None), None)
     with torch.no_grad():
         if saved is not None:

@@ -10,14 +10,16 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, PromptTuningConfig
-from small import LLAMA, small
+from small import LLAMA, small, some_trees
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.models.backbone import base_of
+from leyden.models.compiled import compile_blocks
 from leyden.paths import resolve
+from leyden.policy import Sampling
 
 
 def batch_of(policy: CausalLM) -> Batch:
@@ -225,3 +227,39 @@ def test_prompts_beyond_the_positions_are_refused_and_answers_end_there() -> Non
 def test_an_adapter_s_own_mistakes_are_passed_on() -> None:
     with pytest.raises(UserError, match="LoraConfig: .*r"):
         CausalLM(adapter=LoraConfig(r=-1, target_modules=["q_proj"])).build()
+
+
+def test_compiled_and_checkpointed_layers_are_refused() -> None:
+    with pytest.raises(UserError, match="compile does nothing under --model.policy.gradient_checkpointing"):
+        CausalLM(compile=True, gradient_checkpointing=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # compilers warn of much
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_layers_equal_plain_ones(dtype: str) -> None:
+    """Values and gradients, for rows of other lengths without a new compilation, and what is sampled."""
+    from torch._dynamo.utils import counters
+
+    kind = getattr(torch, dtype)
+    plain, compiled = (small(dtype=dtype) for _ in range(2))
+    for policy in (plain, compiled):
+        policy.model.to(kind)
+    compile_blocks(compiled.backbone.blocks())
+    graphs = []
+    for count in (4, 7, 9):
+        batch = pack(some_trees(count, seed=count, responses=2))
+        logps = [policy(batch).logp for policy in (plain, compiled)]
+        grads = [
+            torch.autograd.grad(x.sum(), list(p.parameters())) for x, p in zip(logps, (plain, compiled), strict=True)
+        ]
+        near = 1e-5 if kind == torch.float32 else 0
+        assert (logps[0] - logps[1]).abs().max() <= near
+        a, b = (torch.cat([g.float().flatten() for g in one]) for one in grads)
+        assert (a - b).norm() / a.norm() < (1e-5 if kind == torch.float32 else 2e-2)
+        with torch.no_grad():
+            assert torch.equal(compiled(batch).logp, logps[1])
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[2] > 0
+    answers = [policy.generate([[1, 2, 3], [4] * 7], 2, Sampling(max_new_tokens=5)) for policy in (plain, compiled)]
+    assert [[r.tokens for r in g] for g in answers[0]] == [[r.tokens for r in g] for g in answers[1]]
