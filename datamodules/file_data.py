@@ -15,6 +15,7 @@ from leyden.data.chat_template import ChatTemplate
 from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
+from leyden.datamodules.formats import not_read
 from leyden.datamodules.formats.formats import code_of
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidates, prompts, rank_chunks
@@ -117,6 +118,7 @@ class FileData(DataModule):
                 try:
                     if isinstance(example, RowError):
                         raise example
+                    not_read.count(example.not_read, report.not_read)
                     yield from make(place, example, report)
                 except RowError as error:
                     bad.append((place, error))
@@ -140,6 +142,8 @@ class FileData(DataModule):
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
         log.info("%s: %s", path, report.line())
+        for line in not_read.lines(report.not_read, self.kind):
+            log.info("%s: %s", path, line)
         if not report.rejected:
             return
         if trainer.validating or trainer.testing:  # there is no run folder

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.commands.preference_stats import PreferenceStats
 from leyden.datamodules.files.hangul import is_decomposed
+from leyden.datamodules.formats import not_read
 from leyden.datamodules.formats.ranking import compared
 from leyden.datamodules.formats.row_error import LeftOut, RowError, by_count
 from leyden.datamodules.source import Source
@@ -76,6 +77,8 @@ class Findings:
     """Statistics of preference data; None for other kinds"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """Warning about usable rows -> their places"""
+    not_read: dict[str, list[int]] = field(default_factory=dict)
+    """What is not read of the usable rows, as `not_read.count` has it"""
     seen: dict[int, str] = field(default_factory=dict)
     """Hash of an example -> the place of the first row with it"""
 
@@ -101,6 +104,7 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
         try:
             if isinstance(example, RowError):
                 raise example
+            not_read.count(example.not_read, findings.not_read)
             ranked = findings.comparisons is not None
             used = compared(example, limits.min_gap, limits.max_responses) if ranked else example
             _measure(used, place, template, findings)
@@ -168,6 +172,8 @@ def _report(
     for what, places in findings.warnings.items():
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
         say(f"warning: {len(places):,} rows: {what} ({', '.join(places[:SHOWN])}{more})")
+    for line in not_read.lines(findings.not_read, str(source.kind)):
+        say(line)
     why = f" ({by_count(findings.bad)})" if findings.bad else ""
     more = f" · left out {findings.left_out.total():,} ({by_count(findings.left_out)})" if findings.left_out else ""
     say(f"rows {findings.rows:,} · usable {_usable_count(findings):,} · bad {findings.bad.total():,}{why}{more}")

@@ -49,11 +49,6 @@ def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, st
     return named
 
 
-def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under canonical names."""
-    return {name: row[column] for name, column in names_of(row, columns).items()}
-
-
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], own: Sequence[str] = ()) -> None:
     """Raise `UserError` where a mapping has an unknown canonical name, or a column that no row has.
 

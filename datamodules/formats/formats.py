@@ -13,8 +13,9 @@ from itertools import product
 from typing import Any
 
 from leyden.class_paths import import_class
-from leyden.datamodules.formats.columns import canonical, check_columns, names_of
+from leyden.datamodules.formats.columns import check_columns, names_of
 from leyden.datamodules.formats.format import KINDS, Format, Parts
+from leyden.datamodules.formats.not_read import TakenRow, name_the_rest, noting
 from leyden.datamodules.formats.preference_readers import Pair, Ranked, RankedColumns, Scored, ShareGPTPair, Transcripts
 from leyden.datamodules.formats.ranking import best_first
 from leyden.datamodules.formats.readers import Alpaca, InputOutput, Messages, PromptOnly, PromptResponse, ShareGPT, Text
@@ -40,14 +41,17 @@ def parse(
     candidates in the order of the row.
     """
     form = format_named(format, kind)
-    named = canonical(row, columns or {})
+    column_of = names_of(row, columns or {})
+    named = TakenRow({name: row[column] for name, column in column_of.items()})
     if rank_order is not None:
         named["rank_order"] = rank_order
     _require(form, kind, named, row, columns or {}, answers=kind != "prompts")
-    parts = form.read(named, kind)
-    if parts.text is not None:
-        return Example([], text=parts.text, row=row)
-    return _finish(parts, kind, row)
+    with noting() as not_read:
+        parts = form.read(named, kind)
+        name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
+    example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
+    example.not_read = not_read
+    return example
 
 
 def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = None) -> str:

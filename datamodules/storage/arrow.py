@@ -25,7 +25,7 @@ from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
 
-VERSION = 3
+VERSION = 4
 """Counted up when the meaning of a stored column changes, so that old caches are not read."""
 
 SCHEMA = pa.schema(
@@ -53,6 +53,8 @@ class Report:
     truncated: int = 0
     left_out: int = 0
     """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
+    not_read: dict[str, list[int]] = field(default_factory=dict)
+    """Columns and keys of messages that are not read: as `formats.not_read.count` has them"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
 
