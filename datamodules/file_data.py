@@ -116,7 +116,7 @@ class FileData(DataModule):
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
-                    if isinstance(example, RowError):
+                    if isinstance(example, Exception):
                         raise example
                     not_read.count(example.not_read, report.not_read)
                     yield from make(place, example, report)
