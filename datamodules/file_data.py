@@ -141,7 +141,7 @@ class FileData(DataModule):
     def _tell(self, path: str, report: Report) -> None:
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
-        log.info("%s: %s", path, report.line())
+        log.info("%s: %s", path, report.line("trained" if self.kind == "instruction" else "compared"))
         for line in not_read.lines(report.not_read, self.kind):
             log.info("%s: %s", path, line)
         if not report.rejected:

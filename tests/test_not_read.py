@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared import prepared, write
 
+from leyden.datamodules import InstructionData
 from leyden.datamodules.commands.main import main
 from leyden.datamodules.formats.formats import detect, parse
 from leyden.datamodules.formats.not_read import TakenRow
@@ -18,11 +19,6 @@ from leyden.errors import UserError
 from leyden.example import Example
 
 Row = dict[str, Any]
-
-
-def write(path: Path, rows: list[Row]) -> str:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 # -- the property ------------------------------------------------------------------------------------------------------
@@ -68,7 +64,7 @@ def said_of(example: Example) -> str:
     return "\n".join([*(turn["content"] for turn in turns), example.text or ""])
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=250, deadline=None, derandomize=True)
 @given(ROWS, st.sampled_from(["instruction", "preference"]))
 def test_every_text_is_seen_by_the_model_or_named_or_the_row_is_refused(row: Row, kind: str) -> None:
     try:
@@ -172,3 +168,33 @@ def test_check_and_show_name_what_is_not_read(tmp_path: Path, capsys: pytest.Cap
         assert main([verb, path, "--context", "article"]) == 0
         said = capsys.readouterr().out
         assert "article (3" not in said and "context: article" in said
+
+
+def test_training_names_what_is_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"question": QUESTION, "answer": ANSWER, "article": PASSAGE, "id": n} for n in range(1, 4)]
+    pairs = [{"prompt": QUESTION, "chosen": ANSWER, "rejected": "In June."}]
+    paths = [write(tmp_path / "a.jsonl", rows), write(tmp_path / "b.jsonl", pairs)]
+    for _ in range(2):  # the second reads what the first has stored
+        caplog.clear()
+        with caplog.at_level("INFO", "leyden"):
+            prepared(InstructionData(paths, val_fraction=0.0), tmp_path)
+        assert f"{paths[0]}: warning: not read, though there is text in it: article (3 rows); " in caplog.text
+        assert f"{paths[0]}: not read: id (3 rows)\n" in caplog.text
+        assert "1 rows kept, dropped: none, 1 responses not trained" in caplog.text
+        assert f"{paths[1]}: not read" not in caplog.text
+
+
+def test_a_column_whose_text_is_trained_anyway_is_no_warning() -> None:
+    talk = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    row = {"messages": talk, "prompt": QUESTION, "title": "Of lakes and ice"}
+    assert parse(row, "messages", "instruction").not_read == {"prompt": False, "title": True}
+
+
+def test_a_label_that_is_not_taken_as_a_verdict_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"Q": QUESTION, "A": ANSWER, "label": 0}])
+    assert main(["check", path]) == 0
+    said = capsys.readouterr().out
+    assert "not read: label (1 row)\nwarning: if 'label' says which answers are good: --format unpaired" in said
+    assert main(["check", path, "--format", "unpaired", "--kind", "instruction"]) == 2

@@ -163,6 +163,12 @@ def test_messages_of_a_tree_are_read_as_its_conversations(tmp_path: Path) -> Non
     assert [len(one.messages) for one in read(tmp_path, TREE, "prompts") if isinstance(one, Example)] == [1, 3, 5]
 
 
+@pytest.mark.parametrize("change", [{"message_id": "a"}, {"parent_id": "b"}, {"parent_id": None}, {"rank": "first"}])
+def test_a_message_that_would_be_lost_from_its_tree_is_refused(tmp_path: Path, change: Row) -> None:
+    rows = [*TREE[:3], {"message_id": "x", "parent_id": "a", "role": "assistant", "text": "6", "rank": 2} | change]
+    assert any(isinstance(one, RowError) for one in read(tmp_path, rows, "instruction"))
+
+
 def test_messages_without_their_tree_are_refused(tmp_path: Path) -> None:
     lost, circle = {**TREE[3], "parent_id": "gone"}, {**TREE[3], "message_id": "g", "parent_id": "g"}
     *_, gone, round_ = read(tmp_path, [*TREE[:3], lost, circle], "instruction")

@@ -70,7 +70,12 @@ def parse(
         parts = form.read(named, kind)
         name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
-    example.not_read = not_read
+    turns = [*example.messages, *(turn for response in example.responses for turn in response)]
+    seen = "\n".join([*(turn["content"] for turn in turns), example.text or ""])
+    example.not_read = {
+        name: text and not (isinstance(value := row.get(name), str) and value.strip() in seen)  # said elsewhere
+        for name, text in not_read.items()
+    }
     return example
 
 

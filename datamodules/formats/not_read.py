@@ -19,6 +19,9 @@ _NOTED: ContextVar[dict[str, bool] | None] = ContextVar("noted", default=None)
 _WORDS = re.compile(r"[^\W\d_]{2,}[,;:]?\s+[^\W\d_]{2,}|[\u3040-\u30ff\u3400-\u9fff]{8,}")
 """Two words of letters, or a run of signs of a language that writes without blanks."""
 
+_LABELS = ("label", "labels", "kto_tag", "desirable")
+"""Columns that may say which answers are good."""
+
 
 class TakenRow(dict[str, Any]):
     """A row under canonical names that remembers which columns were taken from it."""
@@ -109,7 +112,7 @@ def count(not_read: Mapping[str, bool], counts: dict[str, list[int]]) -> None:
 
 
 def lines(counts: Mapping[str, list[int]], kind: str) -> list[str]:
-    """What is not read of a file, as at most two lines: what holds text, with what to type, and the rest."""
+    """What is not read of a file, as few lines: what holds text, with what to type, and the rest."""
     if kind in ("prompts", "candidates"):  # the answers of prompts, and what only rewards look at
         return [f"not in the prompt: {_listed(counts)} (rewards see the whole row)"] if counts else []
     text = {name: rows for name, rows in counts.items() if rows[1]}
@@ -117,13 +120,17 @@ def lines(counts: Mapping[str, list[int]], kind: str) -> list[str]:
     said = []
     if text:
         advice = "is this meant to be left out?"
-        if columns := [name for name in text if "[]." not in name]:
+        if columns := [name for name in text if "." not in name and name != "context"]:
             advice = (
-                f"to put one above the prompt: --context '{columns[0]}' "
+                f"if it belongs to the prompt: --context '{columns[0]}' "
                 f"(training: --data.columns '{{context: {columns[0]}}}')"
             )
         said.append(f"warning: not read, though there is text in it: {_listed(text)}; {advice}")
-    return said + ([f"not read: {_listed(rest)}"] if rest else [])
+    if rest:
+        said.append(f"not read: {_listed(rest)}")
+    if label := next((name for name in counts if name.strip().lower() in _LABELS), None):
+        said.append(f"warning: if '{label}' says which answers are good: --format unpaired (training: --data.format)")
+    return said
 
 
 def _listed(counts: Mapping[str, list[int]]) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from leyden.datamodules.formats.format import KINDS, Format, Parts, Rows
+from leyden.datamodules.formats.not_read import is_empty
+from leyden.datamodules.formats.preference_readers import finite
 from leyden.datamodules.formats.row_error import LeftOut, RowError
-from leyden.datamodules.formats.turns import messages_of
+from leyden.datamodules.formats.turns import ROLES, messages_of
 
-_PATH, _ANSWERS, _BELOW = "messages from the root", "messages that answer it", "the message it answers"
-"""Columns that `gather` adds: the rows before a prompt and itself, the rows that answer it, and for the answers."""
+_PATH, _ANSWERS = "messages from the root", "messages that answer it"
+"""Columns that `gather` adds to the row of a user message."""
 _NEEDS = ("message_id", "parent_id", "role", "text")
 
 
@@ -27,28 +29,31 @@ class OpenAssistant(Format):
     kinds = KINDS
 
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
-        messages, order = dict[Any, dict[str, Any]](), list[tuple[str, Any]]()
-        answers: dict[Any, list[dict[str, Any]]] = {}
+        """A row for each message that is no answer, with the rows on the way to it and those that answer it."""
+        messages, places = dict[str, dict[str, Any]](), dict[str, str]()
+        answers: dict[str, list[dict[str, Any]]] = {}
         for place, row in rows:
             if isinstance(row, RowError):
                 yield place, row
                 continue
-            messages[row.get("message_id")] = row
-            order.append((place, row.get("message_id")))
-            answers.setdefault(row.get("parent_id"), []).append(row)
-        for place, name in order:
-            row = messages[name]
+            name = str(row.get("message_id"))
+            if name in messages:
+                yield place, RowError(f"a second message_id {name!r}; give each its own or drop the row", "same id")
+                continue
+            messages[name], places[name] = row, place
+            if _is_answer(row):
+                answers.setdefault(str(row.get("parent_id")), []).append(row)
+        for name, row in messages.items():
             try:
                 path = _path(row, messages)
+                if not _is_answer(row):
+                    yield places[name], {**row, _PATH: path, _ANSWERS: answers.get(name, [])}
+                elif len(path) == 1 or _is_answer(path[-2]):
+                    raise RowError(
+                        "an answer that answers no user message; mend parent_id or drop the row", "no prompt"
+                    )
             except RowError as error:
-                yield place, error
-                continue
-            below = answers.get(name, [])
-            if row.get("role") == "assistant":
-                if len(path) == 1:
-                    yield place, RowError("an answer without a message that it answers; drop the row", "no prompt")
-                continue
-            yield place, {**row, _PATH: path, _ANSWERS: below}
+                yield places[name], error
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         for name in _NEEDS:
@@ -65,7 +70,7 @@ class OpenAssistant(Format):
         parts = Parts(prompt, [messages_of([_turn(one)], "text") for one in answers])
         ranks = [one.get("rank") for one in answers]
         if None not in ranks:
-            parts.worth = [-float(rank) for rank in ranks]
+            parts.worth = [-finite(rank, "rank") for rank in ranks]
         if kind == "preference" and (parts.worth is None or len(answers) < 2):
             raise LeftOut("messages without two ranked answers")
         return parts
@@ -75,11 +80,15 @@ def _turn(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"role": row.get("role"), "content": row.get("text")}
 
 
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    return ROLES.get(str(row.get("role")).strip().lower()) == "assistant"
+
+
 def _path(row: dict[str, Any], messages: Mapping[Any, dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows from the root of a tree to this one. Raises `RowError` where one of them is missing."""
     path = [row]
-    while path[0].get("parent_id") not in (None, ""):
-        parent = messages.get(path[0]["parent_id"])
+    while not is_empty(path[0].get("parent_id")):
+        parent = messages.get(str(path[0]["parent_id"]))
         if parent is None:
             problem = f"it answers {path[0]['parent_id']!r}, which is not in the file; give whole trees or drop the row"
             raise RowError(problem, "not in a tree")
