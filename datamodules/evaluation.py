@@ -9,7 +9,7 @@ from typing import Any
 from leyden.batch.tree import Tree
 from leyden.data.chat_template import ChatTemplate
 from leyden.data.prompts import Prompt
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.row_error import LeftOut
 from leyden.datamodules.predict_loader import origin, prompts
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.split import shuffled
@@ -69,7 +69,9 @@ class Evaluation(Evaluator):
         trees: list[Tree] = []
         for source in Source(self.text_path, "instruction").files(log.debug) if self.text_path else []:
             for place, example in source.examples(log.debug)[1]:
-                if isinstance(example, RowError):
+                if isinstance(example, Exception):
+                    if isinstance(example, LeftOut):
+                        continue
                     raise UserError(f"{place}: {example}; mend the row, or take it out of --eval.text_path")
                 tree = template.encode(example)
                 trees += cut_text(tree, self.max_length) if example.text is not None else [tree]

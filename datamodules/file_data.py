@@ -15,6 +15,7 @@ from leyden.data.chat_template import ChatTemplate
 from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
+from leyden.datamodules.formats import not_read
 from leyden.datamodules.formats.formats import code_of
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidates, prompts, rank_chunks
@@ -115,8 +116,9 @@ class FileData(DataModule):
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
-                    if isinstance(example, RowError):
+                    if isinstance(example, Exception):
                         raise example
+                    not_read.count(example.not_read, report.not_read)
                     yield from make(place, example, report)
                 except RowError as error:
                     bad.append((place, error))
@@ -139,7 +141,9 @@ class FileData(DataModule):
     def _tell(self, path: str, report: Report) -> None:
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
-        log.info("%s: %s", path, report.line())
+        log.info("%s: %s", path, report.line("trained" if self.kind == "instruction" else "compared"))
+        for line in not_read.lines(report.not_read, self.kind):
+            log.info("%s: %s", path, line)
         if not report.rejected:
             return
         if trainer.validating or trainer.testing:  # there is no run folder

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from leyden.batch.forest import Tree
 from leyden.data.chat_template import ChatTemplate
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.truncation import longest
 from leyden.errors import UserError
@@ -76,13 +76,15 @@ def _usable_rows(sources: Iterable[Source], encode: Callable[[Example], _T], on_
     for source in sources:
         for place, example in source.examples(log.debug)[1]:
             try:
-                if isinstance(example, RowError):
+                if isinstance(example, Exception):
                     raise example
                 yield encode(example)
             except RowError as error:
                 if on_error == "raise":
                     raise UserError(f"{place}: {error}; or leave such rows out with --data.on_error skip") from None
                 log.info("left out %s: %s", place, error)
+            except LeftOut as reason:
+                log.info("left out %s: %s", place, reason)
 
 
 def cut(items: Sequence[_T], lengths: Sequence[int], size: int, most: int) -> list[list[_T]]:

@@ -8,9 +8,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from leyden.datamodules.files.files import find_files, read_rows
+from leyden.datamodules.formats.format import Rows
 from leyden.datamodules.formats.formats import describe, detect, format_named, parse
 from leyden.datamodules.formats.preference_readers import NO_ORDER, Ranked
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -49,7 +50,7 @@ class Source:
             return [self]
         return [replace(self, path=str(file)) for file in find_files(self.path, say)]
 
-    def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | RowError]]]:
+    def examples(self, say: Callable[[str], None]) -> tuple[Source, Iterator[tuple[str, Example | RowError | LeftOut]]]:
         """The source with kind and format settled, and an iterator of (`file:line`, example or row error)."""
         bad: list[tuple[str, RowError]] = []
         rows = read_rows(self.path, lambda at, problem: bad.append((at, RowError(problem, "unreadable"))), on_note=say)
@@ -94,15 +95,20 @@ class Source:
         return replace(self, kind=kind, format=format)
 
     def _examples(
-        self, rows: Iterator[tuple[str, dict[str, Any]]], bad: list[tuple[str, RowError]]
-    ) -> Iterator[tuple[str, Example | RowError]]:
-        for place, row in rows:
+        self, rows: Rows, bad: list[tuple[str, RowError]]
+    ) -> Iterator[tuple[str, Example | RowError | LeftOut]]:
+        form = format_named(self.format, str(self.kind))
+        for place, row in form.gather(rows, str(self.kind), self.columns):
             yield from bad  # unreadable lines before this row
             bad.clear()
             try:
+                if isinstance(row, RowError):
+                    raise row
                 example = parse(row, self.format, str(self.kind), self.columns, self.rank_order)
             except RowError as error:
                 yield place, error
+            except LeftOut as reason:
+                yield place, reason
             else:
                 example.source = place
                 yield place, example

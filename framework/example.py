@@ -38,6 +38,8 @@ class Example:
     """The row as read, so that rewards can see answers and other columns."""
     left_out: int = 0
     """Responses of the row that are not here, since they tie with, or repeat, one that is."""
+    not_read: Mapping[str, bool] = field(default_factory=dict)
+    """Columns, and keys of messages, that have something in them and are not read -> whether that is text."""
 
 
 @dataclass

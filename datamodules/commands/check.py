@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.commands.preference_stats import PreferenceStats
 from leyden.datamodules.files.hangul import is_decomposed
+from leyden.datamodules.formats import not_read
 from leyden.datamodules.formats.ranking import compared
 from leyden.datamodules.formats.row_error import LeftOut, RowError, by_count
 from leyden.datamodules.source import Source
@@ -76,6 +77,10 @@ class Findings:
     """Statistics of preference data; None for other kinds"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """Warning about usable rows -> their places"""
+    worse: int = 0
+    """Answers that are not trained, since the row has a better one"""
+    not_read: dict[str, list[int]] = field(default_factory=dict)
+    """What is not read of the usable rows, as `not_read.count` has it"""
     seen: dict[int, str] = field(default_factory=dict)
     """Hash of an example -> the place of the first row with it"""
 
@@ -99,8 +104,10 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
     for place, example in counted(examples, Path(source.path).name):
         findings.rows += 1
         try:
-            if isinstance(example, RowError):
+            if isinstance(example, Exception):
                 raise example
+            not_read.count(example.not_read, findings.not_read)
+            findings.worse += example.left_out if source.kind == "instruction" else 0
             ranked = findings.comparisons is not None
             used = compared(example, limits.min_gap, limits.max_responses) if ranked else example
             _measure(used, place, template, findings)
@@ -168,6 +175,10 @@ def _report(
     for what, places in findings.warnings.items():
         more = f" and {len(places) - SHOWN:,} more" if len(places) > SHOWN else ""
         say(f"warning: {len(places):,} rows: {what} ({', '.join(places[:SHOWN])}{more})")
+    for line in not_read.lines(findings.not_read, str(source.kind)):
+        say(line)
+    if findings.worse:
+        say(f"worse answers, not trained: {findings.worse:,}")
     why = f" ({by_count(findings.bad)})" if findings.bad else ""
     more = f" · left out {findings.left_out.total():,} ({by_count(findings.left_out)})" if findings.left_out else ""
     say(f"rows {findings.rows:,} · usable {_usable_count(findings):,} · bad {findings.bad.total():,}{why}{more}")

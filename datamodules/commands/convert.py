@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,9 +19,10 @@ from leyden.atomic import replacing
 from leyden.datamodules.files.files import extension, find_files, read_rows, stem
 from leyden.datamodules.files.hangul import composed
 from leyden.datamodules.formats.columns import check_columns, names_of
+from leyden.datamodules.formats.format import Format
 from leyden.datamodules.formats.formats import describe, detect, format_named, parse
 from leyden.datamodules.formats.preference_readers import listed
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.source import HEAD
 from leyden.errors import UserError
 
@@ -178,9 +179,9 @@ class _RowConverter:
     description: str
 
     def __call__(self, row: Mapping[str, Any]) -> str:
-        parse(
-            row, self.format, self.kind, self.renames, rank_order="lower_is_better"
-        )  # only checks the row, for which any order will do
+        if type(format_named(self.format, self.kind)).gather is Format.gather:  # else one row is no example
+            with suppress(LeftOut):
+                parse(row, self.format, self.kind, self.renames, rank_order="lower_is_better")  # any order will do
         columns = {name: column for name, column in self.renames.items() if column in row}
         renamed = {name: listed(row[col], name) if name in _LISTS else row[col] for name, col in columns.items()}
         renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
@@ -203,8 +204,9 @@ def _row_converter(file: Path, rows: list[dict[str, Any]], columns: dict[str, st
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     column_of = names_of(rows[0], columns)
-    reads = format_named(format, kind).columns(kind, answers=kind != "prompts")
-    names = [*reads, *(["input"] if format == "alpaca" else []), *columns]
+    form = format_named(format, kind)
+    reads = form.columns(kind, answers=kind != "prompts")
+    names = [*reads, *form.optional, *columns]
     renames = {name: column_of[name] for name in names if name in column_of}
     return _RowConverter(kind, format, renames, describe(rows, format, kind, columns))
 

@@ -53,7 +53,7 @@ class _Parser(Parser):
         names = ("--chat-template", "--chat_template", "--data.chat_template")
         self.add_argument(*names, dest="chat_template", metavar="plain|FILE", help="instead of the tokenizer's own")
         self.choice("--rank-order", ("lower_is_better", "higher_is_better"), help="how to read a ranking column")
-        self.columns("prompt", "response", "chosen", "rejected", "text")
+        self.columns("prompt", "response", "chosen", "rejected", "text", "context", "system")
 
     def columns(self, *names: str) -> None:
         for name in names:
@@ -61,7 +61,7 @@ class _Parser(Parser):
 
 
 def _columns(args: argparse.Namespace) -> dict[str, str]:
-    names = ("prompt", "response", "responses", "chosen", "rejected", "text", "system")
+    names = ("prompt", "response", "responses", "chosen", "rejected", "text", "system", "context")
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 

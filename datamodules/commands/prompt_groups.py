@@ -12,7 +12,7 @@ from typing import Any
 from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.formats.columns import names_of
 from leyden.datamodules.formats.formats import format_named
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.formats.turns import normalised_turns
 from leyden.datamodules.predict_loader import origin
 from leyden.datamodules.source import Source
@@ -44,11 +44,13 @@ def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[st
         settled, examples = file.examples(say)
         for place, example in counted(examples, Path(file.path).name):
             try:
-                if isinstance(example, RowError):
+                if isinstance(example, Exception):
                     raise example
                 samples = _samples(example)
             except RowError as error:
                 rejects.append({"place": place, "problem": str(error)})
+                continue
+            except LeftOut:
                 continue
             prompt = normalised_turns(example.messages)
             if prompt not in groups:

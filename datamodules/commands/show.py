@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats import not_read
+from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.source import Source
 from leyden.errors import UserError
 from leyden.example import Example
@@ -36,15 +37,20 @@ def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
 
 def _show_file(source: Source, rows: int, template: ChatTemplate, console: Console) -> int:
     settled, examples = source.examples(lambda note: console.print(note, markup=False))
-    bad = False
+    bad, counts = False, dict[str, list[int]]()
     for place, example in islice(examples, rows):
         try:
-            if isinstance(example, RowError):
+            if isinstance(example, Exception):
                 raise example
+            not_read.count(example.not_read, counts)
             _show_example(place, example, template, console, settled.kind == "preference")
         except RowError as error:
             bad = True
             console.print(f"\n{place}: {error}", markup=False)
+        except LeftOut as reason:
+            console.print(f"\n{place}: left out ({reason})", markup=False)
+    for line in not_read.lines(counts, str(settled.kind)):
+        console.print(f"\n{line}", markup=False)
     return int(bad)
 
 

@@ -11,28 +11,34 @@ from leyden.errors import UserError, nearest
 _ALIASES = {
     "instruction": "instruction instructions 지시 지시문 지시사항 명령 명령어",
     "input": "input 입력 맥락",
+    "context": "context passage 지문 문맥",
     "output": "output 출력",
     "prompt": "prompt question query q 질문 질의 물음 문제 프롬프트",
     "response": "response completion answer reply a 답변 대답 응답 답 정답",
     "text": "text document 본문 텍스트 문장",
     "messages": "messages",
     "conversations": "conversations conversation",
-    "chosen": "chosen preferred 선호 선택",
-    "rejected": "rejected dispreferred 비선호 거절 거부",
-    "responses": "responses completions candidates answers",
+    "chosen": "chosen preferred chosen_response preferred_output 선호 선택",
+    "rejected": "rejected dispreferred rejected_response non_preferred_output rejected_messages 비선호 거절 거부",
+    "responses": "responses completions candidates answers generations",
     "scores": "scores ratings rewards",
     "ranking": "ranking ranks 순위",
     "system": "system system_prompt",
     "history": "history",
     "margin": "margin",
-    "score_chosen": "score_chosen chosen_score",
-    "score_rejected": "score_rejected rejected_score",
+    "score_chosen": "score_chosen chosen_score chosen-rating chosen_rating chosen_avg_rating",
+    "score_rejected": "score_rejected rejected_score rejected-rating rejected_rating rejected_avg_rating",
+    "score": "score rating reward helpfulness 점수",
+    "label": "label kto_tag desirable",
 }
+_STAND_INS = {"prompt": ("instruction", "input"), "response": ("output",), "chosen": ("response", "output")}
+"""Names that stand for another one where no column has that. `chosen` needs a `rejected` beside it."""
 _ALIAS_OF = {word: name for name, words in _ALIASES.items() for word in words.split()}
 
 
 def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, str]:
-    """Canonical name -> the row's own column. A mapped column comes before an exact name, and that before an alias."""
+    """Canonical name -> the row's own column. A mapped column comes before an exact name, that before an alias, and
+    that before a name that stands in: an instruction for the prompt where there is none."""
     named: dict[str, str] = {}
     for column in row:
         plain = unicodedata.normalize("NFC", str(column)).strip().lower()
@@ -46,12 +52,11 @@ def names_of(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, st
         named.pop(name, None)
         if column in row:
             named[name] = column
+    for name, others in _STAND_INS.items():
+        other = next((other for other in others if other in named), None)
+        if other and name not in named and name not in columns and (name != "chosen" or "rejected" in named):
+            named[name] = named[other]
     return named
-
-
-def canonical(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under canonical names."""
-    return {name: row[column] for name, column in names_of(row, columns).items()}
 
 
 def check_columns(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], own: Sequence[str] = ()) -> None:

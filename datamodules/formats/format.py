@@ -7,14 +7,18 @@ A format of yours is a class in a file of yours, named by its path: `--data.form
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from leyden.datamodules.formats.row_error import RowError
 from leyden.example import Message
 
 KINDS = ("instruction", "preference", "prompts", "candidates")
 """Kinds that rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
+
+Rows = Iterator[tuple[str, dict[str, Any] | RowError]]
+"""The rows of a file, each with its place."""
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Format(ABC):
     """The columns without which a row cannot be read, by canonical names; others are names of the format's own."""
     answers: ClassVar[tuple[str, ...]] = ()
     """Those of `needs` that may be missing where only prompts are read."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Columns that are read where they are there; the line that describes a file names them."""
     unranked: ClassVar[tuple[str, ...] | None] = None
     """The columns that candidates need, which are only scored, if these are fewer than `needs`."""
     kinds: ClassVar[tuple[str, ...]] = ("instruction", "prompts", "candidates")
@@ -56,6 +62,25 @@ class Format(ABC):
         Raises:
             RowError: the row cannot be used; it says what is wrong, and what to do.
         """
+
+    def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the values of rows, under canonical names, that have the columns it needs are of this format.
+
+        Args:
+            rows: of the first rows of a file, those that have the columns.
+        """
+        return True
+
+    def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
+        """The rows of a file as they are read, where several of them make one example. Each stands for what it is made
+        of: it has the columns of the first of its rows, and others under names of the format's own.
+
+        Args:
+            rows: (`file:line`, row, or what is wrong with it), under the file's own names.
+            kind: one of `kinds`.
+            columns: canonical name -> column.
+        """
+        return rows
 
     def columns(self, kind: str, answers: bool = True) -> tuple[str, ...]:
         """The columns that are needed to read a row as this kind, with or without the answers."""

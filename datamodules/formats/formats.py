@@ -13,13 +13,34 @@ from itertools import product
 from typing import Any
 
 from leyden.class_paths import import_class
-from leyden.datamodules.formats.columns import canonical, check_columns, names_of
+from leyden.datamodules.formats.columns import check_columns, names_of
 from leyden.datamodules.formats.format import KINDS, Format, Parts
-from leyden.datamodules.formats.preference_readers import Pair, Ranked, RankedColumns, Scored, ShareGPTPair, Transcripts
+from leyden.datamodules.formats.not_read import TakenRow, name_the_rest, noting
+from leyden.datamodules.formats.open_assistant import OpenAssistant
+from leyden.datamodules.formats.preference_readers import (
+    MessagesPair,
+    Pair,
+    Ranked,
+    RankedColumns,
+    Scored,
+    ShareGPTPair,
+    Transcripts,
+)
 from leyden.datamodules.formats.ranking import best_first
-from leyden.datamodules.formats.readers import Alpaca, InputOutput, Messages, PromptOnly, PromptResponse, ShareGPT, Text
+from leyden.datamodules.formats.readers import (
+    Alpaca,
+    InputOutput,
+    Messages,
+    PromptOnly,
+    PromptResponse,
+    ShareGPT,
+    Squad,
+    Text,
+)
 from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.scored_readers import HelpSteer2Preference, HelpSteer3, ScoredObjects, ScoredRows
 from leyden.datamodules.formats.turns import check_order
+from leyden.datamodules.formats.unpaired_readers import Unpaired, UnpairedMessages, UnpairedPrompts, UnpairedShareGPT
 from leyden.errors import UserError, nearest
 from leyden.example import Example
 
@@ -33,21 +54,29 @@ def parse(
     columns: Mapping[str, str] | None = None,
     rank_order: str | None = None,
 ) -> Example:
-    """One row as an example of `kind`; raises `RowError`. Pure.
+    """One row as an example of `kind`; raises `RowError`, or `LeftOut` for a good row without an answer to train. Pure.
 
     `columns` maps canonical names to the row's own (`{"prompt": "질문"}`). `rank_order` is `lower_is_better` or
     `higher_is_better` and needed where a row only ranks its completions. Responses to compare stand best first,
     candidates in the order of the row.
     """
     form = format_named(format, kind)
-    named = canonical(row, columns or {})
+    column_of = names_of(row, columns or {})
+    named = TakenRow({name: row[column] for name, column in column_of.items()})
     if rank_order is not None:
         named["rank_order"] = rank_order
     _require(form, kind, named, row, columns or {}, answers=kind != "prompts")
-    parts = form.read(named, kind)
-    if parts.text is not None:
-        return Example([], text=parts.text, row=row)
-    return _finish(parts, kind, row)
+    with noting() as not_read:
+        parts = form.read(named, kind)
+        name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
+    example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
+    turns = [*example.messages, *(turn for response in example.responses for turn in response)]
+    seen = "\n".join([*(turn["content"] for turn in turns), example.text or ""])
+    example.not_read = {
+        name: text and not (isinstance(value := row.get(name), str) and value.strip() in seen)  # said elsewhere
+        for name, text in not_read.items()
+    }
+    return example
 
 
 def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = None) -> str:
@@ -58,14 +87,15 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     if not rows:
         raise UserError("no rows to find the format from; give a file with data")
     check_columns(rows, columns or {}, [name for form in FORMATS[kind].values() for name in form.needs])
-    names = [names_of(row, columns or {}) for row in rows]
+    named = [{name: row[column] for name, column in names_of(row, columns or {}).items()} for row in rows]
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
-        votes = sum(form.fits(one, kind, answers) for one in names)
-        if votes > most:
+        fitting = [row for row in named if form.fits(row, kind, answers)]
+        votes = len(fitting)
+        if votes > most and (not answers or form.told(fitting)):
             best, most = form.name, votes
     if most == 0:
-        raise UserError(_no_format(rows[0], kind))
+        raise UserError(_single(named, kind) or _no_format(rows[0], kind))
     return best
 
 
@@ -74,7 +104,13 @@ def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, 
     form, column_of = format_named(format, kind), names_of(rows[0], columns or {})
     check_columns(rows, columns or {}, form.needs)
     reads = form.columns(kind, answers=kind != "prompts")
-    uses = [f"{name}: {column_of[name]}" if column_of[name] != name else name for name in reads if name in column_of]
+    taken = {column_of[name] for name in reads if name in column_of}
+    others = [name for name in form.optional if name in column_of and column_of[name] not in taken]
+    uses = [
+        f"{name}: {column_of[name]}" if column_of[name] != name else name
+        for name in (*reads, *others)
+        if name in column_of
+    ]
     return f"{form.name} ({', '.join(uses)})"
 
 
@@ -88,7 +124,9 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
             raise RowError("there is no user turn to answer; write a prompt or drop the row", "no prompt")
         return Example(turns, row=row)
     responses, worth = parts.responses, parts.worth
+    left_out = 0
     if kind == "instruction":
+        left_out = len(responses) - 1
         responses = [responses[worth.index(max(worth)) if worth else 0]]
     for response in responses:
         check_order([*parts.prompt, *response])
@@ -96,7 +134,7 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
             problem = f"the last turn is {response[-1]['role']}, not assistant: nothing to train; drop that turn"
             raise RowError(problem, "no answer")
     if kind != "preference":
-        return Example(parts.prompt, responses, row=row)
+        return Example(parts.prompt, responses, row=row, left_out=left_out)
     numbers = best_first(responses, worth)
     scores = parts.scores and [parts.scores[number] for number in numbers]
     left_out = len(responses) - len(numbers)
@@ -106,10 +144,20 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
 SHIPPED: tuple[Format, ...] = (
     Pair(),
     ShareGPTPair(),
+    MessagesPair(),
     Transcripts(),
     Ranked(),
     RankedColumns(),
+    ScoredObjects(),
     Scored(),
+    HelpSteer3(),
+    HelpSteer2Preference(),
+    ScoredRows(),
+    OpenAssistant(),
+    UnpairedMessages(),
+    UnpairedShareGPT(),
+    UnpairedPrompts(),
+    Squad(),
     Messages(),
     Alpaca(),
     PromptResponse(),
@@ -156,6 +204,8 @@ def code_of(name: str) -> str:
 
 
 def _no_format(row: Row, kind: str) -> str:
+    if pointer := next((say for names, say in POINTERS.items() if set(names) <= set(row)), ""):
+        return f"no {kind} format fits the columns {', '.join(map(str, row))}; {pointer}"
     columns = ", ".join(map(str, row)) or "none"
     known = " | ".join(",".join(form.columns(kind)) for form in FORMATS[kind].values())
     names = ("chosen", "rejected") if kind == "preference" else ("prompt", "response")
@@ -165,6 +215,31 @@ def _no_format(row: Row, kind: str) -> str:
         f"no {kind} format fits the columns {columns}; name them with {flags} (leyden data) or "
         f"--data.columns '{{{mapping}}}' (leyden fit), or use one of {known}"
     )
+
+
+POINTERS = {
+    ("fields", "responses"): "these are records of Argilla: export them flat, dataset.records.to_datasets()",
+    ("conversation_a", "conversation_b"): "write the better conversation as chosen and the other as rejected",
+    ("response_a", "response_b"): "write the better response as chosen and the other as rejected",
+    ("human_ref_A", "human_ref_B"): "write the better answer as chosen and the other as rejected, history as prompt",
+    ("better_response_id",): "write the response that better_response_id names as chosen and the other as rejected",
+    ("tokens",): "rows of token ids are not read: give their text",
+    ("input_ids",): "rows of token ids are not read: give their text",
+}
+"""Columns of shapes that are known and not read -> what to do."""
+
+
+def _single(rows: Sequence[Row], kind: str) -> str:
+    """What to say where preferences are asked for, of rows that have one answer each with a label or a score."""
+    for form in SHIPPED if kind == "preference" else ():
+        if isinstance(form, Unpaired | ScoredRows) and all(set(form.needs) <= set(row) for row in rows):
+            train = "the good answers" if isinstance(form, Unpaired) else "them"
+            return (
+                f"the rows hold single answers ({', '.join(form.needs)}), and a preference compares two answers to one "
+                f"prompt; join them as prompt, chosen, rejected, or train on {train} as instructions "
+                "(--data InstructionData; leyden data: --kind instruction)"
+            )
+    return ""
 
 
 def _require(

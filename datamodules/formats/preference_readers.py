@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 from leyden.datamodules.formats.format import KINDS, Format, Parts
-from leyden.datamodules.formats.readers import answer, with_system
+from leyden.datamodules.formats.readers import AROUND, BESIDE, answer, around, asked
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.turns import is_transcript, messages_of, normalised_turns, turns_of
 from leyden.example import Message
@@ -18,7 +18,9 @@ NO_ORDER = (
     "a ranking can be read both ways; say --data.rank_order lower_is_better where rank 1 is better than rank 2, else "
     "higher_is_better (leyden data: --rank-order)"
 )
-_SIGNS = {"lower_is_better": -1.0, "higher_is_better": 1.0}
+SCORES = ("score_chosen", "score_rejected", "margin")
+"""Columns that say by how much a pair differs."""
+SIGNS = {"lower_is_better": -1.0, "higher_is_better": 1.0}
 
 
 class Pair(Format):
@@ -27,12 +29,13 @@ class Pair(Format):
     name = "prompt-chosen-rejected"
     needs = ("prompt", "chosen", "rejected")
     answers = ("chosen", "rejected")
+    optional = (*BESIDE, *SCORES)
     kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
             return _checked(_transcripts(row, kind), row)
-        parts = Parts(with_system(turns_of(row["prompt"], "prompt", "user"), row))
+        parts = Parts(asked(row))
         if kind != "prompts":
             parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
             if is_transcript(row["prompt"]):  # prompt and answer were one text, with a blank between them
@@ -52,7 +55,7 @@ def _transcripts(row: dict[str, Any], kind: str) -> Parts:
         problem = f"'{name}' is only an answer and the other a whole conversation; write both in the same way"
         raise RowError(problem, "different prompts")
     shared = _shared_turns(chosen, rejected)
-    parts = Parts(with_system(chosen[:shared], row), [chosen[shared:], rejected[shared:]])
+    parts = Parts(around(chosen[:shared], row), [chosen[shared:], rejected[shared:]])
     return _with_scores(parts, row, kind)
 
 
@@ -61,6 +64,7 @@ class Transcripts(Format):
 
     name = "chosen-rejected"
     needs = ("chosen", "rejected")
+    optional = (*AROUND, *SCORES)
     kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
@@ -73,13 +77,37 @@ class ShareGPTPair(Format):
     name = "sharegpt-chosen-rejected"
     needs = ("conversations", "chosen", "rejected")
     answers = ("chosen", "rejected")
+    optional = (*AROUND, *SCORES)
     kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
-        parts = Parts(with_system(messages_of(row["conversations"], "conversations"), row))
+        parts = Parts(around(messages_of(row["conversations"], "conversations"), row))
         if kind != "prompts":
             parts.responses = [answer(row, "chosen"), answer(row, "rejected")]
         return _with_scores(parts, row, kind)
+
+
+class MessagesPair(Format):
+    """messages that end in the better answer, and rejected: the worse answer, or the whole conversation with it."""
+
+    name = "messages-rejected"
+    needs = ("messages", "rejected")
+    answers = ("rejected",)
+    optional = (*AROUND, *SCORES)
+    kinds = KINDS
+
+    def read(self, row: dict[str, Any], kind: str) -> Parts:
+        turns = messages_of(row["messages"], "messages")
+        at = max((number for number, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
+        if kind == "prompts":
+            return Parts(around(turns[:at], row))
+        if at == len(turns):
+            raise RowError("no assistant turn in 'messages'; add the better answer or drop the row", "no answer")
+        rejected = turns_of(row["rejected"], "rejected", "assistant")
+        if rejected[0]["role"] == "assistant":
+            return _with_scores(Parts(around(turns[:at], row), [turns[at:], rejected]), row, kind)
+        shared = _shared_turns(turns, rejected)
+        return _with_scores(Parts(around(turns[:shared], row), [turns[shared:], rejected[shared:]]), row, kind)
 
 
 class Scored(Format):
@@ -89,10 +117,11 @@ class Scored(Format):
     needs = ("prompt", "responses", "scores")
     answers = ("responses", "scores")
     unranked = ("prompt", "responses")
+    optional = BESIDE
     kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
-        prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+        prompt = asked(row)
         if kind == "prompts":
             return Parts(prompt)
         texts = listed(row["responses"], "responses")
@@ -101,7 +130,7 @@ class Scored(Format):
         responses = [turns_of(text, f"responses[{number}]", "assistant") for number, text in enumerate(texts)]
         if kind == "candidates":
             return Parts(prompt, responses)
-        scores = [_number(score, f"scores[{number}]") for number, score in enumerate(listed(row["scores"], "scores"))]
+        scores = [finite(score, f"scores[{number}]") for number, score in enumerate(listed(row["scores"], "scores"))]
         if len(scores) != len(responses):
             problem = "'responses' and 'scores' must be lists of the same length; write one score a response"
             raise RowError(problem, "scores missing")
@@ -118,10 +147,11 @@ class Ranked(Format):
     needs: ClassVar[tuple[str, ...]] = ("prompt", "completion_0", "completion_1", "ranking")
     answers: ClassVar[tuple[str, ...]] = ("ranking",)
     unranked = ("prompt", "completion_0")
+    optional = BESIDE
     kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
-        prompt = with_system(turns_of(row["prompt"], "prompt", "user"), row)
+        prompt = asked(row)
         if kind == "prompts":
             return Parts(prompt)
         names = [name for name in (f"completion_{number}" for number in range(len(row))) if name in row]
@@ -134,10 +164,10 @@ class Ranked(Format):
         if len(ranks) != len(responses):
             problem = f"'ranking' must be a list with one rank for each of the {len(responses)} completions"
             raise RowError(f"{problem}; add the others or drop the row", "ranks missing")
-        if row.get("rank_order") not in _SIGNS:
+        if row.get("rank_order") not in SIGNS:
             raise RowError(NO_ORDER, "rank order not given")
-        sign = _SIGNS[row["rank_order"]]
-        return Parts(prompt, responses, worth=[sign * _number(r, f"ranking[{n}]") for n, r in enumerate(ranks)])
+        sign = SIGNS[row["rank_order"]]
+        return Parts(prompt, responses, worth=[sign * finite(r, f"ranking[{n}]") for n, r in enumerate(ranks)])
 
 
 class RankedColumns(Ranked):
@@ -186,9 +216,13 @@ def _shared_turns(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _checked(parts: Parts, row: dict[str, Any]) -> Parts:
-    """The parts of transcripts. Raises `RowError` where the prompt column has turns that their prompt does not have."""
-    turns = [turn for turn in normalised_turns(turns_of(row["prompt"], "prompt", "user")) if turn[0] != "system"]
-    if not set(turns) <= set(normalised_turns(parts.prompt)):
+    """The parts of transcripts, with the system turn of the prompt column. Raises `RowError` where that has other turns
+    that their prompt does not have."""
+    turns = turns_of(row["prompt"], "prompt", "user")
+    system = [turn for turn in turns if turn["role"] == "system"]
+    if system and parts.prompt[0]["role"] != "system":
+        parts.prompt = [system[0], *parts.prompt]
+    if not set(normalised_turns(turns)) <= set(normalised_turns(parts.prompt)):
         problem = "'prompt' is not what chosen and rejected answer; mend the row, or read all rows without this column"
         raise RowError(f"{problem}: --data.format chosen-rejected (leyden data: --format)", "different prompts")
     return parts
@@ -210,7 +244,7 @@ def _with_scores(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
     if kind != "preference":
         return parts
     if all(row.get(name) not in (None, "") for name in ("score_chosen", "score_rejected")):
-        chosen, rejected = (_number(row[name], name) for name in ("score_chosen", "score_rejected"))
+        chosen, rejected = (finite(row[name], name) for name in ("score_chosen", "score_rejected"))
         if chosen == rejected:
             problem = f"'score_chosen' and 'score_rejected' are both {chosen:g}: a tie; drop the row, or its scores"
             raise RowError(problem, "tied")
@@ -221,14 +255,15 @@ def _with_scores(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
             raise RowError(problem, "scores contradict the pair")
         parts.scores = [chosen, rejected]
     elif row.get("margin") not in (None, ""):
-        margin = _number(row["margin"], "margin")
+        margin = finite(row["margin"], "margin")
         if margin < 0:
             raise RowError(f"'margin' is {margin:g}, below 0; swap chosen and rejected, or mend it", "negative margin")
         parts.scores = [margin, 0.0]
     return parts
 
 
-def _number(value: Any, name: str) -> float:
+def finite(value: Any, name: str) -> float:
+    """A value as a finite number. Raises `RowError` where it is none."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -25,7 +25,7 @@ from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
 
-VERSION = 3
+VERSION = 4
 """Counted up when the meaning of a stored column changes, so that old caches are not read."""
 
 SCHEMA = pa.schema(
@@ -52,7 +52,10 @@ class Report:
     """Reason -> rows"""
     truncated: int = 0
     left_out: int = 0
-    """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
+    """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out; of
+    instructions, the answers that are not the best"""
+    not_read: dict[str, list[int]] = field(default_factory=dict)
+    """Columns and keys of messages that are not read: as `formats.not_read.count` has them"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
 
@@ -60,11 +63,11 @@ class Report:
         """Count a row that is not kept."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def line(self) -> str:
-        """One line for the terminal."""
+    def line(self, use: str = "compared") -> str:
+        """One line for the terminal; `use` is what does not happen to the responses that are left out."""
         parts = [f"{self.format}", f"{self.kept:,} rows kept", f"dropped: {by_count(self.dropped) or 'none'}"]
         parts += [f"{self.truncated:,} truncated"] if self.truncated else []
-        return ", ".join(parts + ([f"{self.left_out:,} responses not compared"] if self.left_out else []))
+        return ", ".join(parts + ([f"{self.left_out:,} responses not {use}"] if self.left_out else []))
 
     def write_rejected(self, file: Path) -> None:
         """One JSON object for each row that was skipped."""
