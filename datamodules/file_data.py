@@ -15,19 +15,29 @@ from leyden.data.chat_template import ChatTemplate
 from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
-from leyden.datamodules.formats.formats import code_of
+from leyden.datamodules.formats.formats import format_named
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidates, prompts, rank_chunks
 from leyden.datamodules.source import Source
-from leyden.datamodules.storage.arrow import Report, Store, Subset, build, fingerprint, key
+from leyden.datamodules.storage.arrow import Report, Store, Subset, build
+from leyden.datamodules.storage.cache_key import cache_key
 from leyden.datamodules.storage.split import epoch, hold_out
 from leyden.datamodules.storage.truncation import Overlength, fit, longest
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.fingerprint import fingerprint_vocabulary
 from leyden.paths import cache_folder
 
 log = logging.getLogger("leyden")
 _T = TypeVar("_T")
+
+WITHOUT_EFFECT = frozenset(
+    "paths val_path val_fraction test_path tokenizer template template_choice batch_size max_tokens seed predict_size "
+    "trainer prepare_data_per_node allow_zero_length_dataloader_with_multiple_devices train_trees val_trees test_trees "
+    "fingerprint _stores _repeats _planned _predict_rows _options _log_hyperparams _hparams _hparams_initial "
+    "_hparams_name".split()
+)
+"""Attributes of a data module that change no tree. All others, a subclass's own included, are part of the cache key."""
 
 
 class FileData(DataModule):
@@ -36,7 +46,8 @@ class FileData(DataModule):
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
             come in an epoch (`{a.jsonl: 1, b.jsonl: 0.5}`).
-        tokenizer: model folder or hub name of the tokenizer; follows `--model.policy.path`.
+        tokenizer: model folder or hub name of the tokenizer; None is that of the policy in training, else the embedded
+            one. Token ids that are not the policy's are refused.
         val_path: validation rows; without it, `val_fraction` of the training rows is held out.
         val_fraction: share of rows held out for validation; 0 for none.
         test_path: rows for `leyden test`.
@@ -61,7 +72,7 @@ class FileData(DataModule):
     def __init__(
         self,
         path: str | list[str] | dict[str, float],
-        tokenizer: str = "tiny",
+        tokenizer: str | None = None,
         val_path: str | None = None,
         val_fraction: float = 0.05,
         test_path: str | None = None,
@@ -91,10 +102,21 @@ class FileData(DataModule):
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The tokenizer with its chat template."""
+        """The tokenizer with its chat template.
+
+        Raises:
+            UserError: the tokenizer that is named gives other token ids than the policy in training takes.
+        """
         policy: Any = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
-        same = getattr(policy, "path", None) == self.tokenizer  # then it knows the revision too
-        tokenizer = policy.tokenizer if same else load_tokenizer(self.tokenizer)
+        tokenizer = getattr(policy, "tokenizer", None)
+        if tokenizer is None or self.tokenizer not in (None, policy.path):  # the policy's knows its revision too
+            named = load_tokenizer(self.tokenizer or "tiny")
+            if tokenizer is not None and fingerprint_vocabulary(named) != fingerprint_vocabulary(tokenizer):
+                raise UserError(
+                    f"--data.tokenizer {self.tokenizer}: its token ids are not those of the policy, {policy.path}; "
+                    "leave it out, and the policy's own is taken"
+                )
+            tokenizer = named
         return ChatTemplate(tokenizer, self.template_choice, self.system_prompt)
 
     @property
@@ -179,9 +201,6 @@ class StoredRows(FileData, PlannedData):
     """A DataModule of rows with answers. They are tokenised once and cached on disk, split into training and held-out
     rows, mixed, and planned into batches. A subclass turns an example into trees."""
 
-    keyed: tuple[str, ...] = ()
-    """Names of a subclass's options that change its trees, and so are part of the cache key."""
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stores: list[Store] = []
@@ -204,18 +223,22 @@ class StoredRows(FileData, PlannedData):
 
     def _stored(self, path: str, anew: bool = False) -> Path:
         """The Arrow file with the tokenised rows of a path, built if it is missing or if `anew` is set."""
-        options = {
-            "tokenizer": fingerprint(self.template.tokenizer),
-            "template": self.template.source,
-            "code": code_of(self.format),
-            **{name: getattr(self, name) for name in ("kind", "format", "columns", "rank_order", "system_prompt")},
-            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error", *self.keyed)},
-        }
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
-        stored = cache_folder() / f"{key(files, options)}.arrow"
+        stored = cache_folder() / f"{cache_key(files, self._options, self.template.tokenizer, self._code)}.arrow"
         if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
             build(stored, lambda report: self._made(path, report, self._fitting_trees))
         return stored
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        """What `encode` may depend on, as it is before the first row."""
+        own = {name: value for name, value in vars(self).items() if name not in WITHOUT_EFFECT}
+        return {**own, "kind": self.kind, "chat template": self.template.source}
+
+    @property
+    def _code(self) -> list[type]:
+        """The classes that make trees of rows, those of Leyden included."""
+        return [type(self), *([type(format_named(self.format, self.kind))] if "." in self.format else [])]
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,9 +24,6 @@ from leyden.datamodules.formats.row_error import by_count
 from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
-
-VERSION = 3
-"""Counted up when the meaning of a stored column changes, so that old caches are not read."""
 
 SCHEMA = pa.schema(
     {
@@ -55,6 +52,8 @@ class Report:
     """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
+    notes: list[str] = field(default_factory=list)
+    """What readers of files detected or left out"""
 
     def drop(self, reason: str) -> None:
         """Count a row that is not kept."""
@@ -155,25 +154,6 @@ class Subset:
     def __getitem__(self, index: int) -> Tree:
         store, row = self.chosen[index]
         return self.stores[store][row]
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """A hash of everything in a tokenizer that changes token ids."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    names = [type(tokenizer).__name__, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(f"{names} {definition}".encode()).hexdigest()[:16]
-
-
-def key(files: Iterable[Path | str], options: dict[str, Any]) -> str:
-    """A hash of file contents and of every option that changes what is stored."""
-    digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True, default=str).encode())
-    for file in files:
-        digest.update(str(file).encode())
-        if isinstance(file, Path):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:24]
 
 
 def build(path: Path, rows: Callable[[Report], Iterator[Place]]) -> None:
