@@ -21,7 +21,7 @@ from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidat
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.arrow import Report, Store, Subset, build
 from leyden.datamodules.storage.cache_key import cache_key
-from leyden.datamodules.storage.split import epoch, hold_out
+from leyden.datamodules.storage.split import apart, epoch, hold_out
 from leyden.datamodules.storage.truncation import Overlength, fit, longest
 from leyden.errors import UserError
 from leyden.example import Example
@@ -31,6 +31,8 @@ from leyden.paths import cache_folder
 log = logging.getLogger("leyden")
 _T = TypeVar("_T")
 
+NOTES = 12
+"""Notes on the files of a path that are logged before training."""
 WITHOUT_EFFECT = frozenset(
     "paths val_path val_fraction test_path tokenizer template template_choice batch_size max_tokens seed predict_size "
     "trainer prepare_data_per_node allow_zero_length_dataloader_with_multiple_devices train_trees val_trees test_trees "
@@ -133,7 +135,7 @@ class FileData(DataModule):
         """
         bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
-            settled, examples = source.examples(log.debug)
+            settled, examples = source.examples(report.notes.append)
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
@@ -161,6 +163,10 @@ class FileData(DataModule):
     def _tell(self, path: str, report: Report) -> None:
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
+        for note in report.notes[:NOTES]:
+            log.info("%s", note)
+        if len(report.notes) > NOTES:
+            log.info("%s: %s more notes; leyden data check has them", path, len(report.notes) - NOTES)
         log.info("%s: %s", path, report.line())
         if not report.rejected:
             return
@@ -191,7 +197,7 @@ class FileData(DataModule):
     def _predict_rows(self) -> list[PromptTokens] | list[Candidates]:
         scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
         kind = "candidates" if scores else "prompts"
-        sources = [source for path in self.paths for source in self._sources(path, kind)]
+        sources = [source for path in self.paths for source in self._sources(path, kind, log.info)]
         if scores:
             return candidates(sources, self.template, self.max_length, self.on_error)
         return prompts(sources, self.template, self.on_error)
@@ -267,10 +273,30 @@ class StoredRows(FileData, PlannedData):
             held = self._store_rows(next(other_stores))
         if self.test_path:
             self.test_trees = Subset(self._stores, self._store_rows(next(other_stores)))
+        train = self._apart(train)
         self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
         self._repeats = epoch(train, list(self.paths.values()), self.seed)
         if stage == "fit":
             self.train_plan()  # errors of the plan come before a model is built
+
+    def _apart(self, train: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The training rows that do not stand in a file of held-out rows too. Raises `UserError` where none is left."""
+        files = len(self.paths)
+        held = [row for store in range(files, len(self._stores)) for row in self._store_rows(store)]
+        if not held or not train:
+            return train
+        kept = apart(train, held, [store.contents for store in self._stores])
+        for number, path in enumerate(self.paths):
+            before = sum(store == number for store, _ in train)
+            after = sum(store == number for store, _ in kept)
+            if before and not after:
+                raise UserError(
+                    f"{path}: all of its {before:,} rows are held out too, by --data.val_path or --data.test_path; "
+                    "train on other rows, or leave val_path out to hold some out"
+                )
+            if after < before and self._trainer().global_rank == 0:
+                log.info("%s: %s rows are held out too, and not trained on", path, f"{before - after:,}")
+        return kept
 
     def _store_rows(self, store: int) -> list[tuple[int, int]]:
         return [(store, i) for i in range(len(self._stores[store]))]

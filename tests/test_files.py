@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from leyden.datamodules.files import tables
+from leyden.datamodules.files import encodings
 from leyden.datamodules.files.files import read_rows
 from leyden.errors import UserError
 
@@ -126,7 +126,7 @@ def test_bad_table_rows(tmp_path: Path) -> None:
         ("a.json", '[{"a": 1},\n{"a" 2}]', "a.json:2: broken JSON"),
         ("a.json", "[1]", "a number, not an object"),
         ("a.json", '[{"a": 1}]\n[]', "a.json:2: text after the end"),
-        ("a.json", '{\n "a": 1\n}', "one JSON object over many lines"),
+        ("a.json", '{\n "a": {"0": "x"},\n "b": {"0": "y"}\n}', "a table by columns (a, b)"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "broken or cut off"),
         ("a.jsonl.gz", b"not compressed", "broken or cut off"),
         ("a.parquet", b"not parquet", "not a Parquet file"),
@@ -141,9 +141,9 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, name: str, data: str 
 
 
 def test_bad_bytes_are_placed_in_files_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.csv", "가,나\n다,라\n".encode() + b"\xff,\xff\n")
+    path = write(tmp_path / "a.csv", "é,à\nö,ü\n".encode() + b"\xff,\xff\n")
     for size in (1, 2, 5, 1000):
-        monkeypatch.setattr(tables, "_CHUNK", size)
+        monkeypatch.setattr(encodings, "_CHUNK", size)
         with pytest.raises(UserError, match="a.csv:3: byte 0xff"):
             list(read_rows(path))
 

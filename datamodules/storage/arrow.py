@@ -109,6 +109,17 @@ class Store:
         return prompts
 
     @cached_property
+    def contents(self) -> list[int]:
+        """A number for each row that is the same where prompt and responses are."""
+        contents: list[int] = []
+        for prompt, chunk in zip(self.prompts(), self.table["responses"].to_pylist(), strict=True):
+            digest = hashlib.blake2b(prompt, digest_size=8)
+            for response in chunk:
+                digest.update(b"|" + np.array(response, dtype=np.int32).tobytes())
+            contents.append(int.from_bytes(digest.digest(), "big"))
+        return contents
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all rows, wherever they came from."""
         digest = hashlib.sha256()

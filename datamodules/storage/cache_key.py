@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 _READING = ("leyden.data", "leyden.datamodules", "leyden.batch")
