@@ -13,7 +13,6 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
-
 _OLD = ".old"
 
 
