@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ def read_hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows as (`NAME:number`, row). Raises `UserError`, which lists the configurations or the splits."""
     import datasets
 
-    repository, *parts = name.removeprefix("hf:").split(":")
+    repository, *parts = re.split(r":(?![^\[]*\])", name.removeprefix("hf:"))  # not in a slice, train[:9]
     if len(parts) > 2 or not repository:
         raise UserError(f"{name}: give {FORM}, where configuration and split may be left out")
     with_names = f"check the name, {FORM}, and the network"

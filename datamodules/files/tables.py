@@ -69,7 +69,7 @@ def read_table(
     with open_() as file, io.TextIOWrapper(file, encoding=codec(dialect.encoding), newline="") as text:
         header: list[str] | None = None
         for place, fields in _records(path, dialect.reader(text), dialect, report):
-            if not any(field.strip() for field in fields):
+            if not any(fields):
                 continue
             if header is None:
                 header = _header(place, fields)
