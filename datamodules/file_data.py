@@ -16,19 +16,31 @@ from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
 from leyden.datamodules.formats import not_read
-from leyden.datamodules.formats.formats import code_of
+from leyden.datamodules.formats.formats import format_named
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidates, prompts, rank_chunks
 from leyden.datamodules.source import Source
-from leyden.datamodules.storage.arrow import Report, Store, Subset, build, fingerprint, key
-from leyden.datamodules.storage.split import epoch, hold_out
+from leyden.datamodules.storage.arrow import Report, Store, Subset, build
+from leyden.datamodules.storage.cache_key import cache_key
+from leyden.datamodules.storage.split import apart, epoch, hold_out
 from leyden.datamodules.storage.truncation import Overlength, fit, longest
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.fingerprint import fingerprint_vocabulary
 from leyden.paths import cache_folder
 
 log = logging.getLogger("leyden")
 _T = TypeVar("_T")
+
+NOTES = 12
+"""Notes on the files of a path that are logged before training."""
+WITHOUT_EFFECT = frozenset(
+    "paths val_path val_fraction test_path tokenizer template template_choice batch_size max_tokens seed predict_size "
+    "trainer prepare_data_per_node allow_zero_length_dataloader_with_multiple_devices train_trees val_trees test_trees "
+    "fingerprint _stores _repeats _planned _predict_rows _options _log_hyperparams _hparams _hparams_initial "
+    "_hparams_name".split()
+)
+"""Attributes of a data module that change no tree. All others, a subclass's own included, are part of the cache key."""
 
 
 class FileData(DataModule):
@@ -37,7 +49,8 @@ class FileData(DataModule):
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its rows
             come in an epoch (`{a.jsonl: 1, b.jsonl: 0.5}`).
-        tokenizer: model folder or hub name of the tokenizer; follows `--model.policy.path`.
+        tokenizer: model folder or hub name of the tokenizer; None is that of the policy in training, else the embedded
+            one. Token ids that are not the policy's are refused.
         val_path: validation rows; without it, `val_fraction` of the training rows is held out.
         val_fraction: share of rows held out for validation; 0 for none.
         test_path: rows for `leyden test`.
@@ -62,7 +75,7 @@ class FileData(DataModule):
     def __init__(
         self,
         path: str | list[str] | dict[str, float],
-        tokenizer: str = "tiny",
+        tokenizer: str | None = None,
         val_path: str | None = None,
         val_fraction: float = 0.05,
         test_path: str | None = None,
@@ -92,10 +105,21 @@ class FileData(DataModule):
 
     @cached_property
     def template(self) -> ChatTemplate:
-        """The tokenizer with its chat template."""
+        """The tokenizer with its chat template.
+
+        Raises:
+            UserError: the tokenizer that is named gives other token ids than the policy in training takes.
+        """
         policy: Any = getattr(getattr(self.trainer, "lightning_module", None), "policy", None)
-        same = getattr(policy, "path", None) == self.tokenizer  # then it knows the revision too
-        tokenizer = policy.tokenizer if same else load_tokenizer(self.tokenizer)
+        tokenizer = getattr(policy, "tokenizer", None)
+        if tokenizer is None or self.tokenizer not in (None, policy.path):  # the policy's knows its revision too
+            named = load_tokenizer(self.tokenizer or "tiny")
+            if tokenizer is not None and fingerprint_vocabulary(named) != fingerprint_vocabulary(tokenizer):
+                raise UserError(
+                    f"--data.tokenizer {self.tokenizer}: its token ids are not those of the policy, {policy.path}; "
+                    "leave it out, and the policy's own is taken"
+                )
+            tokenizer = named
         return ChatTemplate(tokenizer, self.template_choice, self.system_prompt)
 
     @property
@@ -112,7 +136,7 @@ class FileData(DataModule):
         """
         bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
-            settled, examples = source.examples(log.debug)
+            settled, examples = source.examples(report.notes.append)
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
@@ -141,6 +165,10 @@ class FileData(DataModule):
     def _tell(self, path: str, report: Report) -> None:
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
+        for note in report.notes[:NOTES]:
+            log.info("%s", note)
+        if len(report.notes) > NOTES:
+            log.info("%s: %s more notes; leyden data check has them", path, len(report.notes) - NOTES)
         log.info("%s: %s", path, report.line("trained" if self.kind == "instruction" else "compared"))
         for line in not_read.lines(report.not_read, self.kind):
             log.info("%s: %s", path, line)
@@ -173,7 +201,7 @@ class FileData(DataModule):
     def _predict_rows(self) -> list[PromptTokens] | list[Candidates]:
         scores = getattr(self._trainer().lightning_module, "predicts", "answers") == "scores"
         kind = "candidates" if scores else "prompts"
-        sources = [source for path in self.paths for source in self._sources(path, kind)]
+        sources = [source for path in self.paths for source in self._sources(path, kind, log.info)]
         if scores:
             return candidates(sources, self.template, self.max_length, self.on_error)
         return prompts(sources, self.template, self.on_error)
@@ -182,9 +210,6 @@ class FileData(DataModule):
 class StoredRows(FileData, PlannedData):
     """A DataModule of rows with answers. They are tokenised once and cached on disk, split into training and held-out
     rows, mixed, and planned into batches. A subclass turns an example into trees."""
-
-    keyed: tuple[str, ...] = ()
-    """Names of a subclass's options that change its trees, and so are part of the cache key."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -208,18 +233,22 @@ class StoredRows(FileData, PlannedData):
 
     def _stored(self, path: str, anew: bool = False) -> Path:
         """The Arrow file with the tokenised rows of a path, built if it is missing or if `anew` is set."""
-        options = {
-            "tokenizer": fingerprint(self.template.tokenizer),
-            "template": self.template.source,
-            "code": code_of(self.format),
-            **{name: getattr(self, name) for name in ("kind", "format", "columns", "rank_order", "system_prompt")},
-            **{name: getattr(self, name) for name in ("max_length", "overlength", "on_error", *self.keyed)},
-        }
         files: Sequence[Path | str] = [path] if path.startswith("hf:") else find_files(path)
-        stored = cache_folder() / f"{key(files, options)}.arrow"
+        stored = cache_folder() / f"{cache_key(files, self._options, self.template.tokenizer, self._code)}.arrow"
         if anew or not stored.is_file() or not stored.with_suffix(".json").is_file():
             build(stored, lambda report: self._made(path, report, self._fitting_trees))
         return stored
+
+    @cached_property
+    def _options(self) -> dict[str, Any]:
+        """What `encode` may depend on, as it is before the first row."""
+        own = {name: value for name, value in vars(self).items() if name not in WITHOUT_EFFECT}
+        return {**own, "kind": self.kind, "chat template": self.template.source}
+
+    @property
+    def _code(self) -> list[type]:
+        """The classes that make trees of rows, those of Leyden included."""
+        return [type(self), *([type(format_named(self.format, self.kind))] if "." in self.format else [])]
 
     # -- Lightning's hooks -------------------------------------------------------------------------------------------
 
@@ -248,10 +277,30 @@ class StoredRows(FileData, PlannedData):
             held = self._store_rows(next(other_stores))
         if self.test_path:
             self.test_trees = Subset(self._stores, self._store_rows(next(other_stores)))
+        train = self._apart(train)
         self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
         self._repeats = epoch(train, list(self.paths.values()), self.seed)
         if stage == "fit":
             self.train_plan()  # errors of the plan come before a model is built
+
+    def _apart(self, train: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The training rows that do not stand in a file of held-out rows too. Raises `UserError` where none is left."""
+        files = len(self.paths)
+        held = [row for store in range(files, len(self._stores)) for row in self._store_rows(store)]
+        if not held or not train:
+            return train
+        kept = apart(train, held, [store.contents for store in self._stores])
+        for number, path in enumerate(self.paths):
+            before = sum(store == number for store, _ in train)
+            after = sum(store == number for store, _ in kept)
+            if before and not after:
+                raise UserError(
+                    f"{path}: all of its {before:,} rows are held out too, by --data.val_path or --data.test_path; "
+                    "train on other rows, or leave val_path out to hold some out"
+                )
+            if after < before and self._trainer().global_rank == 0:
+                log.info("%s: %s rows are held out too, and not trained on", path, f"{before - after:,}")
+        return kept
 
     def _store_rows(self, store: int) -> list[tuple[int, int]]:
         return [(store, i) for i in range(len(self._stores[store]))]

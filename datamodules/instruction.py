@@ -19,7 +19,6 @@ class InstructionData(StoredRows):
     """
 
     kind = "instruction"
-    keyed = ("train_on",)
 
     def __init__(self, *args: Any, train_on: Literal["response", "all"] = "response", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

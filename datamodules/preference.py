@@ -27,7 +27,6 @@ class PreferenceData(StoredRows):
     """
 
     kind = "preference"
-    keyed = ("min_gap", "max_responses")
 
     def __init__(self, *args: Any, min_gap: float = 0.0, max_responses: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -73,6 +73,8 @@ class Source:
                 raise
             say("no embedded tokenizer here: lengths are in characters; add --tokenizer PATH for tokens")
             return None
+        whose = "the embedded one; --tokenizer PATH takes that of your model" if self.tokenizer is None else "as named"
+        say(f"tokenizer: {self.tokenizer or 'tiny'} ({whose})")
         return ChatTemplate(tokenizer, self.chat_template)
 
     def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, RowError]]) -> Source:

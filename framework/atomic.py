@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -12,27 +13,55 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
+_OLD = ".old"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file or a folder to. It takes the place of `path` once it is on the disk, and
-    vanishes where something goes wrong."""
+    vanishes where something goes wrong.
+
+    A folder cannot be renamed over another, so the old one steps aside first. Where the process is killed before the
+    new one is in its place, the next call, or `remove_unfinished`, puts the old one back.
+    """
+    _put_back(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = temporary.with_name(temporary.name + _OLD)
     try:
         yield temporary
-        if temporary.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            _sync(temporary, os.O_RDWR)
+        for file in [*temporary.rglob("*")] if temporary.is_dir() else [temporary]:
+            if file.is_file():
+                _sync(file, os.O_RDWR)
+        if temporary.is_dir() and path.is_dir():
+            os.replace(path, aside)
         os.replace(temporary, path)
         if os.name == "posix":  # the rename itself must reach the disk; some file systems cannot sync a folder
             with suppress(OSError):
                 _sync(path.parent, os.O_RDONLY)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        if aside.is_dir() and not path.exists():
+            os.replace(aside, path)
+        for left in (temporary, aside):
+            _remove(left)
+
+
+def _put_back(folder: Path, name: str = "*") -> None:
+    """Put folders back that stepped aside for one that never came, and remove those whose place was taken."""
+    pattern = name if name == "*" else glob.escape(name)
+    for aside in folder.glob(f".{pattern}.*{_OLD}"):
+        wanted, process = aside.name.removesuffix(_OLD)[1:].rpartition(".")[::2]
+        if wanted and process.isdigit() and process != str(os.getpid()):
+            if folder.joinpath(wanted).exists():
+                _remove(aside)
+            else:
+                os.replace(aside, folder / wanted)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -65,13 +94,13 @@ def truncate_jsonl(file: Path, step: int) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write: files and folders named `.NAME.PROCESS`."""
-    for path in [*folder.glob(".*"), *folder.glob("checkpoints/.*")]:
-        if path.suffix[1:].isdigit() and path.suffix[1:] != str(os.getpid()):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Remove what processes that were killed had begun to write, files and folders named `.NAME.PROCESS`, and put back
+    what had stepped aside for it."""
+    for inside in (folder, folder / "checkpoints"):
+        _put_back(inside)
+        for path in inside.glob(".*"):
+            if path.suffix[1:].isdigit() and path.suffix[1:] != str(os.getpid()):
+                _remove(path)
 
 
 def is_whole(file: Path) -> bool:

@@ -98,7 +98,10 @@ def test_a_converted_folder_is_read_once(tmp_path: Path) -> None:
     notes: list[str] = []
     found = [row["prompt"] for _, row in read_rows(tmp_path, on_note=notes.append)]
     assert found == ["1", "5"]
-    assert notes == [f"{tmp_path}: not read, because there is a .jsonl of the same name: a.csv, b.json"]
+    assert notes == [
+        f"{tmp_path}: not read: a.rejected.jsonl",
+        f"{tmp_path}: not read, because there is a .jsonl of the same name: a.csv, b.json",
+    ]
 
 
 def test_a_bad_file_does_not_keep_a_folder_from_being_converted(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from leyden.datamodules.files import tables
+from leyden.datamodules.files import encodings
 from leyden.datamodules.files.files import read_rows
 from leyden.errors import UserError
 
@@ -126,7 +126,7 @@ def test_bad_table_rows(tmp_path: Path) -> None:
         ("a.json", '[{"a": 1},\n{"a" 2}]', "a.json:2: broken JSON"),
         ("a.json", "[1]", "a number, not an object"),
         ("a.json", '[{"a": 1}]\n[]', "a.json:2: text after the end"),
-        ("a.json", '{\n "a": 1\n}', "one JSON object over many lines"),
+        ("a.json", '{\n "a": {"0": "x"},\n "b": {"0": "y"}\n}', "a table by columns (a, b)"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "broken or cut off"),
         ("a.jsonl.gz", b"not compressed", "broken or cut off"),
         ("a.parquet", b"not parquet", "not a Parquet file"),
@@ -141,9 +141,9 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, name: str, data: str 
 
 
 def test_bad_bytes_are_placed_in_files_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.csv", "가,나\n다,라\n".encode() + b"\xff,\xff\n")
+    path = write(tmp_path / "a.csv", "é,à\nö,ü\n".encode() + b"\xff,\xff\n")
     for size in (1, 2, 5, 1000):
-        monkeypatch.setattr(tables, "_CHUNK", size)
+        monkeypatch.setattr(encodings, "_CHUNK", size)
         with pytest.raises(UserError, match="a.csv:3: byte 0xff"):
             list(read_rows(path))
 
@@ -204,6 +204,7 @@ def test_tables_come_back_as_written(
     path = write(tmp_path_factory.mktemp("table") / "a.csv", text.getvalue())
     expected = [dict(zip(header, row, strict=True)) for row in rows if any(row)]
     assume(expected)
+    assume(delimiter != "\t" or not any("\t" in field and "\n" in field for row in rows for field in row))
     found = [row for _, row in read_rows(path, lambda place, problem: pytest.fail(problem))]
     assert found == expected
 
@@ -221,3 +222,169 @@ def test_lines_are_streamed(tmp_path: Path) -> None:
     path = write(tmp_path / "big.jsonl", line * 5000)
     assert path.stat().st_size > 15_000_000
     assert peak(read_rows(path)) < 1_000_000
+
+
+# -- what other tools write --------------------------------------------------------------------------------------------
+
+KOREAN = "질문,답변\n수도는?,서울입니다.\nGPU는?,A와 B가 다 됩니다 ㅋㅋ\n"
+JAPANESE = "質問,答え\n首都はどこですか?,東京です。\nこれは何?,それはペンです。\n"
+CHINESE = "问题,答案\n首都是哪里?,北京是中国的首都。\n你好吗?,我很好。\n"
+WESTERN = "question,answer\nWhat’s the policy?,It’s simple and we don’t ask why.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        (WESTERN, "cp1252"),
+        (JAPANESE, "shift_jis"),
+        (JAPANESE, "euc_jp"),
+        (CHINESE, "gb18030"),
+        ("a,é\nà,ö\n", "cp1252"),
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True])
+def test_other_encodings_are_never_taken_for_korean(tmp_path: Path, text: str, encoding: str, lines: bool) -> None:
+    """The command that the message names reads the text as it was written."""
+    data = json.dumps({"a": text}, ensure_ascii=False) if lines else text
+    path = write(tmp_path / ("a.jsonl" if lines else "a.csv"), data.encode(encoding))
+    with pytest.raises(UserError) as caught:
+        read(path)
+    named = str(caught.value).rpartition("--encoding ")[2]
+    assert named == encoding
+    _, row = read(path, encoding=named)[0]
+    assert row == {"a": text} if lines else ",".join(row.values()) == text.splitlines()[1]
+
+
+def test_korean_is_read_as_before_and_mixtures_are_named(tmp_path: Path) -> None:
+    for encoding in ("cp949", "utf-16-le", "utf-16-be", "utf-16", "utf-8-sig"):
+        rows = [row for _, row in read(write(tmp_path / "a.csv", KOREAN.encode(encoding)))]
+        assert [row["답변"] for row in rows] == ["서울입니다.", "A와 B가 다 됩니다 ㅋㅋ"], encoding
+    path = write(tmp_path / "b.csv", KOREAN.encode("cp949") + "산은?,한라산입니다.\n".encode())
+    with pytest.raises(UserError, match=r"b.csv:4: line 4 is UTF-8 and line 1 is not"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "note"),
+    [
+        ("\ufeffsep=;\r\nq;a\r\nx;y,z\r\n", {3: ("x", "y,z")}, "semicolon"),
+        ("q,a,,\nx,y,,\n,,,\nz,w\n", {2: ("x", "y"), 4: ("z", "w")}, ""),
+        ("q,a\nx,y\n\ufeffq,a\nz,w\n", {2: ("x", "y"), 4: ("z", "w")}, "a.csv:3: the header once more"),
+        ('q\ta\nx\t"one\ny\ttwo"\nz\tw\n', {2: ("x", '"one'), 3: ("y", 'two"'), 4: ("z", "w")}, "as they stand"),
+        ('q\ta\nx\t"one\ntwo"\nz\t"a ""b"""\n', {2: ("x", "one\ntwo"), 4: ("z", 'a "b"')}, "tab"),
+        ('q,a\nx,"one\ny,two"\nz,w\n', {2: ("x", "one\ny,two"), 4: ("z", "w")}, "a.csv:2: a quoted field runs over"),
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, data: str, rows: dict[int, Any], note: str) -> None:
+    notes: list[str] = []
+    found = read(write(tmp_path / "a.csv", data), on_note=notes.append)
+    assert {line: tuple(row.values()) for line, row in found} == rows
+    assert note in " | ".join(notes) and {name for _, row in found for name in row} == {"q", "a"}
+
+
+@pytest.mark.parametrize(
+    ("data", "places"),
+    [
+        ('[{"a": 1}, {"a": 2},\n{"a": 3}]', ["1", "1:12", "2"]),
+        ('{\n"a": 1\n}\n{\n"a": 2\n}{"a": 3}', ["1", "4", "6"]),
+        ('{"version": 1, "data": [{"a": 1},\n{"a": 2}, {"a": 3}]}', ["1", "2", "2:11"]),
+        ('{"a": 1},\n{"a": 2},\n{"a": 3}', ["1", "2", "3"]),
+        ('{"a": 1}{"a": 2}\n{"a": 3}\n', ["1", "1:9", "2"]),
+    ],
+)
+def test_json_of_any_layout_has_a_place_for_each_row(tmp_path: Path, data: str, places: list[str]) -> None:
+    path, notes = write(tmp_path / "a.json", data), list[str]()
+    rows = list(read_rows(path, on_note=notes.append))
+    assert rows == [(f"{path}:{place}", {"a": number}) for number, place in enumerate(places, start=1)]
+    assert ("not read: version" in " ".join(notes)) == ("version" in data)
+
+
+def test_keys_that_stand_twice_and_halves_of_characters_are_bad_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"a": 1, "a": 2}\n{"a": "\\ud83d"}\n{\'a\': 1}\n{"a": 3}\n')
+    found = problems(path)
+    assert "the key 'a' stands twice" in found[0] and "half a character" in found[1] and "json.dumps" in found[2]
+
+
+def test_compressed_and_columnar_files(tmp_path: Path) -> None:
+    import bz2
+    import lzma
+    import zipfile
+
+    import pyarrow
+
+    line = (json.dumps(ROW) + "\n").encode()
+    with pyarrow.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as stream:
+        stream.write(line)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("data/b.jsonl", line)
+        archive.writestr("__MACOSX/._b.jsonl", "x")
+    write(tmp_path / "c.jsonl.bz2", bz2.compress(line))
+    write(tmp_path / "d.jsonl.xz", lzma.compress(line))
+    write(tmp_path / "e.jsonl", gzip.compress(line))
+    table = pyarrow.Table.from_pylist([ROW])
+    for name, writer in (("f.arrow", pyarrow.ipc.new_file), ("g.arrow", pyarrow.ipc.new_stream)):
+        with pyarrow.OSFile(str(tmp_path / name), "wb") as sink, writer(sink, table.schema) as out:
+            out.write_table(table)
+    found = list(read_rows(tmp_path))
+    assert [row for _, row in found] == [ROW] * 7 and len({place for place, _ in found}) == 7
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.jsonl", line)
+        archive.writestr("b.jsonl", line)
+    with pytest.raises(UserError, match="an archive of 2 files"):
+        read(tmp_path / "two.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.xlsx", b"PK", "save it as 'CSV UTF-8'"),
+        ("a.csv", b"\xd0\xcf\x11\xe0", "save it in Excel"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.csv", b"<!DOCTYPE html>", "a web page"),
+        ("a.json", b'{"a": ["x", "y"], "b": ["z", "w"]}', "a table by columns (a, b)"),
+        ("a.jsonl.bz2", b"BZh9", "broken or cut off"),
+    ],
+)
+def test_what_is_no_data_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(write(tmp_path / name, data))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_everything_of_a_folder_that_is_not_read_is_named(tmp_path: Path) -> None:
+    for name in ("a.jsonl", ".b.jsonl", "_c.jsonl", "d.txt", "e.rejected.jsonl", "f.csv.orig"):
+        write(tmp_path / name, '{"a": 1}\n')
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "g.jsonl", '{"a": 2}\n')
+    (tmp_path / "h.jsonl").symlink_to(tmp_path / "nowhere")
+    notes: list[str] = []
+    assert len(list(read_rows(tmp_path, on_note=notes.append))) == 1
+    for name in {file.name for file in tmp_path.iterdir()} - {"a.jsonl"}:
+        assert name in " ".join(notes), name
+    notes.clear()
+    list(read_rows(tmp_path / "[as]*", on_note=notes.append))
+    assert "not read: sub" in " ".join(notes)
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(UserError, match="of the folders in it give one"):
+        list(read_rows(tmp_path))
+
+
+def test_hub_configurations_and_splits(tmp_path: Path) -> None:
+    configs = ""
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", json.dumps({"a": name}) + "\n")
+        files = f"  data_files:\n  - split: train\n    path: {name}/train.jsonl\n"
+        configs += f"- config_name: {name}\n{files}"
+    write(tmp_path / "README.md", f"---\nconfigs:\n{configs}---\n")
+    hub = f"hf:{tmp_path}"
+    for name in (f"{hub}:main", f"{hub}:main:train", f"{hub}:main:train[:1]"):
+        assert list(read_rows(name)) == [(f"{name}:1", {"a": "main"})]
+    for name, message in (
+        (hub, f"2 configurations; name one: {hub}:main, {hub}:socratic"),
+        (f"{hub}:train", "2 configurations"),
+        (f"{hub}:main:test", f"no split 'test'.*{hub}:main:train"),
+        (f"{hub}:mian:train", "did you mean 'main'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(read_rows(name))

@@ -206,3 +206,19 @@ def test_bad_prompts_are_left_out_when_asked(tmp_path: Path) -> None:
         ready(path, tmp_path, "predict").predict_dataloader()
     kept = ready(path, tmp_path, "predict", on_error="skip").predict_dataloader()
     assert sum(len(chunk) for chunk in kept) == 2
+
+
+def test_rows_that_are_held_out_elsewhere_are_not_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By whatever name: a folder that holds the validation file, a link to it, or the same rows in another format."""
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    write(folder / "train.jsonl", ROWS[:12])
+    val = write(folder / "val.jsonl", ROWS[12:])
+    (folder / "link.jsonl").symlink_to(val)
+    (folder / "copy.json").write_text(json.dumps(ROWS[12:15]), encoding="utf-8")
+    with caplog.at_level("INFO", "leyden"):
+        data = ready(str(folder), tmp_path, val_path=val)
+    assert texts(data, data.train_trees) == [row["response"] for row in ROWS[:12]]
+    assert len(data.val_trees or ()) == 8 and f"{folder}: 19 rows are held out too, and not trained on" in caplog.text
+    with pytest.raises(UserError, match=r"link\.jsonl: all of its 8 rows are held out too"):
+        ready(str(folder / "link.jsonl"), tmp_path, val_path=val)

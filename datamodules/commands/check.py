@@ -21,6 +21,8 @@ from leyden.example import Example
 if TYPE_CHECKING:
     from leyden.data.chat_template import ChatTemplate
 
+TRAINING = 1024
+"""The `--data.max_length` of training where none is given."""
 SHOWN = 3
 """Places that a warning names."""
 
@@ -198,6 +200,11 @@ def _report(
         cut = "truncate_prompt, truncate_response" if findings.response else "truncate_prompt"
         what = f"; they follow --data.overlength (drop, {cut} or error)" if over else ""
         say(f"longer than {room:,} {unit}: {over:,} rows{what}")
+    else:
+        over = sum(length > TRAINING for length in findings.longest)
+        say(
+            f"longer than {TRAINING:,} {unit}, which training takes by itself: {over:,} rows; --max-length names another"
+        )
     for line in findings.comparisons.lines() if findings.comparisons is not None else ():
         say(line)
     if template is not None and template.tokenizer.pad_token_id == template.tokenizer.eos_token_id:

@@ -51,7 +51,7 @@ def convert(source: str, target: str | None, how: Conversion, say: Callable[[str
     converted: files whose output exists are skipped with a note, and files that cannot be used are named in one
     `UserError` at the end. Once they are mended, the same command converts the rest.
     """
-    several, pairs = _targets(source, target)
+    several, pairs = _targets(source, target, say)
     if several:
         return _convert_several(pairs, how, say)
     file, out = pairs[0]
@@ -109,10 +109,10 @@ def rejected_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".gz").rpartition(".")[0] + ".rejected.jsonl")
 
 
-def _targets(source: str, target: str | None) -> tuple[bool, list[tuple[Path, Path]]]:
+def _targets(source: str, target: str | None, say: Callable[[str], None]) -> tuple[bool, list[tuple[Path, Path]]]:
     """Whether `source` stands for several files, and the pairs of a file and its output."""
     folder = Path(source).expanduser().is_dir()
-    files = [file for file in find_files(source, originals=True) if extension(file) != ".jsonl" or not folder]
+    files = [file for file in find_files(source, say, originals=True) if extension(file) != ".jsonl" or not folder]
     if not files:
         raise UserError(f"{source}: nothing to convert, only JSONL in it; name a file to convert it")
     many = folder or len(files) > 1
@@ -163,7 +163,7 @@ def _convert_file(file: Path, out: Path, how: Conversion, say: Callable[[str], N
     extra = f"; kept {', '.join(extra_columns)}" if extra_columns else ""
     say(f"{file} -> {out}: {written:,} rows, {converter.kind} data as {converter.description}{extra}")
     if rejects:
-        one = min(rejects, key=lambda reject: int(str(reject["place"]).rpartition(":")[2]))
+        one = min(rejects, key=lambda reject: [int(n) for n in str(reject["place"]).split(":") if n.isdigit()])
         say(f"  {len(rejects):,} rows rejected -> {rejected_path(out)} (first: {one['place']}: {one['problem']})")
     return len(rejects)
 

@@ -1,24 +1,32 @@
-"""Files to rows: JSONL, JSON, CSV, TSV, Parquet, folders and globs of them, and hub datasets.
+"""Files to rows: JSONL, JSON, CSV, TSV, Parquet, Arrow, folders and globs of them, and hub datasets.
 
-Every row comes with the place it starts at, `file:line` (in Parquet and hub datasets, which have no lines, the number
-of the row). Encodings are always explicit. JSON Lines, tables and Parquet are streamed; an array or UTF-16 text is
-read whole. The content decides, not the name: an array in a file named .jsonl is read as an array (with a note), and
+Every row comes with the place it starts at, `file:line` (in Parquet, Arrow and hub datasets, which have no lines, the
+number of the row). Encodings are always explicit. JSON Lines, tables and Parquet are streamed; an array or UTF-16 text
+is read whole. The content decides, not the name: an array in a file named .jsonl is read as an array (with a note), and
 JSON Lines in a file named .json as JSON Lines.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
 import logging
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import Any, NoReturn
 
+from leyden.datamodules.files.encodings import START, known_encoding
+from leyden.datamodules.files.hub import read_hub
 from leyden.datamodules.files.json_rows import BOM, read_json
-from leyden.datamodules.files.tables import known_encoding, read_table
+from leyden.datamodules.files.opening import (
+    COMPRESSED,
+    SPREADSHEETS,
+    check_text,
+    inner_name,
+    named_errors,
+    open_binary,
+)
+from leyden.datamodules.files.tables import read_table
 from leyden.errors import UserError, nearest
 
 log = logging.getLogger("leyden")
@@ -29,7 +37,16 @@ OnBad = Callable[[str, str], None]
 OnNote = Callable[[str], None]
 """Called with a note on what a reader detected, such as an encoding."""
 
-EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+EXTENSIONS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+_OTHER_NAMES = {".ndjson": ".jsonl", ".tab": ".tsv", ".feather": ".arrow"}
+_ADVICE = {
+    **dict.fromkeys(SPREADSHEETS, "a spreadsheet; save it as 'CSV UTF-8' (Excel: File, Save As) and give that"),
+    ".txt": "a table of Excel ('Unicode Text') is read when named .tsv, plain text as lines of {\"text\": …} in .jsonl",
+    ".tar": "an archive; unpack it and give the folder",
+    ".tgz": "an archive; unpack it and give the folder",
+}
+SHOWN = 5
+"""Names that a note lists."""
 
 
 def read_rows(
@@ -49,7 +66,7 @@ def read_rows(
     report = on_bad or _raise_problem
     encoding = known_encoding(encoding) if encoding else None
     if str(path).startswith("hf:"):
-        yield from _hub(str(path))
+        yield from read_hub(str(path))
         return
     for file in find_files(path, on_note):
         has_rows = False
@@ -74,95 +91,128 @@ def find_files(path: str | Path, on_note: OnNote | None = None, originals: bool 
     """
     target = _existing(Path(path).expanduser())
     if target is not None and target.is_dir():
-        files = sorted(file for file in target.iterdir() if _is_data(file))
-        if not files:
-            raise UserError(f"{path}: no data file in this folder; it needs {', '.join(EXTENSIONS)} files")
-        return files if originals else _unconverted(files, on_note)
+        return _of_folder(path, target, on_note, originals)
     if target is not None:
         return [target]
     if glob.has_magic(str(path)):
-        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if Path(file).is_file())
-        if files:
-            return files
-        raise UserError(f"{path}: no file matches this pattern; quote it and check the folder")
+        matches = sorted(Path(file) for file in glob.glob(str(Path(path).expanduser()), recursive=True))
+        files = [file for file in matches if file.is_file()]
+        if not files:
+            raise UserError(f"{path}: no file matches this pattern; quote it and check the folder")
+        inside = any(folder in file.parents for folder in matches if folder.is_dir() for file in files)
+        if on_note is not None and len(files) < len(matches) and not inside:
+            _note_unread(str(path), [file for file in matches if not file.is_file()], on_note)
+        return files
     raise UserError(f"{path}: no such file{_path_hint(Path(path))}")
 
 
 def stem(path: Path) -> str:
-    """The name without its extension and the `.gz` of a compressed file."""
-    name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
-    return name.removesuffix(Path(name).suffix)
+    """The name without its extension and the `.gz` or the like of a compressed file."""
+    name = path.stem if path.suffix.lower() in COMPRESSED else path.name
+    return name.removesuffix(Path(name).suffix) if Path(name).suffix.lower() in _KNOWN else name
 
 
 def extension(path: Path) -> str:
-    """The extension that says what a file holds, without the `.gz` of a compressed one."""
-    name = path.name.lower()
-    return Path(name.removesuffix(".gz")).suffix
+    """The extension that says what a file holds, without the `.gz` or the like of a compressed one."""
+    found = Path(inner_name(path).lower()).suffix
+    return _OTHER_NAMES.get(found, found)
 
 
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file for reading bytes, decompressing `.gz`."""
-    opened = gzip.open(path, "rb") if path.name.lower().endswith(".gz") else open(path, "rb")
-    return cast(IO[bytes], opened)
+_KNOWN = (*EXTENSIONS, *_OTHER_NAMES, *_ADVICE)
 
 
 def _read_file(
     path: Path, report: OnBad, note: OnNote, encoding: str | None, delimiter: str | None
 ) -> Iterator[tuple[str, Row]]:
-    kind = extension(path)
-    if kind not in EXTENSIONS:
-        raise UserError(f"{path}: unknown kind of file '{kind}'; use one of {', '.join(EXTENSIONS)} (or .gz of them)")
-    try:
-        if kind == ".parquet":
-            yield from _parquet(path)
+    with named_errors(path):
+        kind = extension(path)
+        if path.suffix.lower() == ".zip":
+            open_binary(path).close()  # says what is wrong with an archive
+        if kind not in EXTENSIONS:
+            use = _ADVICE.get(kind, f"use one of {', '.join(EXTENSIONS)} (or .gz, .bz2, .xz, .zst, .zip of them)")
+            raise UserError(f"{path}: unknown kind of file '{kind}'; {use}")
+        if kind in (".parquet", ".arrow"):
+            yield from _columnar(path, kind)
             return
         with open_binary(path) as file:
-            start = file.read(4096)
+            start = file.read(START)
+        check_text(path, start)
         if not start.strip(BOM + b" \t\r\n"):
             raise UserError(f"{path}: the file is empty; give a file with data")
         if kind in (".csv", ".tsv"):
             yield from read_table(path, lambda: open_binary(path), report, note, encoding, delimiter)
         else:
             yield from read_json(path, open_binary(path), report, note, encoding)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}: the compressed file is broken or cut off ({error}); copy it again") from None
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _columnar(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
+    """The rows of a Parquet file, or of an Arrow file or stream (which is what `datasets` saves)."""
     import pyarrow
     import pyarrow.parquet
 
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty; give a file with data")
+    compressed = path.suffix.lower() in COMPRESSED
     try:
+        file = pyarrow.BufferReader(open_binary(path).read()) if compressed else pyarrow.memory_map(str(path))
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for batch in _batches(file, kind):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a Parquet file that can be read ({reason}); write it again") from None
+    except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
+        with open(path, "rb") as stream:
+            check_text(path, stream.read(64))
+        name, reason = ("a Parquet" if kind == ".parquet" else "an Arrow"), str(error).splitlines()[0]
+        raise UserError(f"{path}: not {name} file that can be read ({reason}); write it again") from None
 
 
-def _hub(name: str) -> Iterator[tuple[str, Row]]:
-    import datasets
+def _batches(file: Any, kind: str) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
 
-    repository, _, split = name.removeprefix("hf:").partition(":")
-    try:
-        data = datasets.load_dataset(repository, split=split or "train")
-    except Exception as error:  # a dozen kinds, all about the name, the split or the network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: cannot be loaded ({reason}); check the name, hf:NAME:SPLIT, and the network"
-        ) from None
-    for number, row in enumerate(data, start=1):
-        yield f"{name}:{number}", dict(row)
+    if kind == ".parquet":
+        yield from pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024)
+    elif bytes(file.read(6)) == b"ARROW1":
+        reader = pyarrow.ipc.open_file(file)
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        file.seek(0)
+        yield from pyarrow.ipc.open_stream(file)
 
 
 def _raise_problem(place: str, problem: str) -> NoReturn:
     raise UserError(f"{place}: {problem}")
+
+
+def _of_folder(path: str | Path, folder: Path, on_note: OnNote | None, originals: bool) -> list[Path]:
+    """The data files that lie in a folder itself; every other thing in it goes to `on_note`."""
+    try:
+        everything = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{path}: the folder cannot be read ({error.strerror}); check its permissions") from None
+    files = [file for file in everything if _is_data(file)]
+    if any(extension(file) == ".arrow" for file in files):  # as `save_to_disk` writes them, with an account in JSON
+        files = [file for file in files if file.name not in ("dataset_info.json", "state.json", "dataset_dict.json")]
+    others = [file for file in everything if file not in files]
+    if not files:
+        deeper = [other for other in others if other.is_dir() and not other.name.startswith(".")]
+        more = f"; of the folders in it give one, such as {deeper[0]}, or all, as '{path}/**/*.jsonl'" if deeper else ""
+        raise UserError(f"{path}: no data file in this folder; it needs {', '.join(EXTENSIONS)} files{more}")
+    if on_note is not None and others:
+        _note_unread(str(path), others, on_note)
+    return files if originals else _unconverted(files, on_note)
+
+
+def _note_unread(path: str, others: list[Path], on_note: OnNote) -> None:
+    """Say what of a folder is not read, the things that may be data in front."""
+    folders = [other for other in others if other.is_dir()]
+    links = [other for other in others if not other.exists()]
+    files = [other for other in others if other not in folders and other not in links]
+    for what, kept in (("", files), (" (folders; '**/*.jsonl' reads what is in them)", folders), (" (links)", links)):
+        if kept:
+            more = f" and {len(kept) - SHOWN:,} more" if len(kept) > SHOWN else ""
+            on_note(f"{path}: not read: {', '.join(other.name for other in kept[:SHOWN])}{more}{what}")
 
 
 def _is_data(file: Path) -> bool:

@@ -6,7 +6,6 @@ prompt, answer and 답변 for response); `columns={"prompt": "my column"}` maps 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
@@ -196,11 +195,6 @@ def format_named(name: str, kind: str) -> Format:
 def _own_format(path: str) -> Format:
     """A format of the user's own."""
     return import_class(path, "format", Format)()  # type: ignore[no-any-return]
-
-
-def code_of(name: str) -> str:
-    """The source code of a user's own format, for the key of the cache; empty for formats that are built in."""
-    return inspect.getsource(inspect.getmodule(type(_own_format(name)))) if "." in name else ""  # type: ignore[arg-type]
 
 
 def _no_format(row: Row, kind: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,9 +24,6 @@ from leyden.datamodules.formats.row_error import by_count
 from leyden.errors import UserError
 
 log = logging.getLogger("leyden")
-
-VERSION = 4
-"""Counted up when the meaning of a stored column changes, so that old caches are not read."""
 
 SCHEMA = pa.schema(
     {
@@ -58,6 +55,8 @@ class Report:
     """Columns and keys of messages that are not read: as `formats.not_read.count` has them"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
+    notes: list[str] = field(default_factory=list)
+    """What readers of files detected or left out"""
 
     def drop(self, reason: str) -> None:
         """Count a row that is not kept."""
@@ -113,6 +112,17 @@ class Store:
         return prompts
 
     @cached_property
+    def contents(self) -> list[int]:
+        """A number for each row that is the same where prompt and responses are."""
+        contents: list[int] = []
+        for prompt, chunk in zip(self.prompts(), self.table["responses"].to_pylist(), strict=True):
+            digest = hashlib.blake2b(prompt, digest_size=8)
+            for response in chunk:
+                digest.update(b"|" + np.array(response, dtype=np.int32).tobytes())
+            contents.append(int.from_bytes(digest.digest(), "big"))
+        return contents
+
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all rows, wherever they came from."""
         digest = hashlib.sha256()
@@ -158,25 +168,6 @@ class Subset:
     def __getitem__(self, index: int) -> Tree:
         store, row = self.chosen[index]
         return self.stores[store][row]
-
-
-def fingerprint(tokenizer: Any) -> str:
-    """A hash of everything in a tokenizer that changes token ids."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    names = [type(tokenizer).__name__, tokenizer.bos_token, tokenizer.eos_token]
-    return hashlib.sha256(f"{names} {definition}".encode()).hexdigest()[:16]
-
-
-def key(files: Iterable[Path | str], options: dict[str, Any]) -> str:
-    """A hash of file contents and of every option that changes what is stored."""
-    digest = hashlib.sha256(json.dumps([VERSION, options], sort_keys=True, default=str).encode())
-    for file in files:
-        digest.update(str(file).encode())
-        if isinstance(file, Path):
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:24]
 
 
 def build(path: Path, rows: Callable[[Report], Iterator[Place]]) -> None:

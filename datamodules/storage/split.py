@@ -32,6 +32,13 @@ def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -
     return [row for row, place in both if place not in held], [row for row, place in both if place in held]
 
 
+def apart(rows: Sequence[Row], held: Sequence[Row], content: Sequence[Sequence[Hashable]]) -> list[Row]:
+    """The rows whose content, given by store and index, is that of no held-out row: a folder may hold its validation
+    file too, by another name, and a file may have rows of another."""
+    known = {content[store][row] for store, row in held}
+    return [(store, row) for store, row in rows if content[store][row] not in known]
+
+
 def epoch(rows: Sequence[Row], weights: Sequence[float], seed: int) -> list[int]:
     """Indices of the rows of one epoch: those of store s come `weights[s]` times, a fraction of them drawn by seed."""
     indices: list[int] = []
