@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        _as_umask_says(temporary)
         if temporary.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -33,6 +35,20 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _as_umask_says(written: Path) -> None:
+    """Give files and folders the rights that new ones have there: some libraries write by way of private ones."""
+    probe = written.with_name(f"{written.name}.mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        for path in (written, *(written.rglob("*") if written.is_dir() else ())):
+            wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode  # who may read may look into folders
+            if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+                path.chmod(wanted)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from small import TreeData, small, some_trees
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from peft import LoraConfig, get_peft_model
+from small import LLAMA, TreeData, small, some_trees
 from torch.optim import lr_scheduler as torch_schedulers
 
 from leyden.algorithm import WarmupCosine
 from leyden.algos import SFT
+from leyden.checkpoint.find import find_checkpoint
 
 BASE = 1e-3
 
@@ -45,6 +49,8 @@ def train(
     resumed: Path | None = None,
     save: Path | None = None,
     optimizer: Any = adamw,
+    policy: Any = None,
+    held: int = 0,
     **options: Any,
 ) -> tuple[Any, Rates]:
     """Train an SFT; the Trainer, and what each step took."""
@@ -55,8 +61,8 @@ def train(
     trainer = Trainer(
         accelerator="cpu", devices=1, callbacks=[rates, *options.pop("callbacks", [])], **quiet, **options
     )
-    algorithm = SFT(small(), optimizer=optimizer, lr_scheduler=scheduler or (lambda o: WarmupCosine(o)))
-    data = TreeData(some_trees(rows), batch_size=batch_size)
+    algorithm = SFT(policy or small(), optimizer=optimizer, lr_scheduler=scheduler or (lambda o: WarmupCosine(o)))
+    data = TreeData(some_trees(rows), some_trees(held), batch_size=batch_size)
     trainer.fit(algorithm, data, ckpt_path=resumed, weights_only=True)
     if save is not None:
         trainer.save_checkpoint(save)
@@ -165,3 +171,111 @@ def test_another_schedule_or_optimizer_goes_on_from_the_step(tmp_path: Path, cap
     assert "SGD starts anew: the checkpoint has the state of torch.optim.adamw.AdamW" in caplog.text
     assert all(set(state) == {"momentum_buffer"} for state in trainer.optimizers[0].state.values())
     assert after.rates == pytest.approx(cosine(4)[2:])
+
+
+# -- averages of weights ---------------------------------------------------------------------------------------------
+
+TIED = LLAMA | dict(tie_word_embeddings=True)
+
+
+def lora() -> Any:
+    policy = small()
+    torch.manual_seed(0)
+    policy.adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    policy.model = get_peft_model(policy.model, policy.adapter)
+    return policy
+
+
+@pytest.mark.parametrize("make", [small, lambda: small(options=TIED), lora], ids=["full", "tied", "lora"])
+def test_an_average_is_resumed_and_validated(make: Callable[[], Any], tmp_path: Path) -> None:
+    """The average is a_t = (a_(t-1) + w_t) / 2 from a_1 = w_1 on. Stopped after two of four steps it is the same to the
+    bit, and so is what is trained; a checkpoint's weights, the validated ones and those at the end are the average."""
+    steps: list[torch.Tensor] = []
+    validated: list[torch.Tensor] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            steps.append(trained(module))
+
+        def on_validation_batch_start(self, trainer: Any, module: Any, *args: Any) -> None:
+            if not trainer.sanity_checking:
+                validated.append(trained(module))
+
+    def trained(module: Any) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().clone() for p in module.parameters() if p.requires_grad])
+
+    def run(epochs: int, resumed: Path | None = None, save: Path | None = None) -> Any:
+        callbacks = [EMAWeightAveraging(decay=0.5), Watch()]
+        return train(policy=make(), resumed=resumed, save=save, max_epochs=epochs, callbacks=callbacks, held=2)[0]
+
+    whole = run(2, save=tmp_path / "whole.ckpt")
+    average = average_of(steps)
+    end = trained(whole.lightning_module)
+    torch.testing.assert_close(end, average)
+    torch.testing.assert_close(validated[-1], average)
+    kept = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    torch.testing.assert_close(torch.cat([w.flatten() for w in kept["state_dict"].values()]), average)
+    torch.testing.assert_close(torch.cat([w.flatten() for w in kept["current_model_state"].values()]), steps[-1])
+
+    undisturbed, steps[:] = steps[:], []
+    run(1, save=tmp_path / "half.ckpt")
+    again = run(2, resumed=tmp_path / "half.ckpt")
+    assert len(steps) == len(undisturbed) == 4
+    torch.testing.assert_close(trained(again.lightning_module), average_of(steps))
+    alone = train(policy=make(), resumed=tmp_path / "whole.ckpt", max_epochs=2, held=2)[0]  # without the callback
+    assert torch.equal(trained(alone.lightning_module), undisturbed[-1])
+
+
+def average_of(steps: list[torch.Tensor]) -> torch.Tensor:
+    average = steps[0]
+    for step in steps[1:]:
+        average = average / 2 + step / 2
+    return average
+
+
+def test_an_average_that_never_began_is_not_exported(caplog: Any) -> None:
+    late = EMAWeightAveraging(update_starting_at_step=100)
+    trainer, _ = train(max_epochs=1, callbacks=[late])
+    plain, _ = train(max_epochs=1)
+    pairs = zip(trainer.lightning_module.parameters(), plain.lightning_module.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert "EMAWeightAveraging averaged nothing in 2 steps" in caplog.text
+
+
+# -- which checkpoint, and what is kept ------------------------------------------------------------------------------
+
+FIT = "fit --model toy.Toy --model.policy toy.Bigrams --data toy.ToyData --data.path rows.jsonl".split()
+
+
+def files(run: Path) -> list[str]:
+    return sorted(file.name for file in (run / "checkpoints").glob("*"))
+
+
+def test_best_is_what_the_monitor_says(leyden: Any, workplace: Path) -> None:
+    run = ["--trainer.default_root_dir", "a b/한글"]  # names with spaces and Hangul
+    more = ["--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max", "--checkpoint.save_last", "true"]
+    assert leyden(*FIT, *run, *more, "--trainer.max_steps", "4", "--model.optimizer.lr", "1e-1")[0] == 0
+    folder = workplace / "a b/한글"
+    best = find_checkpoint("best", str(folder))
+    losses = [float(row["train/loss"]) for row in csv.DictReader((folder / "metrics.csv").open(encoding="utf-8"))]
+    assert best is not None and best.name == f"step={losses.index(max(losses)) + 1:06}.ckpt"
+    assert best != find_checkpoint("last", str(folder))
+    assert leyden("validate", *FIT[1:], *run, "--ckpt_path", "best")[0] == 0
+    best.unlink()
+    code, _, err = leyden(*FIT, *run, *more, "--ckpt_path", "best")
+    assert code == 2 and f"{best.name} was the best and is gone; take last" in err and err.count("\n") == 1
+    assert leyden(*FIT, "--trainer.default_root_dir", "plain", "--trainer.max_steps", "1")[0] == 0
+    code, _, err = leyden(*FIT, "--trainer.default_root_dir", "plain", "--ckpt_path", "best")
+    assert code == 2 and "no measure is monitored; train with --checkpoint.monitor val/loss, or take last" in err
+
+
+def test_a_pruned_run_keeps_its_export_alone(leyden: Any, workplace: Path) -> None:
+    run = ["--trainer.default_root_dir", "a", "--checkpoint.prune", "true"]
+    many = ["--checkpoint.every_n_train_steps", "1", "--checkpoint.save_top_k", "-1"]
+    assert leyden(*FIT, *run, *many, "--trainer.max_epochs", "100000", "--trainer.max_time", "00:00:00:01")[0] == 0
+    assert files(workplace / "a")  # it did not come to its planned end
+    step = len(files(workplace / "a")) + 1
+    assert leyden(*FIT, *run, *many, "--ckpt_path", "last", "--trainer.max_steps", str(step))[0] == 0
+    assert not files(workplace / "a") and (workplace / "a/export").is_dir()
+    code, _, err = leyden(*FIT, *run, "--ckpt_path", "last")
+    assert code == 2 and "the run has ended and kept none; start a new one from its export" in err

@@ -19,8 +19,10 @@ from leyden.algorithm.schedules import (
     restore_hyperparameters,
 )
 from leyden.batch.forest import Batch
+from leyden.checkpoint.averaging import average_exactly, resume_current
 from leyden.checkpoint.find import ENTRY
 from leyden.checkpoint.provenance import Provenance, made_from
+from leyden.data.tokenizer import set_template
 from leyden.distributed import reduce_sums
 from leyden.errors import UserError
 from leyden.example import Example
@@ -98,11 +100,15 @@ class Algorithm(OptimizerStep):
 
     # -- building ----------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Any]:
+        average_exactly(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return []
+
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports use the template of the data
-            self.policy.tokenizer.chat_template = template
+            set_template(self.policy.tokenizer, template)
 
     @property
     def budget(self) -> int:
@@ -287,6 +293,8 @@ class Algorithm(OptimizerStep):
         self.provenance.check(checkpoint, self.made_from(), weights, training=self.trainer.state.fn == "fit")
         self.progress, self.validated_at = dict(checkpoint["progress"]), int(checkpoint["validated_at"])
         self._saved_schedule = dict(checkpoint.get("schedule") or {})
+        if self.trainer.state.fn == "fit":
+            resume_current(checkpoint)
 
 
 def _class_path(thing: object) -> str:
