@@ -19,6 +19,7 @@ from torch.optim import lr_scheduler as torch_schedulers
 from leyden.algorithm import WarmupCosine
 from leyden.algos import SFT
 from leyden.checkpoint.find import find_checkpoint
+from leyden.run.folder import _lock, claim_folder
 
 BASE = 1e-3
 
@@ -279,3 +280,27 @@ def test_a_pruned_run_keeps_its_export_alone(leyden: Any, workplace: Path) -> No
     assert not files(workplace / "a") and (workplace / "a/export").is_dir()
     code, _, err = leyden(*FIT, *run, "--ckpt_path", "last")
     assert code == 2 and "the run has ended and kept none; start a new one from its export" in err
+
+
+def test_one_process_at_a_time_trains_in_a_folder(leyden: Any, workplace: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("fcntl")
+    run = ["--trainer.default_root_dir", "a"]
+    assert leyden(*FIT, *run, "--trainer.max_steps", "1")[0] == 0
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(_lock, "__defaults__", (0.0,))
+    other = claim_folder("a", "toy", resume=True, alone=True)
+    code, _, err = leyden(*FIT, *run, "--ckpt_path", "last", "--trainer.max_steps", "2")
+    assert code == 2 and "a: another process trains there; wait for its end" in err and err.count("\n") == 1
+    other.release()
+    assert leyden(*FIT, *run, "--ckpt_path", "last", "--trainer.max_steps", "2")[0] == 0
+
+
+def test_a_run_that_was_moved_and_one_that_has_ended_say_so(leyden: Any, workplace: Path, caplog: Any) -> None:
+    assert leyden(*FIT, "--trainer.default_root_dir", "a", "--trainer.max_steps", "2")[0] == 0
+    (workplace / "a").rename(workplace / "b")
+    again = ["fit", "--config", "b/config.yaml", "--ckpt_path", "last"]
+    code, _, err = leyden(*again)
+    assert code == 2 and "there is no a; if the run was moved, say where it is by --trainer.default_root_dir" in err
+    assert not (workplace / "a").exists()
+    assert leyden(*again, "--trainer.default_root_dir", "b")[0] == 0
+    assert "training came to its end at step 2 already" in caplog.text

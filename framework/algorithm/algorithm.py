@@ -204,6 +204,12 @@ class Algorithm(OptimizerStep):
         saved, now, configs = self._saved_schedule, self._schedule, self.trainer.lr_scheduler_configs
         # where training is bounded as it was, the steps that an epoch left out do not shorten its plan
         now["total"] = saved["total"] if saved.get("bounds") == now["bounds"] else self.total_steps()
+        if now["total"] is not None and self.trainer.global_step >= now["total"]:
+            log.warning(
+                "training came to its end at step %d already: what is left is to validate and to export; a larger "
+                "--trainer.max_steps or --trainer.max_epochs goes on",
+                self.trainer.global_step,
+            )
         changed = {name for name in now if saved.get(name, now[name]) != now[name]}
         for optimizer in self.trainer.optimizers:
             if "optimizer" in changed:

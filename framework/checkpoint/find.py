@@ -60,6 +60,11 @@ def find_checkpoint(
     if value == "auto" and not damaged:
         return None
     cut = f" that is whole ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
+    if folder is not None and not Path(folder).exists():
+        raise UserError(
+            f"{flag} {value}: no checkpoint in {place}, for there is no {folder}; if the run was moved, say where "
+            "it is by --trainer.default_root_dir"
+        )
     if not damaged and folder is not None and (Path(folder) / "export").is_dir():
         raise UserError(
             f"{flag} {value}: no checkpoint in {place}, for the run has ended and kept none; start a new one from its "
