@@ -46,7 +46,8 @@ def _as_umask_says(written: Path) -> None:
         for path in (written, *(written.rglob("*") if written.is_dir() else ())):
             wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode  # who may read may look into folders
             if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
-                path.chmod(wanted)
+                with suppress(OSError):  # some file systems have no rights
+                    path.chmod(wanted)
     finally:
         probe.unlink(missing_ok=True)
 
