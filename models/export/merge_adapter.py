@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -109,17 +110,20 @@ def _merge(policy: CausalLM) -> None:
     """Work the adapter into the weights. Where embedding and head are one tensor and the adapter changes one of them,
     or both in different ways, they become two."""
     base: Any = policy.backbone.base
-    embedding, head = (innermost(part) for part in (base.get_input_embeddings(), base.get_output_embeddings()))
-    tied = head is not None and head.weight is embedding.weight
-    if tied:
+    parts = base.get_input_embeddings(), base.get_output_embeddings()
+    embedding, head = map(innermost, parts)
+    untied = parts != (embedding, head) and head is not None and head.weight is embedding.weight
+    if untied:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     try:
-        policy.model = policy.model.merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the two are apart is what is seen to here
+            policy.model = policy.model.merge_and_unload()
     except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
         kind = type(policy.model.peft_config[policy.model.active_adapters[0]]).__name__
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{policy.path}: PEFT cannot merge {kind} ({reason}); use it as an adapter") from error
-    if not tied:
+    if not untied:
         return
     base = policy.model
     one, other = base.get_input_embeddings(), base.get_output_embeddings()
