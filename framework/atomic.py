@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import shutil
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = temporary.with_name(temporary.name + _OLD)
     try:
         yield temporary
+        _as_umask_says(temporary)
         for file in [*temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             if file.is_file():
                 _sync(file, os.O_RDWR)
@@ -62,6 +64,21 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _as_umask_says(written: Path) -> None:
+    """Give files and folders the rights that new ones have there: some libraries write by way of private ones."""
+    probe = written.with_name(f"{written.name}.mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        for path in (written, *(written.rglob("*") if written.is_dir() else ())):
+            wanted = mode | (mode & 0o444) >> 2 if path.is_dir() else mode  # who may read may look into folders
+            if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+                with suppress(OSError):  # some file systems have no rights
+                    path.chmod(wanted)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _sync(path: Path, flags: int) -> None:

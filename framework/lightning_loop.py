@@ -25,6 +25,21 @@ def is_last_planned_step(trainer: Trainer) -> bool:
     return bool(last or trainer.global_step == trainer.max_steps)
 
 
+def planned_steps(trainer: Trainer, per_epoch: int | None) -> int | None:
+    """Optimizer steps at which training ends: those already taken, and those that are still to come as it is planned
+    now. To be asked between two steps; None where neither steps nor epochs bound it.
+
+    Args:
+        per_epoch: optimizer steps of an epoch; None where nothing is planned ahead.
+    """
+    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and per_epoch is not None:
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed // trainer.accumulate_grad_batches
+        left = max((trainer.max_epochs - trainer.current_epoch) * per_epoch - done, 0)
+        ends.append(trainer.global_step + left)
+    return min(ends) if ends else None
+
+
 def is_stopping_early(trainer: Trainer) -> bool:
     """Whether training stops here before its planned end: a signal, a limit of time, a callback."""
     return bool(trainer.received_sigterm or (trainer.should_stop and trainer.fit_loop._can_stop_early))

@@ -10,7 +10,8 @@ from leyden.errors import UserError, nearest
 
 
 def resolve(path: str) -> str:
-    """A path or name that transformers can load: `tiny` becomes the embedded folder (a folder of yours is `./tiny`).
+    """A path or name that transformers can load: `tiny` becomes the embedded folder (a folder of yours is `./tiny`),
+    and the folder of a run its export.
 
     Raises `UserError` where `path` looks like a local folder (it starts with `.`, `/` or `~`, has a backslash, or more
     than one slash) and is not there. Hub names (`name` or `owner/name`) cannot be checked without the network.
@@ -19,7 +20,7 @@ def resolve(path: str) -> str:
         return str(_embedded())
     local = Path(path).expanduser()
     if local.is_dir():
-        return str(local)
+        return _model_in(local, path)
     if local.is_file():
         raise UserError(f"{path}: a file, not a model folder; give the folder that holds config.json")
     if path.startswith((".", "/", "~")) or "\\" in path or path.count("/") > 1:
@@ -27,6 +28,26 @@ def resolve(path: str) -> str:
         names = [folder.name for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
         raise UserError(f"{path}: no such model folder{nearest(local.name, names) or '; check the path'}")
     return path
+
+
+def _model_in(folder: Path, path: str) -> str:
+    """The folder of the model, which for the folder of a run is its export.
+
+    Raises:
+        UserError: the run has no export, or it is a folder of runs.
+    """
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json", "tokenizer_config.json")):
+        return str(folder)
+    if not (folder / "config.yaml").is_file():
+        if runs := sorted(file.parent.parent for file in folder.glob("*/export/*config.json")):
+            raise UserError(f"{path}: a folder of runs; give one of them, such as {runs[0]}")
+        return str(folder)
+    if (folder / "export").is_dir():
+        return str(folder / "export")
+    raise UserError(
+        f"{path}: this run has no export, since it has not ended; type leyden export {path} --checkpoint last, and "
+        f"give {folder / 'export-model'}"
+    )
 
 
 def _embedded() -> Path:

@@ -26,6 +26,13 @@ def base_of(model: Any) -> PreTrainedModel:
     return base
 
 
+def innermost(part: Any) -> Any:
+    """A layer itself, below what an adapter has put around it."""
+    while (inner := getattr(part, "base_layer", getattr(part, "original_module", None))) is not None:
+        part = inner
+    return part
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A view of a model that owns no weights; `CausalLM.backbone` makes it anew each time it is read.

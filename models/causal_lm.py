@@ -16,13 +16,13 @@ from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
-from leyden.models.backbone import Backbone
+from leyden.models.backbone import Backbone, innermost
 from leyden.models.build_checks import check_head, takes_forest
 from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
-from leyden.models.load import load_model
+from leyden.models.load import check_continued, load_model
 from leyden.models.logprobs import logprobs
 from leyden.models.reference import base_fingerprint, frozen_reference, remove_dropout
 from leyden.models.saving.save import save
@@ -47,7 +47,8 @@ class CausalLM(Policy):
         path: hub name, folder of a model or of a PEFT adapter (whose training then continues), or `tiny`.
         dtype: dtype of the weights; nothing else sets it. Adapters are always fp32. Full training in bfloat16 loses
             small updates: use float32 with `--trainer.precision bf16-mixed` where memory allows.
-        adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained.
+        adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained. Where
+            `path` is an adapter of that kind, that one is trained on.
         attention: attention over packed batches: segments, varlen, flex, dense, or the path of a `Backend` class of
             yours. `auto` takes the fastest for the device and the model; `rows` runs one padded row per response,
             which works for every model.
@@ -56,6 +57,7 @@ class CausalLM(Policy):
             lengths, compiled in the first steps.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
+        base: the base model of the adapter in `path`, instead of the one that the adapter names.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class CausalLM(Policy):
         compile: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        base: str | None = None,
     ) -> None:
         super().__init__()
+        self.base, self.unpack = base, False
         self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
         self.attention = attention
         if attention not in ("auto", "rows"):
@@ -116,9 +120,14 @@ class CausalLM(Policy):
 
     def _load(self) -> None:
         advise(self.dtype, f"{self.path} in bfloat16", "--model.policy.dtype float32")
-        self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
+        if self.adapter is not None and (Path(resolve(self.path)) / "adapter_config.json").is_file():
+            log.warning("%s", check_continued(self.path, self.adapter))
+            self.adapter = None  # it is no new one, so the reference is not the model without it
+        self.model = load_model(
+            self.path, self.dtype, self.adapter, **self.source, origin=self.base, unpack=self.unpack
+        )
         self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
-        embeddings = self.backbone.base.get_input_embeddings().num_embeddings
+        embeddings = innermost(self.backbone.base.get_input_embeddings()).num_embeddings
         # added tokens that text never uses may lie beyond the embedding (the image token of the smallest Gemma 3)
         if self.tokenizer.vocab_size > embeddings or max(self.stop, default=0) >= embeddings:
             raise UserError(
@@ -225,7 +234,7 @@ class CausalLM(Policy):
         return [*self.backbone.blocks(), *self.heads.values()]
 
     def twin(self) -> CausalLM:
-        twin = CausalLM(self.path, attention=self.attention)  # type: ignore[arg-type]
+        twin = CausalLM(self.path, attention=self.attention, base=self.base)  # type: ignore[arg-type]
         twin.dtype, twin.source, twin._tokenizer = self.dtype, self.source, self._tokenizer
         twin.compiled = self.compiled  # other kernels round otherwise
         return twin

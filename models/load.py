@@ -45,18 +45,31 @@ def load_model(
     adapter: PeftConfig | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    origin: str | None = None,
+    unpack: bool = False,
 ) -> nn.Module:
     """A causal LM with a new adapter, with the adapter in the folder `path`, or without an adapter.
 
     Without an adapter every weight is trainable; with one, only the adapter is, in fp32. Under QLoRAPrecision linear
     layers are loaded in four bits and frozen.
+
+    Args:
+        path: hub name, or folder of a model or an adapter.
+        dtype: of the weights.
+        adapter: a new adapter; None where there is none, or where `path` is one.
+        revision: branch, tag or commit of a hub name.
+        trust_remote_code: run code that comes with the model.
+        origin: the base model of the adapter at `path`, instead of the one that it names.
+        unpack: whether weights that are stored in few bits get their values in `dtype`, to merge into.
     """
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # the run has its own progress bar
     options = {"dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code}
     if (Path(resolve(path)) / "adapter_config.json").is_file():
-        return _continue_adapter(resolve(path), adapter, options)
+        return _continue_adapter(resolve(path), origin, options, unpack)
+    if origin is not None:
+        raise UserError(f"{path}: no adapter, so it has no base; leave out --model.policy.base")
     base = _base("model", path, is_reward(resolve(path), revision), options)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -79,13 +92,43 @@ def _base(what: str, path: str, reward: bool, options: dict[str, Any]) -> PreTra
     return base
 
 
-def _continue_adapter(path: str, adapter: PeftConfig | None, options: dict[str, Any]) -> nn.Module:
+def _continue_adapter(path: str, origin: str | None, options: dict[str, Any], unpack: bool) -> nn.Module:
     from peft import PeftConfig
 
-    if adapter is not None:
-        raise UserError(f"{path} is an adapter already; leave out --model.policy.adapter to go on training it")
-    origin = PeftConfig.from_pretrained(path).base_model_name_or_path or ""
-    return adapter_on(_base("base model", origin, is_reward(origin, options["revision"]), options), path)
+    recorded = origin or PeftConfig.from_pretrained(path).base_model_name_or_path or ""
+    try:
+        base = _base("base model", recorded, is_reward(resolve(recorded), options["revision"]), options)
+    except UserError as error:
+        what = "the adapter's base" if origin is None else "--model.policy.base"
+        hint = "name its folder, or a hub name, by --model.policy.base" if origin is None else "give another"
+        raise UserError(f"{path}: {what} {recorded or '(none is recorded)'} cannot be loaded; {hint}") from error
+    return adapter_on(quantized.unpacked_model(base, options["dtype"]) if unpack else base, path)
+
+
+def check_continued(path: str, adapter: PeftConfig) -> str:
+    """What is said where an adapter is asked for and `path` is one already: that one is trained on.
+
+    Raises:
+        UserError: they are of different kinds.
+    """
+    from peft import PeftConfig
+
+    own = PeftConfig.from_pretrained(resolve(path))
+    if type(own) is not type(adapter):
+        raise UserError(
+            f"{path}: an adapter already, of {type(own).__name__}, and {type(adapter).__name__} is asked for; leave "
+            "out --model.policy.adapter to go on training it, or merge it (leyden export RUN --merge) and start from "
+            "that"
+        )
+    names = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
+    rank = f" (r {own.r}, alpha {own.lora_alpha})" if hasattr(own, "lora_alpha") else ""
+    other = [name for name in names if _plain(getattr(own, name, None)) != _plain(getattr(adapter, name, None))]
+    kept = f"; its own {', '.join(other)} hold, not those of --model.policy.adapter" if other else ""
+    return f"{path}: an adapter already, which is trained on{rank}{kept}"
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | list | tuple) else value
 
 
 def adapter_on(base: PreTrainedModel, path: str, trained: bool = True) -> nn.Module:
@@ -96,8 +139,33 @@ def adapter_on(base: PreTrainedModel, path: str, trained: bool = True) -> nn.Mod
     if config.task_type == "SEQ_CLS":  # a reward model: its head belongs to the policy's heads, not to the model
         config.task_type = "CAUSAL_LM"
         config.modules_to_save = [name for name in config.modules_to_save or () if name != "score"] or None
-    model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=trained, config=config)
+    _grow(base, path)
+    try:
+        model: nn.Module = PeftModel.from_pretrained(base, path, is_trainable=trained, config=config)
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise UserError(
+            f"{path}: the adapter does not fit {base.config.name_or_path}, whose weights have other shapes; name the "
+            "model that it was trained on by --model.policy.base"
+        ) from error
     return model
+
+
+def _grow(base: PreTrainedModel, path: str) -> None:
+    """Give a base the rows of its embedding that an adapter brings for tokens that were added."""
+    from safetensors import safe_open
+
+    file, embedding = Path(path) / "adapter_model.safetensors", base.get_input_embeddings()
+    if not file.is_file():
+        return
+    name = next(name for name, module in base.named_modules() if module is embedding)
+    with safe_open(file, "pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118, since it is no dictionary
+            if key.removeprefix("base_model.model.").replace(".base_layer.", ".") == f"{name}.weight":
+                rows = tensors.get_slice(key).get_shape()[0]
+                if rows > embedding.num_embeddings:
+                    base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def is_reward(path: str, revision: str | None = None) -> bool:

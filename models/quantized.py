@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from leyden.errors import UserError
@@ -57,6 +58,42 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
             "bits; leave QLoRAPrecision out, or use another model"
         )
     model.requires_grad_(False)
+
+
+def unpacked_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose layers of few bits are plain ones, with the values of their weights.
+
+    Raises:
+        UserError: they are stored in a form whose values cannot be read.
+    """
+    if getattr(model.config, "quantization_config", None) is None:
+        return model
+    try:
+        plain: PreTrainedModel = model.dequantize()
+    except (NotImplementedError, AttributeError, RuntimeError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{model.config.name_or_path}: its weights are quantised in a form that no adapter can be merged into "
+            f"({reason}); use the adapter over it as it is, or --base the model that it was quantised from"
+        ) from error
+    conversions = [one for one in getattr(plain, "_weight_conversions", None) or () if _reversible(one)]
+    plain._weight_conversions = conversions or None  # saving reverses them, and needs none for packed weights
+    for holder in (plain, plain.config):
+        for name in ("quantization_config", "hf_quantizer", "_pre_quantization_dtype"):
+            if hasattr(holder, name):
+                delattr(holder, name)
+    for name in ("is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        setattr(plain, name, False)
+    plain.config.dtype = dtype
+    return plain.to(dtype)
+
+
+def _reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
 
 
 def unpacked(weight: Tensor) -> Tensor:

@@ -41,21 +41,23 @@ def weights_of(file: Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("policy."): value for name, value in weights.items() if name.startswith("policy.")}
 
 
-def restored(file: Path, changed: dict[str, Any] | None = None) -> Policy:
+def restored(file: Path, changed: dict[str, Any] | None = None, config: dict[str, Any] | None = None) -> Policy:
     """The policy of a checkpoint, built with the checkpoint's heads.
 
     Args:
         file: the checkpoint, in its run's folder.
         changed: arguments of the policy that replace those of the training.
+        config: of its run; by default that beside it.
 
     Raises:
         UserError: the file is no checkpoint, or does not fit the model in its config.yaml.
     """
-    weights, spec = weights_of(file), config_of(file).get("model", {}).get("init_args", {}).get("policy")
+    run = config_of(file) if config is None else config
+    weights, spec = weights_of(file), run.get("model", {}).get("init_args", {}).get("policy")
     if not weights or spec is None:
         raise UserError(f"{file}: no checkpoint of a policy; give the folder that its run exported")
     arguments = spec.get("init_args", {})
-    replacements = {name: value for name, value in (changed or {}).items() if name in arguments}
+    replacements = {name: value for name, value in (changed or {}).items() if name in arguments or name == "base"}
     policy = _policy(file, spec | {"init_args": arguments | replacements})
     heads = {name.split(".")[1] for name in weights if name.startswith("heads.")}
     policy.build(("score",) if "score" in heads else ("logp", *heads), dropout=False)

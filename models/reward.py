@@ -35,8 +35,9 @@ class ModelReward(nn.Module, Reward):
     Args:
         path: the exported folder (a whole model or an adapter), or a checkpoint file in its run's folder, whose
             config.yaml names the base model.
-        base: source of the weights below an adapter: its `own` copy of the base model, or that of the `policy` in
-            training, if it trains an adapter on the same base; then the base is held only once, in four bits if it is.
+        base: source of the weights below an adapter: its `own` copy of the base model that it names; that of the
+            `policy` in training, if it trains an adapter on the same base, so that the base is held only once, in four
+            bits if it is; or folder or hub name of a base that is not where the adapter says.
         dtype: dtype of the weights and of the arithmetic, whatever the precision of the run; only for its own copy.
         batch_tokens: largest number of tokens in one forward pass.
         chat_template: `plain`, or a Jinja file, if the reward model was trained with one and is not an export.
@@ -53,7 +54,7 @@ class ModelReward(nn.Module, Reward):
     def __init__(
         self,
         path: str,
-        base: Literal["own", "policy"] = "own",
+        base: str = "own",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         batch_tokens: int = 16384,
         chat_template: str | None = None,
@@ -68,17 +69,17 @@ class ModelReward(nn.Module, Reward):
         self.path, self.batch_tokens, self.texts = path, batch_tokens, (chat_template, system_prompt)
         self.policy: Policy | None = None
         if base == "policy":
-            if not (Path(path) / "adapter_config.json").is_file():
+            if not (Path(resolve(path)) / "adapter_config.json").is_file():
                 raise UserError(f"{path}: no adapter, so it has no base to share; leave out --model.reward.base policy")
             return
         with torch.random.fork_rng(devices=[]):  # new weights are drawn before saved ones replace them
+            origin = None if base == "own" else base
             if Path(path).is_file():
-                built, data = _from_checkpoint(Path(path), {"dtype": dtype, "attention": attention})
+                changed = {"dtype": dtype, "attention": attention} | ({} if origin is None else {"base": origin})
+                built, data = _from_checkpoint(Path(path), changed)
                 self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
             else:
-                built = CausalLM(
-                    path, dtype, attention=attention, revision=revision, trust_remote_code=trust_remote_code
-                )
+                built = CausalLM(path, dtype, None, attention, False, revision, trust_remote_code, origin)
             self._finish(built)
 
     def attach(self, policy: Policy) -> None:
@@ -92,14 +93,14 @@ class ModelReward(nn.Module, Reward):
         if not isinstance(policy, CausalLM):
             raise UserError("--model.reward.base policy: only a CausalLM has weights to share; leave it out")
         check_frozen(policy.backbone, "--model.reward.base policy", "leave it out")
-        config = json.loads((Path(self.path) / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((Path(resolve(self.path)) / "adapter_config.json").read_text(encoding="utf-8"))
         mine, theirs = config["base_model_name_or_path"], policy.backbone.base.config.name_or_path
         if Path(resolve(mine)).absolute() != Path(resolve(theirs)).absolute():
             raise UserError(
                 f"{self.path}: an adapter on {mine}, but the policy stands on {theirs}; leave out --model.reward.base "
                 "policy, or train a reward model on the policy's base"
             )
-        adapted = adapter_on(without_adapter(policy.backbone), self.path, trained=False)
+        adapted = adapter_on(without_adapter(policy.backbone), resolve(self.path), trained=False)
         self._finish(policy.on_same_base(adapted, self.path))
 
     def _finish(self, policy: Policy) -> None:
@@ -107,7 +108,7 @@ class ModelReward(nn.Module, Reward):
         try:
             policy.build(("score",), dropout=False)
         except UserError as error:  # it names the flag of the trained policy
-            raise UserError(str(error).replace("--model.policy.path", "--model.reward.path")) from None
+            raise UserError(str(error).replace("--model.policy.", "--model.reward.")) from None
         if "score" in policy.fresh:
             raise UserError(
                 f"{self.path}: it has no reward head, so its scores would be random; give ModelReward the folder that "

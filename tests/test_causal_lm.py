@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, PromptTuningConfig
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig
 from small import LLAMA, small, some_trees
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,8 +122,11 @@ def test_a_saved_adapter_loads_in_plain_peft_and_is_trained_on(tmp_path: Path) -
     cut = int((batch.branch >= 0).nonzero()[0])
     expected = logp[cut - 1 : -1].gather(-1, ids[cut:, None])[:, 0]
     assert (policy(batch).logp[cut : len(ids)] - expected).abs().max() < 1e-5
-    with pytest.raises(UserError, match="is an adapter already"):
-        CausalLM(str(tmp_path), adapter=LoraConfig()).build()
+    asked = CausalLM(str(tmp_path), adapter=LoraConfig())
+    asked.build()  # goes on with the adapter that there is
+    assert (asked(batch).logp - policy(batch).logp).abs().max() < 1e-6 and asked.reference().kind == "snapshot"
+    with pytest.raises(UserError, match="an adapter already, of LoraConfig, and IA3Config is asked for"):
+        CausalLM(str(tmp_path), adapter=IA3Config()).build()
 
 
 GEMMA3 = LLAMA | dict(

@@ -369,9 +369,11 @@ def test_the_summary_counts_quantised_weights_unpacked() -> None:
 )
 def test_the_bar_knows_when_training_ends(limits: tuple[int, int, int, int], total: int | None) -> None:
     steps, epochs, batches, accumulate = limits  # three epochs of ten batches, by fours: 3 x ceil(10 / 4) steps
+    at_start = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
     trainer = SimpleNamespace(
-        max_steps=steps, max_epochs=epochs, num_training_batches=batches, accumulate_grad_batches=accumulate
-    )
+        max_steps=steps, max_epochs=epochs, num_training_batches=batches, accumulate_grad_batches=accumulate,
+        global_step=0, current_epoch=0, fit_loop=SimpleNamespace(epoch_loop=at_start),
+    )  # fmt: skip
     assert total_steps(trainer) == total
 
 

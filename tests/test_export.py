@@ -84,7 +84,8 @@ def test_over_four_bits_both_bases_say_what_they_cost(runs: Path, tmp_path: Path
     moved = {}
     for base in ("full", "four_bit"):
         out = tmp_path / base
-        assert main(["export", str(runs / "qlora"), str(out), "--merge", "--dtype", "float32", "--base", base]) == 0
+        words = ["--merge", "--dtype", "float32", "--merge-into", base]
+        assert main(["export", str(runs / "qlora"), str(out), *words]) == 0
         printed = capsys.readouterr().out
         moved[base] = float(printed.split("moved by ")[1].split(" nats")[0])
         assert f"moved by {moved[base]:.4f} nats" in (out / "README.md").read_text(encoding="utf-8")
@@ -124,8 +125,8 @@ def test_what_cannot_be_exported(runs: Path, tmp_path: Path, capsys: Any) -> Non
     wrong = {
         (str(tmp_path), ""): "no run's folder",
         (str(runs / "full"), "--merge"): "a whole model, with no adapter to merge",
-        (str(runs / "lora"), "--merge --base four_bit"): "not trained over four-bit weights",
-        (str(runs / "lora"), "--base four_bit"): "only where an adapter is merged",
+        (str(runs / "lora"), "--merge --merge-into four_bit"): "not trained over four-bit weights",
+        (str(runs / "lora"), "--merge-into four_bit"): "only where an adapter is merged",
         (str(runs / "lora"), "--mrege"): "did you mean '--merge'",
         (str(runs / "lora"), "--checkpoint nothing.ckpt"): "no such file",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -10,18 +11,27 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from leyden.algorithm.optimizer_step import OptimizerStep
-from leyden.algorithm.schedules import WarmupCosine, parameter_groups, restore_hyperparameters
+from leyden.algorithm.schedules import (
+    WarmupCosine,
+    parameter_groups,
+    plain_state,
+    replayed,
+    restore_hyperparameters,
+)
 from leyden.batch.forest import Batch
+from leyden.checkpoint.averaging import average_exactly, resume_current
 from leyden.checkpoint.find import ENTRY
 from leyden.checkpoint.provenance import Provenance, made_from
+from leyden.data.tokenizer import set_template
 from leyden.distributed import reduce_sums
 from leyden.errors import UserError
 from leyden.example import Example
-from leyden.lightning_loop import use_exact_loop
+from leyden.lightning_loop import planned_steps, use_exact_loop
 from leyden.policy.policy import Policy, Reference, ReferenceKind, Sampling
 from leyden.policy.reference import OtherPolicy
 from leyden.sharding import assembled, shard
 
+log = logging.getLogger("leyden")
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -66,6 +76,12 @@ class Algorithm(OptimizerStep):
         self.validated_at = -1
         """The optimizer step of the last validation."""
         self._sums: dict[str, Tensor] = {}
+        self._settings: list[dict[str, Any]] = []
+        """Of the optimizer's parameter groups, as they are configured."""
+        self._schedule: dict[str, Any] = {}
+        """What the learning rates follow: see `_planned`."""
+        self._saved_schedule: dict[str, Any] = {}
+        """The same of the checkpoint that training goes on from."""
 
     def experience(self, loader: Any) -> Any:
         """A sized iterable of batches from the DataModule's loader: the loader itself, unless sampled on-policy."""
@@ -84,11 +100,15 @@ class Algorithm(OptimizerStep):
 
     # -- building ----------------------------------------------------------------------------------------------------
 
+    def configure_callbacks(self) -> list[Any]:
+        average_exactly(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return []
+
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports use the template of the data
-            self.policy.tokenizer.chat_template = template
+            set_template(self.policy.tokenizer, template)
 
     @property
     def budget(self) -> int:
@@ -144,24 +164,33 @@ class Algorithm(OptimizerStep):
         # fused optimizers offer to unscale fp16 gradients themselves, and then Lightning refuses to clip them
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        if self.lr_scheduler is None:
+        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        self._schedule = self._planned(optimizer, scheduler)
+        if scheduler is None:
             return optimizer
-        scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
-            scheduler.plan(self.total_steps())
+            scheduler.plan(self._schedule["total"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _planned(self, optimizer: torch.optim.Optimizer, scheduler: Any) -> dict[str, Any]:
+        """What decides on learning rates, as plain values: optimizer and scheduler with their arguments, what bounds
+        training, and the number of steps that follows from it."""
+        trainer = self.trainer
+        return {
+            "optimizer": _class_path(optimizer),
+            "settings": plain_state(self._settings),
+            "scheduler": [_class_path(scheduler), plain_state(scheduler.state_dict())] if scheduler else None,
+            "bounds": [trainer.max_steps, trainer.max_epochs, self.steps_per_epoch],
+            "total": self.total_steps(),
+        }
+
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole training, or None if it has no known end.
+        """Optimizer steps of the whole training, or None if it has no known end. On resume those that the checkpoint
+        had taken count, whatever epochs were then, and epochs to come are as long as they are now.
 
         Worked out here: Lightning's own estimate creates the loaders early, and then their state is not restored.
         """
-        trainer, ends = self.trainer, []
-        if trainer.max_steps >= 0:
-            ends.append(trainer.max_steps)
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and self.steps_per_epoch is not None:
-            ends.append(trainer.max_epochs * self.steps_per_epoch)
-        return min(ends) if ends else None
+        return planned_steps(self.trainer, self.steps_per_epoch)
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -170,10 +199,32 @@ class Algorithm(OptimizerStep):
         return None if steps is None else int(steps)
 
     def on_train_start(self) -> None:
-        if self.trainer.ckpt_path is not None:
-            for optimizer in self.trainer.optimizers:
-                schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-                restore_hyperparameters(optimizer, self._settings, cast(Any, schedulers))
+        if self.trainer.ckpt_path is None:
+            return
+        saved, now, configs = self._saved_schedule, self._schedule, self.trainer.lr_scheduler_configs
+        # where training is bounded as it was, the steps that an epoch left out do not shorten its plan
+        now["total"] = saved["total"] if saved.get("bounds") == now["bounds"] else self.total_steps()
+        if now["total"] is not None and self.trainer.global_step >= now["total"]:
+            log.warning(
+                "training came to its end at step %d already: what is left is to validate and to export; a larger "
+                "--trainer.max_steps or --trainer.max_epochs goes on",
+                self.trainer.global_step,
+            )
+        changed = {name for name in now if saved.get(name, now[name]) != now[name]}
+        for optimizer in self.trainer.optimizers:
+            if "optimizer" in changed:
+                optimizer.state.clear()
+                log.warning("%s starts anew: the checkpoint has the state of %s", now["optimizer"], saved["optimizer"])
+            anew = not changed.isdisjoint({"optimizer", "scheduler"})
+            restore_hyperparameters(optimizer, self._settings, None if anew else saved.get("settings"))
+            for config in configs:
+                if anew and self.lr_scheduler is not None:
+                    config.scheduler = replayed(self.lr_scheduler, optimizer, self.trainer.global_step)
+                else:  # its own state says how far it has come
+                    for group, rate in zip(optimizer.param_groups, config.scheduler.get_last_lr(), strict=True):
+                        group["lr"] = rate
+                if isinstance(config.scheduler, WarmupCosine):
+                    config.scheduler.plan(now["total"])
 
     # -- validation, test and prediction -----------------------------------------------------------------------------
 
@@ -239,6 +290,7 @@ class Algorithm(OptimizerStep):
             ENTRY: self.provenance.entry(self.made_from()),
             "progress": dict(self.progress),
             "validated_at": self.validated_at,
+            "schedule": self._schedule,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -246,3 +298,10 @@ class Algorithm(OptimizerStep):
         weights = None if sharded else self.state_dict()
         self.provenance.check(checkpoint, self.made_from(), weights, training=self.trainer.state.fn == "fit")
         self.progress, self.validated_at = dict(checkpoint["progress"]), int(checkpoint["validated_at"])
+        self._saved_schedule = dict(checkpoint.get("schedule") or {})
+        if self.trainer.state.fn == "fit":
+            resume_current(checkpoint)
+
+
+def _class_path(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

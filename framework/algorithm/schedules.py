@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -29,11 +30,12 @@ class WarmupCosine(LRScheduler):
         self, optimizer: Optimizer, warmup: float = 0.03, floor: float = 0.0, total: int | None = None
     ) -> None:
         self.warmup, self.floor, self.total = warmup, floor, total
+        self._given = total
         super().__init__(optimizer)
 
     def plan(self, total: int | None) -> None:
-        """Say how many optimizer steps there will be, unless the user did."""
-        self.total = self.total if self.total is not None else total
+        """Say how many optimizer steps there will be, those already taken included, unless the user did."""
+        self.total = self._given if self._given is not None else total
         self.apply()
 
     def apply(self) -> None:
@@ -62,23 +64,48 @@ class WarmupCosine(LRScheduler):
 
 
 def restore_hyperparameters(
-    optimizer: Optimizer, settings: list[dict[str, Any]], schedulers: Iterable[LRScheduler]
+    optimizer: Optimizer, settings: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]] | None
 ) -> None:
-    """Put configured learning rates and the like back in the place of those that a checkpoint brought.
+    """Put configured learning rates and the like back in the place of those that a checkpoint brought. What is
+    configured as it was stays as the checkpoint has it: a schedule may move momenta too.
 
     Args:
         optimizer: just restored.
         settings: of each parameter group as it was made, without the parameters.
-        schedulers: of the optimizer, restored too.
+        saved: the plain values of the same when the checkpoint's run began; None where they are not known.
     """
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    for scheduler in schedulers:
-        if isinstance(scheduler, WarmupCosine):
-            scheduler.apply()
-        else:  # its own state says how far it has come
-            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-                group["lr"] = rate
+    before = saved if saved is not None and len(saved) == len(settings) else [{}] * len(settings)
+    for group, own, old in zip(optimizer.param_groups, settings, before, strict=True):
+        plain = plain_state(own)
+        group.update({name: value for name, value in own.items() if name not in old or plain[name] != old[name]})
+
+
+def plain_state(state: Any) -> Any:
+    """The numbers, texts and lists of a scheduler's state: what its arguments made of it, and no functions or
+    objects."""
+    if isinstance(state, Mapping):
+        return {str(key): plain_state(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [plain_state(value) for value in state]
+    return state if isinstance(state, bool | int | float | str) else None
+
+
+def replayed(make: Callable[[Any], Any], optimizer: Optimizer, steps: int) -> LRScheduler:
+    """A new scheduler, stepped as often as training has been: what it is configured as holds from there.
+
+    Args:
+        make: the scheduler of an optimizer.
+        optimizer: with the configured learning rates.
+        steps: that training has taken.
+    """
+    for group in optimizer.param_groups:  # from which a scheduler would begin
+        group.pop("initial_lr", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects a step of the optimizer before each
+        scheduler: LRScheduler = make(optimizer)
+        for _ in range(steps):
+            scheduler.step()
+    return scheduler
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:

@@ -39,6 +39,8 @@ class Checkpoint(ModelCheckpoint):
         every_n_train_steps: optimizer steps between two checkpoints.
         train_time_interval: time between two: DAYS:HOURS:MINUTES:SECONDS, or without days.
         every_n_epochs: epochs between two.
+        prune: remove all checkpoints once training has come to its planned end and the export is written: for runs
+            that nobody goes on with.
     """
 
     save_last: Any
@@ -59,6 +61,7 @@ class Checkpoint(ModelCheckpoint):
         train_time_interval: str | timedelta | None = None,
         every_n_epochs: int | None = None,
         enable_version_counter: bool = False,
+        prune: bool = False,
     ) -> None:
         if all(trigger is None for trigger in (monitor, every_n_train_steps, every_n_epochs, train_time_interval)):
             every_n_train_steps = 500
@@ -77,6 +80,7 @@ class Checkpoint(ModelCheckpoint):
             every_n_epochs=every_n_epochs,
             enable_version_counter=enable_version_counter,
         )
+        self.prune = prune
         self._due = False
         """Whether this step is to be saved."""
         self._measured, self._judged, self._last = -1, -1, 0
@@ -143,6 +147,20 @@ class Checkpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due:  # a validation that came only because training ended
             self._keep(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove what a run that has ended, its export included, needs no more. An error comes past here."""
+        if self.prune and stage == "fit" and self._reached_end(trainer) and trainer.is_global_zero:
+            files = {*self.best_k_models, self.best_model_path, self.last_model_path} - {""}
+            if Path(str(self.dirpath)).parent == Path(trainer.default_root_dir):  # no other run keeps any there
+                files |= {str(file) for file in Path(str(self.dirpath)).glob("*.ckpt")}
+            for file in sorted(files):
+                trainer.strategy.remove_checkpoint(file)
+
+    @staticmethod
+    def _reached_end(trainer: Trainer) -> bool:
+        ended = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
+        return bool(ended or 0 <= trainer.max_steps <= trainer.global_step)
 
     def _is_measured(self, *kinds: str) -> bool:
         return self.monitor is not None and self.monitor.startswith(kinds)

@@ -25,9 +25,11 @@ FORMAT = 2
 """Counted up when the meaning of what a checkpoint holds changes, so that others are refused and not misread."""
 
 
-def find_checkpoint(value: str, folder: str | None, dirpath: str | None = None) -> Path | None:
-    """The checkpoint that `--ckpt_path` means: a path; `last`, the newest whole one of the run; or `auto`, which is the
-    same where there is one and otherwise None, a start.
+def find_checkpoint(
+    value: str, folder: str | None, dirpath: str | None = None, flag: str = "--ckpt_path"
+) -> Path | None:
+    """The checkpoint that `--ckpt_path` means: a path; `last`, the newest whole one of the run; `auto`, which is the
+    same where there is one and otherwise None, a start; or `best`, by what `--checkpoint.monitor` measures.
 
     The newest is the one that was saved last by its own account: files may have been copied or touched since.
 
@@ -35,16 +37,17 @@ def find_checkpoint(value: str, folder: str | None, dirpath: str | None = None) 
         value: what was typed.
         folder: of the run, if it is known.
         dirpath: where checkpoints are kept instead of in the run's folder.
+        flag: that it was typed after, for messages.
 
     Raises:
         UserError: there is none.
     """
-    if value not in ("last", "auto"):
-        return _given(value)
+    if value not in ("last", "auto", "best"):
+        return _given(value, flag)
     if folder is None and dirpath is None:
         runs = sorted(str(path.parent.parent) for path in Path("runs").glob("*/checkpoints/*.ckpt"))
         hint = f" (such as {runs[-1]})" if runs else ""
-        raise UserError(f"--ckpt_path {value}: of which run? Add --trainer.default_root_dir FOLDER{hint}")
+        raise UserError(f"{flag} {value}: of which run? Add --trainer.default_root_dir FOLDER{hint}")
     place = Path(dirpath or Path(str(folder), "checkpoints"))
     damaged: list[tuple[Path, str]] = []
     there = [file for file in place.glob("*.ckpt") if file.exists()]  # a link may point at a file that is gone
@@ -52,12 +55,45 @@ def find_checkpoint(value: str, folder: str | None, dirpath: str | None = None) 
         if (problem := damage(file)) is None:
             for other, why in damaged:
                 log.info("%s is passed over: %s", other, why)
-            return file
+            return _best(file, f"{flag} best") if value == "best" else file
         damaged.append((file, problem))
     if value == "auto" and not damaged:
         return None
     cut = f" that is whole ({damaged[0][0].name}: {damaged[0][1]})" if damaged else ""
-    raise UserError(f"--ckpt_path {value}: no checkpoint in {place}{cut}; --ckpt_path auto starts where there is none")
+    if folder is not None and not Path(folder).exists():
+        raise UserError(
+            f"{flag} {value}: no checkpoint in {place}, for there is no {folder}; if the run was moved, say where "
+            "it is by --trainer.default_root_dir"
+        )
+    if not damaged and folder is not None and (Path(folder) / "export").is_dir():
+        raise UserError(
+            f"{flag} {value}: no checkpoint in {place}, for the run has ended and kept none; start a new one from its "
+            f"export: --model.policy.path {folder}"
+        )
+    hint = "; --ckpt_path auto starts where there is none" if flag == "--ckpt_path" else ""
+    raise UserError(f"{flag} {value}: no checkpoint in {place}{cut}{hint}")
+
+
+def _best(newest: Path, typed: str) -> Path:
+    """The best checkpoint by the account of the newest one, which stands beside it.
+
+    Raises:
+        UserError: nothing was monitored, or the best one is gone or damaged.
+    """
+    callbacks = torch.load(newest, mmap=True, weights_only=True).get("callbacks", {})
+    states = [state for name, state in callbacks.items() if str(name).startswith("Checkpoint")]
+    state = next((state for state in states if state.get("best_model_score") is not None), None)
+    if state is None:
+        raise UserError(
+            f"{typed}: nothing says which is best, since no measure is monitored; train with --checkpoint.monitor "
+            "val/loss, or take last"
+        )
+    file = newest.parent / Path(state["best_model_path"]).name
+    if not file.exists():
+        raise UserError(f"{typed}: {file} was the best and is gone; take last, or one of {newest.parent}")
+    if (problem := damage(file)) is not None:
+        raise UserError(f"{typed}: {file} was the best, and is {problem}; take last")
+    return file
 
 
 def resolve_ckpt_path(value: str | None, verb: str, folder: str | None, dirpath: str | None) -> str | None:
@@ -68,13 +104,13 @@ def resolve_ckpt_path(value: str | None, verb: str, folder: str | None, dirpath:
     return None if checkpoint is None else str(checkpoint)
 
 
-def _given(value: str) -> Path:
+def _given(value: str, flag: str) -> Path:
     file = Path(value)
     if not file.exists():
         others = [str(path) for path in file.parent.glob("*.ckpt")]
-        raise UserError(f"--ckpt_path {value}: no such file{nearest(value, [*others, 'last', 'auto'])}")
+        raise UserError(f"{flag} {value}: no such file{nearest(value, [*others, 'last', 'best', 'auto'])}")
     if (problem := damage(file)) is not None:
-        raise UserError(f"--ckpt_path {value}: {problem}; --ckpt_path last finds the newest whole one")
+        raise UserError(f"{flag} {value}: {problem}; {flag} last finds the newest whole one")
     return file
 
 

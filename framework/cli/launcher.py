@@ -152,7 +152,7 @@ def _verb_help(verb: str) -> str:
         "--model.optimizer.lr": "and the optimizer's other arguments; --model.optimizer CLASS changes it",
         "--trainer.max_steps": "and Lightning's other Trainer arguments",
         "--trainer.default_root_dir": "the run's folder (default: runs/NAME-N)",
-        "--ckpt_path last": "go on from the newest checkpoint of the run's folder; auto: or start, if it has none",
+        "--ckpt_path last": "go on from the newest checkpoint of the run's folder; best; auto: or start",
         "--checkpoint.every_n_train_steps": "and ModelCheckpoint's other arguments",
         "--print_config": "print the whole configuration and stop",
     }

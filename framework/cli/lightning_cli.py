@@ -142,7 +142,7 @@ class CLI(LightningCLI):
         config.ckpt_path = resolve_ckpt_path(resume, self.verb, trainer.default_root_dir, config.checkpoint.dirpath)
         if self.verb == "fit" and not trainer.fast_dev_run:
             name = config.model.class_path.rpartition(".")[2].lower()
-            self.run = claim_folder(trainer.default_root_dir, name, resume is not None)
+            self.run = claim_folder(trainer.default_root_dir, name, resume is not None, alone=True)
         elif self.verb == "predict" and config.output is None:
             self.run = claim_folder(trainer.default_root_dir, "predict", resume=True)
         if self.run is not None:

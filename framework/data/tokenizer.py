@@ -67,13 +67,19 @@ def chat_source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -
         raise UserError(f"chat_template {chat_template}: cannot be read ({error}); give a UTF-8 Jinja file") from None
 
 
+def set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Make this the chat template of a tokenizer; where it has several by name, the default one."""
+    own = tokenizer.chat_template
+    tokenizer.chat_template = own | {"default": source} if isinstance(own, dict) else source
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int | None:
     """The special token that a chat template writes after an assistant's words, or None if it writes none.
 
     Found by rendering a conversation and looking at what follows the answer: it need not be the EOS token (Gemma
     ends turns with `<end_of_turn>`), and a model that is never trained on it never stops.
     """
-    template = chat_template or tokenizer.chat_template
+    template = chat_template or chat_source(tokenizer, None)
     if not isinstance(template, str):
         return None
     return _turn_end(tokenizer, template)

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from leyden.batch.tree import Tree
+from leyden.checkpoint.averaging import averaged
 from leyden.data.chat_template import ChatTemplate
 from leyden.data.prompts import Prompt
 from leyden.distributed import all_gather_list, local_share
@@ -181,8 +182,8 @@ class Evaluator(Callback, ABC):
         """Answer, score and measure: logged and given back as eval/…, the same on every process."""
         self._read(trainer, module)
         prompts, reference = local_share(self._prompts or [], trainer), self._reference_of(module)
-        whole = assembled(module), assembled(reference or nn.Module())
-        with eval_mode(module), whole[0], whole[1], trainer.precision_plugin.forward_context():
+        whole = averaged(trainer, module), assembled(module), assembled(reference or nn.Module())
+        with eval_mode(module), whole[0], whole[1], whole[2], trainer.precision_plugin.forward_context():
             engine = getattr(module, "engine", None)
             answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
             mine = list(map(answer_row, answered))

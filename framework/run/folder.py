@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -31,19 +32,32 @@ class RunFolder:
     folder: Path
     created: list[Path] = field(default_factory=list)
     """Folders that the claim made, deepest first"""
+    lock: int | None = None
+    """The open folder, locked for as long as this process writes there; None where it is not locked"""
 
     def release(self) -> None:
-        """Remove the folders that the claim made and that are still empty: a run that never started leaves nothing."""
+        """Let others write there, and remove the folders that the claim made and that are still empty: a run that never
+        started leaves nothing."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
         for path in [self.folder / "checkpoints", *self.created]:
             with suppress(OSError):
                 path.rmdir()
 
 
-def claim_folder(folder: str | None, name: str, resume: bool) -> RunFolder:
+def claim_folder(folder: str | None, name: str, resume: bool, alone: bool = False) -> RunFolder:
     """Claim the folder of a run: the given one, or `runs/<name>-<next free number>`.
 
+    Args:
+        folder: the given one.
+        name: of a new one.
+        resume: whether the folder may hold a run.
+        alone: whether no other process may claim it alone at the same time: two would write the same files.
+
     Raises:
-        UserError: the folder holds a run already and this one does not resume it, or it cannot be written to.
+        UserError: the folder holds a run already and this one does not resume it, it cannot be written to, or another
+            process trains in it.
     """
     if rank() > 0:
         return RunFolder(Path(folder or os.environ.get(_SHARED, ".")))
@@ -53,8 +67,33 @@ def claim_folder(folder: str | None, name: str, resume: bool) -> RunFolder:
             "name another folder by --trainer.default_root_dir"
         )
     run = _make(Path(folder)) if folder is not None else _make_next(name)
+    run.lock = _lock(run.folder) if alone else None
     os.environ[_SHARED] = str(run.folder)
     return run
+
+
+def _lock(folder: Path, seconds: float = 5.0) -> int | None:
+    """Lock a folder. The lock ends with the process, however it ends: one that was just killed has a few seconds."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    handle, until = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise UserError(
+                    f"{folder}: another process trains there; wait for its end, or name another folder by "
+                    "--trainer.default_root_dir"
+                ) from None
+            time.sleep(0.2)
+        except OSError:  # some file systems have no locks
+            os.close(handle)
+            return None
 
 
 def _make_next(name: str) -> RunFolder:

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor, nn
 
-from leyden.lightning_loop import is_accumulating
+from leyden.lightning_loop import is_accumulating, planned_steps
 from leyden.run.callbacks import peak_memory_gb
 
 _HELD_OUT = ("val/", "test/", "eval/")
@@ -31,6 +31,7 @@ class Progress(ProgressBar):
         self.every = every
         self._enabled, self._last_shown, self._width = True, 0.0, 0
         self._start: tuple[float, int] = (0.0, 0)
+        self._total: int | None = None
 
     def enable(self) -> None:
         self._enabled = True
@@ -59,24 +60,25 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._last_shown = (time.monotonic(), trainer.global_step), 0.0
+        self._total = total_steps(trainer)
 
     def pause(self, seconds: float) -> None:
         """Leave seconds out of the speed and the time left, such as those of an evaluation pass."""
         self._start = (self._start[0] + seconds, self._start[1])
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        now, total = time.monotonic(), total_steps(trainer)
+        now = time.monotonic()
         if (
             self._enabled
             and trainer.global_step > self._start[1]
             and (now - self._last_shown >= (0.2 if sys.stderr.isatty() else self.every))
         ):
             self._last_shown = now
-            self._write(self._line(trainer, now, total), last=False)
+            self._write(self._line(trainer, now, self._total), last=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._enabled:
-            self._write(self._line(trainer, time.monotonic(), total_steps(trainer)), last=True)
+            self._write(self._line(trainer, time.monotonic(), self._total), last=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
@@ -117,12 +119,10 @@ def clock(seconds: float) -> str:
 
 
 def total_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps at which training ends, None where neither steps nor epochs bound it."""
-    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if epochs is not None and epochs >= 0 and batches != float("inf"):
-        ends.append(epochs * -(-int(batches) // trainer.accumulate_grad_batches))
-    return min(ends) if ends else None
+    """Optimizer steps at which training ends, as it starts or goes on; None where neither steps nor epochs bound it."""
+    batches = trainer.num_training_batches
+    known = batches != float("inf")
+    return planned_steps(trainer, -(-int(batches) // trainer.accumulate_grad_batches) if known else None)
 
 
 class RunEstimate(Callback):
@@ -139,9 +139,11 @@ class RunEstimate(Callback):
     def __init__(self, after: float = 20.0, steps: int = 20) -> None:
         self.after, self.steps = after, steps
         self._began, self._first, self._printed = 0.0, 0, False
+        self._total: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began, self._first, self._printed = time.monotonic(), trainer.global_step, False
+        self._total = total_steps(trainer)
 
     def pause(self, seconds: float) -> None:
         """Leave seconds out of the speed, such as those of an evaluation pass."""
@@ -157,7 +159,7 @@ class RunEstimate(Callback):
             self._print(trainer, pl_module, elapsed / done)
 
     def _print(self, trainer: Trainer, pl_module: LightningModule, seconds: float) -> None:
-        total, speed = total_steps(trainer), trainer.callback_metrics.get("perf/tokens_per_second")
+        total, speed = self._total, trainer.callback_metrics.get("perf/tokens_per_second")
         parts = [f"{peak_memory_gb(pl_module.device):.2f} GB at most so far"]
         parts += [f"{float(speed):,.0f} tokens/s"] if speed is not None else []
         if total is not None and total > trainer.global_step:

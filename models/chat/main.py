@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
@@ -23,6 +22,7 @@ def main(argv: list[str]) -> int:
     """Run the command and return the exit code. Raises `UserError` for mistakes that the user can fix."""
     parser = Parser("leyden chat", ABOUT)
     parser.add_argument("model", metavar="MODEL", help="model or adapter folder, a run's folder, hub name, or tiny")
+    parser.add_argument("--base", metavar="MODEL", help="an adapter's base, if it is not where the adapter says")
     parser.add_argument("--system", metavar="TEXT", default="", help="system prompt")
     parser.add_argument("--temperature", type=_number("--temperature", float, 0), default=0.7, help="default 0.7")
     parser.add_argument("--top-p", "--top_p", type=_number("--top-p", float, 0, 1), default=1.0, help="default 1")
@@ -62,34 +62,14 @@ def _talk(options: Namespace) -> int:
     from leyden.models.chat.loop import Talk
     from leyden.policy.policy import Sampling
 
-    policy = load(options.model, options.dtype)
+    policy = load(options.model, options.dtype, options.base)
     sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
     template = _template(policy, options.chat_template)
     conversation = Conversation(template, policy.positions, sampling.max_new_tokens, options.system)
     return Talk(policy, conversation, sampling).run()
 
 
-def model_of(path: str) -> str:
-    """Path of the model: for a run's folder its export, else the path itself.
-
-    Raises:
-        UserError: the run has no export, or it is a folder of runs.
-    """
-    folder = Path(path).expanduser()
-    if not (folder / "config.yaml").is_file() or (folder / "config.json").is_file():
-        runs = sorted(run.parent.name for run in folder.glob("*/export") if (run / "config.json").is_file())
-        if runs and not (folder / "config.json").is_file():
-            raise UserError(f"{path}: a folder of runs; give one of them, such as {folder / runs[0]}")
-        return path
-    if (folder / "export").is_dir():
-        return str(folder / "export")
-    raise UserError(
-        f"{path}: this run has no export, since it has not ended; type leyden export {path} --checkpoint last, and "
-        f"give {folder / 'export-model'}"
-    )
-
-
-def load(path: str, dtype: str | None = None) -> CausalLM:
+def load(path: str, dtype: str | None = None, base: str | None = None) -> CausalLM:
     """A built language model, on a GPU if there is one.
 
     Raises:
@@ -101,23 +81,28 @@ def load(path: str, dtype: str | None = None) -> CausalLM:
     from leyden.models.load import is_reward
     from leyden.paths import resolve
 
-    folder = model_of(path)
-    if is_reward(resolve(folder)):
+    folder = resolve(path)
+    if is_reward(folder):
         raise UserError(f"{path}: a reward model scores answers and gives none; give the model that it judges")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = CausalLM(folder, dtype or ("bfloat16" if device == "cuda" else "float32"))  # type: ignore[arg-type]
+    kind: Any = dtype or ("bfloat16" if device == "cuda" else "float32")
+    policy = CausalLM(folder, kind, base=base)
     _ = policy.tokenizer  # first, since its error is the clearest where there is no model
-    policy.build()
+    try:
+        policy.build()
+    except UserError as error:  # it names the flag of `fit`
+        raise UserError(str(error).replace("--model.policy.base", "--base")) from None
     return policy.to(device)
 
 
 def _template(policy: CausalLM, given: str | None) -> ChatTemplate:
     from leyden.data.chat_template import ChatTemplate
+    from leyden.data.tokenizer import set_template
 
     template = ChatTemplate(policy.tokenizer, given, stop=policy.stop)
     if template.source is None:
         raise UserError(
             f"{policy.path}: a base model, without a chat template; add --chat-template plain, or a Jinja file's path"
         )
-    policy.tokenizer.chat_template = template.source  # sampling stops at the end of its turns
+    set_template(policy.tokenizer, template.source)  # sampling stops at the end of its turns
     return template

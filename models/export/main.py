@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from argparse import Namespace
@@ -23,15 +24,17 @@ def main(argv: list[str]) -> int:
     parser = Parser("leyden export", ABOUT)
     parser.add_argument("run", metavar="RUN", help="a run's folder")
     parser.add_argument("output", metavar="OUT", nargs="?", help="a new folder (default: in the run's folder)")
-    parser.add_argument("--checkpoint", metavar="last|FILE", help="the model as it was then (default: at the end)")
+    parser.add_argument("--checkpoint", metavar="last|best|FILE", help="the model as it was then (default: at the end)")
     parser.add_argument("--merge", action="store_true", help="work the adapter into its base model, and say the cost")
-    parser.choice("--base", ("full", "four_bit"), "full", "merge into the weights as they came, or as four bits say")
+    into = ("full", "four_bit")
+    parser.choice("--merge-into", into, "full", "the weights as they came, or as four bits say (default: full)")
+    parser.add_argument("--base", metavar="MODEL", help="the adapter's base, if it is not where the adapter says")
     parser.choice("--dtype", DTYPES, "bfloat16", "of merged weights")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder to the hub")
     parser.add_argument("--public", action="store_true", help="where everybody sees it (default: a private one)")
     options = parser.read(argv)
-    if not options.merge and options.base != "full":
-        raise UserError(f"--base {options.base}: only where an adapter is merged; add --merge")
+    if not options.merge and options.merge_into != "full":
+        raise UserError(f"--merge-into {options.merge_into}: only where an adapter is merged; add --merge")
     folder = export(options)
     print(f"exported to {folder}")
     if options.push_to_hub:
@@ -65,10 +68,11 @@ def export(asked: Namespace) -> Path:
     with replacing(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         trained = run / "export"
         if asked.checkpoint is not None:
-            checkpoint = find_checkpoint(asked.checkpoint, str(run))
+            place = (config.get("checkpoint") or {}).get("dirpath")
+            checkpoint = find_checkpoint(asked.checkpoint, str(run), place, "--checkpoint")
             assert checkpoint is not None  # only `auto` may find none
             trained = Path(scratch) / "trained"
-            restored(checkpoint).save(trained)
+            restored(checkpoint, {} if asked.base is None else {"base": asked.base}, config).save(trained)
         if not trained.is_dir():
             raise UserError(f"{run}: it has no export, since it has not ended; add --checkpoint last")
         cost = None
@@ -78,6 +82,8 @@ def export(asked: Namespace) -> Path:
             print(cost)
         else:
             shutil.copytree(trained, temporary)
+            if asked.base is not None:
+                rebase(temporary, asked.base)
         (temporary / "README.md").write_text(card(run, config, temporary, checkpoint, cost), encoding="utf-8")
     return out
 
@@ -92,7 +98,26 @@ def _merged(path: str, config: dict[str, Any], options: Namespace) -> Any:
     precision = QLoRAPrecision(**(qlora[0].get("init_args") or {})) if qlora else None
     arguments = config.get("model", {}).get("init_args", {}).get("policy", {}).get("init_args", {})
     source = {name: arguments[name] for name in ("revision", "trust_remote_code") if arguments.get(name)}
-    return merged(path, options.dtype, precision, options.base, **source)
+    try:
+        return merged(path, options.dtype, precision, options.merge_into, options.base, **source)
+    except UserError as error:  # it names the flag of `fit`
+        raise UserError(str(error).replace("--model.policy.base", "--base")) from None
+
+
+def rebase(folder: Path, base: str) -> None:
+    """Make the adapter in a folder name another base.
+
+    Raises:
+        UserError: there is no adapter, or no such base.
+    """
+    from leyden.paths import resolve
+
+    file, origin = folder / "adapter_config.json", resolve(base)
+    if not file.is_file():
+        raise UserError(f"--base {base}: the model is a whole one, with no adapter; leave it out")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = os.path.abspath(origin) if Path(origin).is_dir() else origin
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def push(folder: Path, name: str, private: bool = True) -> str:

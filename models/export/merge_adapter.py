@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.models import quantized
+from leyden.models.backbone import innermost
 from leyden.models.causal_lm import CausalLM
 from leyden.models.heads import saved_head
 from leyden.precision import QLoRAPrecision
@@ -51,7 +53,8 @@ def merged(
     path: str,
     dtype: Literal["float32", "bfloat16", "float16"],
     precision: QLoRAPrecision | None = None,
-    base: Literal["full", "four_bit"] = "full",
+    into: Literal["full", "four_bit"] = "full",
+    base: str | None = None,
     **source: Any,
 ) -> tuple[CausalLM, Cost]:
     """Merge the adapter in a folder into its base model.
@@ -60,37 +63,80 @@ def merged(
         path: the adapter's folder.
         dtype: dtype of the merged weights.
         precision: four-bit settings of the base in training, if it was in four bits.
-        base: the weights that the adapter is added to: those that the base model came with, or the values of its
+        into: the weights that the adapter is added to: those that the base model came with, or the values of its
             four-bit weights, over which the adapter was trained.
+        base: another base model than the one that the adapter names.
         source: revision and trust_remote_code of the base model.
 
     Returns:
         The merged policy, and the cost of merging.
 
     Raises:
-        UserError: there is no adapter, or `base` is `four_bit` where training had no four-bit weights.
+        UserError: there is no adapter, PEFT cannot merge it, or the merged model would not be the one with the
+            adapter; or `into` is `four_bit` where training had no four-bit weights.
     """
-    if base == "four_bit" and precision is None:
-        raise UserError(f"{path}: not trained over four-bit weights, so there are none to merge into; leave out --base")
-    policy = _built(path, dtype, source)
+    if into == "four_bit" and precision is None:
+        raise UserError(
+            f"{path}: not trained over four-bit weights, so there are none to merge into; leave out --merge-into"
+        )
+    source["base"] = base
+    policy = _built(path, dtype, source, unpack=precision is None)
     before = _outputs(policy)
     if precision is not None:
         with precision.module_init_context():
             trained = _built(path, dtype, source)
         with precision.forward_context():
             before = _outputs(trained)
-        if base == "four_bit":
+        if into == "four_bit":
             _copy_unpacked(policy.model, trained.model)
         del trained
-    policy.model = policy.model.merge_and_unload()
+    exact = _outputs(policy)
+    _merge(policy)
     after = _outputs(policy)
+    if (moved := float((exact - after).abs().max())) > TOLERANCE[dtype]:
+        raise UserError(
+            f"{path}: merged, a log-prob or score would move by {moved:.2g}, so PEFT cannot merge this adapter truly; "
+            "use it as an adapter"
+        )
     values = (float(before.mean()), float(after.mean()), float((before - after).abs().mean()))
     return policy, Cost(*values, len(before), "score" in policy.heads)
 
 
-def _built(path: str, dtype: Any, source: dict[str, Any]) -> CausalLM:
+TOLERANCE = {"float32": 1e-3, "bfloat16": 2.0, "float16": 0.5}
+"""The most that rounding the merged weights may move one log-probability by; a merge that is wrong moves it further."""
+
+
+def _merge(policy: CausalLM) -> None:
+    """Work the adapter into the weights. Where embedding and head are one tensor and the adapter changes one of them,
+    or both in different ways, they become two."""
+    base: Any = policy.backbone.base
+    parts = base.get_input_embeddings(), base.get_output_embeddings()
+    embedding, head = map(innermost, parts)
+    untied = parts != (embedding, head) and head is not None and head.weight is embedding.weight
+    if untied:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the two are apart is what is seen to here
+            policy.model = policy.model.merge_and_unload()
+    except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+        kind = type(policy.model.peft_config[policy.model.active_adapters[0]]).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{policy.path}: PEFT cannot merge {kind} ({reason}); use it as an adapter") from error
+    if not untied:
+        return
+    base = policy.model
+    one, other = base.get_input_embeddings(), base.get_output_embeddings()
+    if same := torch.equal(one.weight, other.weight):
+        other.weight = one.weight
+    for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+        config.tie_word_embeddings = same  # PEFT may have seen them apart
+
+
+def _built(path: str, dtype: Any, source: dict[str, Any], unpack: bool = False) -> CausalLM:
     """The model with its adapter, and with a reward head if the folder has one."""
     policy = CausalLM(path, dtype, **source)
+    policy.unpack = unpack
     policy.build(("logp",) if saved_head(path, "score") is None else ("score",), dropout=False)
     if not hasattr(policy.model, "peft_config"):
         raise UserError(f"{path}: a whole model, with no adapter to merge; it can be used as it is")

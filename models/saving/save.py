@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.distributed import full_tensor
-from leyden.models.backbone import Backbone
+from leyden.models.backbone import Backbone, base_of, innermost
 from leyden.models.heads import SCORE, blank, body_of
 from leyden.models.saving.scoring_tokenizer import scoring_tokenizer
 from leyden.policy.policy import Policy
@@ -60,7 +61,12 @@ def _of_model(state: State) -> State:
 
 
 def _save_pretrained(policy: nn.Module, model: Any, state: State, folder: Path) -> None:
-    """Call the model's own `save_pretrained`, with gathered weights if the policy is sharded."""
+    """Call the model's own `save_pretrained`, with gathered weights if the policy is sharded. An adapter names the
+    whole path of its base, so that it can be loaded from any folder."""
+    if hasattr(model, "peft_config"):
+        origin = base_of(model).config.name_or_path
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = os.path.abspath(origin) if Path(origin).is_dir() else origin
     model.save_pretrained(folder, state_dict=_of_model(state) if is_sharded(policy) else None)
 
 
@@ -115,7 +121,7 @@ def _add_head(backbone: Backbone, head: Tensor, pad: int, folder: Path) -> None:
     config.task_type, config.modules_to_save = "SEQ_CLS", [*(config.modules_to_save or []), "score"]
     config.save_pretrained(folder)
     if backbone.config.pad_token_id != pad:
-        new = pad >= base.get_input_embeddings().num_embeddings
+        new = pad >= innermost(base.get_input_embeddings()).num_embeddings
         log.warning(
             "%s has no pad token that suits a reward model; to load the adapter in plain transformers, %sset "
             "config.pad_token_id = %s on the base model first",
