@@ -167,5 +167,6 @@ usage: leyden plan --config NAME [--config NAME …] [--KEY VALUE …] [--memory
   --devices N                       instead of --trainer.devices
   --trainer.accelerator gpu         plans for a GPU where there is none
 
-It takes the configs and flags of `leyden fit` and reads the model's configuration, no weights and no rows.
+It takes the configs and flags of `leyden fit` and reads the model's configuration, no weights. With
+--data.path it reads the lengths of the rows; without, they are as long as --data.max_length lets them be.
 Exit code: 0 if the run fits or no memory is given, 1 if it does not fit, 2 for mistakes."""
