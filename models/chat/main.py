@@ -58,11 +58,12 @@ def _number(
 
 def _talk(options: Namespace) -> int:
     """Load the model and run the chat until the input ends; the exit code."""
+    folder = model_of(options.model)  # a mistake is said before the libraries are there
     from leyden.models.chat.conversation import Conversation
     from leyden.models.chat.loop import Talk
     from leyden.policy.policy import Sampling
 
-    policy = load(options.model, options.dtype)
+    policy = load(folder, options.dtype)
     sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
     template = _template(policy, options.chat_template)
     conversation = Conversation(template, policy.positions, sampling.max_new_tokens, options.system)
