@@ -99,10 +99,11 @@ def stop_after_one_step() -> None:
     CLI._own_callbacks = with_end  # type: ignore[method-assign]
 
 
-def run(words: Sequence[str]) -> int:
+def run(line: str) -> int:
     """Run one command, and return its exit code; an error that it does not handle is shown, and counts as a failure."""
+    words = shlex.split(line, comments=True)
     if words[0] != "leyden":
-        return subprocess.run(shlex.join(words), shell=True, check=False).returncode
+        return subprocess.run(line, shell=True, check=False).returncode
     from leyden.cli.launcher import main as leyden
 
     sys.stdin = io.StringIO("안녕?\n")
@@ -141,7 +142,7 @@ def run_page(page: Path, folder: Path, earlier: Sequence[Path]) -> list[str]:
             print(f"\n{page.name}: {line}", flush=True)
             began = time.monotonic()
             borrow(words, earlier)
-            failed += [f"{page.name}: {line}"] * bool(run(words))
+            failed += [f"{page.name}: {line}"] * bool(run(line))
             print(f"    {time.monotonic() - began:.1f} s", flush=True)
     sys.path.remove(str(folder))
     for name, module in list(sys.modules.items()):  # another page may have a module of the same name

@@ -66,9 +66,26 @@ def differing(all_settings: Sequence[Settings]) -> list[str]:
     return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
 
 
+MATTER = ("model", "data")
+"""Keys that say what is trained on what, before those of how long and where."""
+
+
+def telling(all_settings: Sequence[Settings]) -> list[str]:
+    """Keys that differ, those first that tell most: of the model, then of the data, then of the rest; keys that only
+    some have come last, and those below a class that differs are left out, since its name says it."""
+    keys = differing(all_settings)
+    top = [key for key in keys if not any(_under(key, other) and key != other for other in keys)]
+
+    def rank(key: str) -> tuple[bool, int]:
+        root = key.partition(".")[0]
+        return any(key not in one for one in all_settings), MATTER.index(root) if root in MATTER else len(MATTER)
+
+    return sorted(top, key=rank)
+
+
 def brief(value: str | None, most: int = 18) -> str:
     """A value shortened to `most` letters; of paths and classes the last part."""
-    if value is None:
+    if value is None or value == "null":
         return "none"
     last = value.rstrip("/").rpartition("/")[2]
     last = last.rpartition(".")[2] if last.startswith(("leyden.", "torch.", "peft.")) else last
