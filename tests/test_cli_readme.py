@@ -101,6 +101,7 @@ def test_every_command_of_the_pages_is_found_and_none_twice() -> None:
     found = [page.name for page in every.pages()]
     assert found[0] == "README.md" and len(found) == len(set(found)) and "walkthrough.md" in found
     assert not [name for name in found if name.endswith(".ko.md")]
-    text = "To `a.py`:\n\n```python\nimport a\n```\n\n<!-- needs a network -->\n```bash\nleyden x\n```\n```bash\nmake\n```\n"
+    text = "To `a.py`:\n\n```python\nimport a\n```\n\n<!-- needs a network -->\n```bash\nleyden x\n```\n"
+    text += "```bash\nmake\n```\n"
     assert [tuple(block) for block in every.blocks(text)] == [("python", "import a\n", "a.py"), ("bash", "make\n", "")]
     assert any("rejection_sampling" in block.content for block in every.blocks((ROOT / "README.md").read_text("utf-8")))

@@ -424,13 +424,13 @@ def test_runs_of_a_group_that_may_differ_in_more_are_named(runs: Path) -> None:
     assert "PPO: its runs come from different commits (abc123, fff)." in notes
 
 
-def compared(**ends: tuple[float, float, float]) -> Comparison:
+def compared(**ends: tuple[float, ...]) -> Comparison:
     """A comparison of single runs by one number each, with its interval over prompts."""
     runs = [
         RunFiles(
             Path(name),
             name,
-            {f"eval/reward{end}": [(1, x)] for end, x in zip(("", "_low", "_high"), value, strict=True)},
+            {f"eval/reward{end}": [(1, x)] for end, x in zip(("", "_low", "_high"), value, strict=False)},
             facts=FACTS,
         )
         for name, value in ends.items()
@@ -441,16 +441,16 @@ def compared(**ends: tuple[float, float, float]) -> Comparison:
 @pytest.mark.parametrize(
     ("ends", "said"),
     [
-        ({"a": (2, 1.8, 2.2), "b": (1, 0.9, 1.1)}, "By reward, a is better than b, for these seeds."),
+        ({"a": (2, 1.8, 2.2), "b": (1, 0.9, 1.1)}, "By reward and for these seeds, a is better than b."),
         (
             {"a": (2, 1.8, 2.2), "b": (1.9, 1.7, 2.1)},
-            "By reward: whether a or b is better, the intervals leave open.",
+            "By reward and for these seeds, whether a or b is better, the intervals leave open.",
         ),
         (
             {"a": (2, 1.8, 2.2), "b": (1.9, 1.7, 2.1), "c": (1, 0.9, 1.1), "d": (0, -0.1, 0.1)},
-            "By reward, a is better than c and d; whether a or b is better, the intervals leave open, for these seeds.",
+            "By reward and for these seeds, a is better than c and d; whether a or b is better, the intervals leave open.",
         ),
-        ({"a": (2, 2, 2), "b": (1, 0.9, 1.1)}, "By reward alone nothing can be concluded: not all of these numbers"),
+        ({"a": (2,), "b": (1, 0.9, 1.1)}, "By reward alone nothing can be concluded: not all of these numbers"),
         ({"a": (2, 1.8, 2.2)}, ""),
     ],
 )

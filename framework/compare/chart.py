@@ -162,7 +162,8 @@ def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
     marks alone."""
     places = [(x.place(mark.x[1]), y.place(mark.y[1])) for mark in chart.marks]
     occupied = [(a - 6, b - 6, a + 6, b + 6) for a, b in places]
-    curves = [[(x.place(a), y.place(b)) for a, b in line.points] for line in chart.lines if line.strong]
+    behind = [chart.edge, *(line.points for line in chart.lines if line.strong)]
+    curves = [[(x.place(a), y.place(b)) for a, b in points] for points in behind]
     crossed = [point for curve in curves for ends in pairwise(curve) for point in _between(*ends)]
     parts = []
     for mark, (a, b) in zip(chart.marks, places, strict=True):

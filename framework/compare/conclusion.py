@@ -26,11 +26,10 @@ def conclusion(comparison: Comparison) -> str:
         return f"By {column.name} alone nothing can be concluded: not all of these numbers have an interval."
     behind = [name for name, value in rest if not _meet(best, value)]
     open_ = [name for name, value in rest if _meet(best, value)]
-    found = f"By {column.name}, {first} is better than {_listed(behind, 'and')}" if behind else ""
-    unknown = f"whether {first} or {_listed(open_, 'or')} is better, the intervals leave open" if open_ else ""
-    sentence = "; ".join(part for part in (found, unknown if found else f"By {column.name}: {unknown}") if part)
-    of_one = any(value.source == "prompts" for _, value in values)
-    return f"{sentence}{', for these seeds' if behind and of_one else ''}."
+    seeds = " and for these seeds" if any(value.source == "prompts" for _, value in values) else ""
+    found = [f"{first} is better than {_listed(behind, 'and')}"] if behind else []
+    unknown = [f"whether {first} or {_listed(open_, 'or')} is better, the intervals leave open"] if open_ else []
+    return f"By {column.name}{seeds}, {'; '.join(found + unknown)}."
 
 
 def _meet(one: Interval, other: Interval) -> bool:

@@ -67,20 +67,16 @@ def differing(all_settings: Sequence[Settings]) -> list[str]:
 
 
 MATTER = ("model", "data")
-"""Keys that say what is trained on what, before those of how long and where."""
+"""Keys that say what is trained on what."""
 
 
 def telling(all_settings: Sequence[Settings]) -> list[str]:
-    """Keys that differ, those first that tell most: of the model, then of the data, then of the rest; keys that only
-    some have come last, and those below a class that differs are left out, since its name says it."""
+    """Keys that differ and say most: of the model, then of the data; where those are the same, of the rest. Keys that
+    only some have come last, and those below a class that differs are left out, since its name says it."""
     keys = differing(all_settings)
     top = [key for key in keys if not any(_under(key, other) and key != other for other in keys)]
-
-    def rank(key: str) -> tuple[bool, int]:
-        root = key.partition(".")[0]
-        return any(key not in one for one in all_settings), MATTER.index(root) if root in MATTER else len(MATTER)
-
-    return sorted(top, key=rank)
+    chosen = [key for root in MATTER for key in top if _under(key, root)] or top
+    return sorted(chosen, key=lambda key: any(key not in one for one in all_settings))
 
 
 def brief(value: str | None, most: int = 18) -> str:
