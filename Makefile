@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test commands lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -12,6 +12,10 @@ demo: .venv/ready
 # Two workers: a test takes one thread, and those of a file share what is slow to make.
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
+commands: .venv/ready
+	$(BIN)/python tests/commands.py
 
 # Types are checked on an installed copy: checkers do not see through an editable install's import hook.
 lint: .venv/ready

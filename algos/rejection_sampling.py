@@ -41,6 +41,10 @@ class RejectionSampling(OnPolicy):
             )
         self.top, self.threshold = top, threshold
 
+    @property
+    def trained_on(self) -> int:
+        return self.top
+
     def credit(self, rollout: Rollout) -> Trajectory:
         kept = [self.best(one) for one in rollout.answered]
         scores = [score for one in kept for score in one.scores or ()]

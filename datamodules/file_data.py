@@ -302,6 +302,12 @@ class StoredRows(FileData, PlannedData):
                 log.info("%s: %s rows are held out too, and not trained on", path, f"{before - after:,}")
         return kept
 
+    def row_lengths(self) -> tuple[list[int], int]:
+        """Tokens of every row to train on with all its responses, and most of a prompt with one of them. Needs no
+        Trainer; what is tokenised for it is cached for the run."""
+        stores = [Store(self._stored(path)) for path in self.paths]
+        return [n for s in stores for n in s.lengths], max((n for s in stores for n in s.longest), default=0)
+
     def _store_rows(self, store: int) -> list[tuple[int, int]]:
         return [(store, i) for i in range(len(self._stores[store]))]
 

@@ -93,6 +93,15 @@ class PromptData(FileData):
             report.truncated += 1
         yield replace(example, row=origin(example.row)), tokens
 
+    def row_lengths(self) -> tuple[list[int], int]:
+        """Tokens of every prompt, however long, and of the longest. Needs no Trainer."""
+
+        def length(place: str, example: Example, report: Report) -> Iterator[int]:
+            yield len(self.template.prompt(example.messages))
+
+        lengths = [n for path in self.paths for n in self._made(path, Report(), length)]
+        return lengths, max(lengths, default=0)
+
     def _read(self) -> None:
         """Fill `_parts` (the prompts of each path) and `_reports`, unless they are filled."""
         if self._parts:

@@ -34,7 +34,10 @@ def _toy_config(workplace: Path) -> None:
     (workplace / "toy.yaml").write_text(TOY)
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fti"], ["fit", "--help"], ["fit", "--model", "STF"]])
+LIGHT = ["--help", "fti", "fit --help", "fit --model STF", "chat --help", "export --help", "export none", "plan --help"]
+
+
+@pytest.mark.parametrize("args", [line.split() for line in [*LIGHT, "compare --help", "demo --help", "data --help"]])
 def test_the_launcher_imports_nothing_heavy(args: list[str], workplace: Path) -> None:
     code = (
         "import sys; from leyden.cli.launcher import main; main(sys.argv[1:]); "

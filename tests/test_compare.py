@@ -19,13 +19,16 @@ import pytest
 import yaml
 from rich.console import Console
 
+from leyden.compare import samples
 from leyden.compare.axis import Axis, fitted
-from leyden.compare.comparison import compare
+from leyden.compare.chart import Chart, Line, Mark, drawn
+from leyden.compare.comparison import Comparison, compare
+from leyden.compare.conclusion import conclusion
 from leyden.compare.figures import frontier
 from leyden.compare.finding import find_runs
 from leyden.compare.groups import grouped
 from leyden.compare.intervals import Interval, over_prompts, over_seeds, t_quantile
-from leyden.compare.numbers import cell, number
+from leyden.compare.numbers import cell, cells, number
 from leyden.compare.page import page
 from leyden.compare.run import RunFiles, read_run
 from leyden.compare.table import show
@@ -203,6 +206,22 @@ def test_seeds_are_taken_together_and_named_by_what_differs(workplace: Path) -> 
     assert grouped([run])[0].name == "d" and re.search(r"config.yaml:1: cannot be read", run.notes[0])
 
 
+def test_a_name_says_what_matters_before_how_long_a_run_was(workplace: Path) -> None:
+    """Full weights against an adapter at another rate, one by steps and one by epochs."""
+    adapter = {"class_path": "peft.LoraConfig", "init_args": {"r": 16, "lora_alpha": 32}}
+    for name, lr, steps, policy in (("a", 1e-3, -1, None), ("b", 5e-3, 200, adapter)):
+        file = make_run(workplace / name, "SFT", optimizer={"init_args": {"lr": lr}}) / "config.yaml"
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config["model"]["init_args"]["policy"]["init_args"]["adapter"] = policy
+        config = {"trainer": config.pop("trainer") | {"max_steps": steps}, **config}
+        file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    names = [group.name for group in grouped(read(workplace / "a", workplace / "b"))]
+    assert {frozenset(name.split()) for name in names} == {
+        frozenset(["SFT", "adapter=none", "lr=0.001"]),
+        frozenset(["SFT", "adapter=LoraConfig", "lr=0.005"]),
+    }
+
+
 def test_a_group_has_the_interval_of_its_seeds_and_a_run_alone_that_of_its_prompts(runs: Path) -> None:
     found = compare(read(runs))
     ppo = next(group for group in found.groups if group.name == "PPO")
@@ -371,7 +390,8 @@ def test_the_page_escapes_what_files_hold_and_loads_nothing(leyden, runs: Path, 
 def test_the_page_shows_figures_settings_and_answers_side_by_side(runs: Path) -> None:
     make_run(runs / "sft-1", "SFT", facts=FACTS | {"text": None}, epochs=2)
     source = page(compare(read(runs)))
-    assert source.count("<figure") == 7 and source.count('role="img"') == 8, "the first is there wide and narrow"
+    assert source.count("<figure") == 8 and source.count('role="img"') == 9, "the first is there wide and narrow"
+    assert "<h3>Loss</h3>" in source.partition('id="training"')[2], "the curves of training come from metrics.csv"
     assert "Not shown: sft-1." in source.partition("<h3>Forgetting")[2].partition("</figure>")[0]
     settings = source.partition('id="settings"')[2].partition("</section>")[0]
     assert re.findall(r"<code>([\w.]+)</code>", settings) == ["model", "model.epochs"]
@@ -402,6 +422,70 @@ def test_runs_of_a_group_that_may_differ_in_more_are_named(runs: Path) -> None:
     notes = compare(read(runs)).notes()
     assert "PPO: its runs ended at different steps (240, 300)." in notes
     assert "PPO: its runs come from different commits (abc123, fff)." in notes
+
+
+def compared(**ends: tuple[float, ...]) -> Comparison:
+    """A comparison of single runs by one number each, with its interval over prompts."""
+    runs = [
+        RunFiles(
+            Path(name),
+            name,
+            {f"eval/reward{end}": [(1, x)] for end, x in zip(("", "_low", "_high"), value, strict=False)},
+            facts=FACTS,
+        )
+        for name, value in ends.items()
+    ]
+    return compare(runs, ["reward"])
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ({"a": (2, 1.8, 2.2), "b": (1, 0.9, 1.1)}, "By reward and for these seeds, a is better than b."),
+        (
+            {"a": (2, 1.8, 2.2), "b": (1.9, 1.7, 2.1)},
+            "By reward and for these seeds, whether a or b is better, the intervals leave open.",
+        ),
+        (
+            {"a": (2, 1.8, 2.2), "b": (1.9, 1.7, 2.1), "c": (1, 0.9, 1.1), "d": (0, -0.1, 0.1)},
+            "By reward and for these seeds, a is better than c and d; whether a or b is better, the intervals leave open.",
+        ),
+        ({"a": (2,), "b": (1, 0.9, 1.1)}, "By reward alone nothing can be concluded: not all of these numbers"),
+        ({"a": (2, 1.8, 2.2)}, ""),
+    ],
+)
+def test_the_conclusion_says_what_the_intervals_allow(ends: Any, said: str) -> None:
+    found = conclusion(compared(**ends))
+    assert found.startswith(said) and bool(found) == bool(said)
+
+
+def test_a_column_is_written_in_one_style() -> None:
+    assert cells([Interval(0.5, 0.4, 0.6, "prompts"), None]) == ["0.50 ±0.10†", "–"]
+    both = cells([Interval(0.5, 0.4, 0.6, "prompts"), Interval(0.6, 0.55, 0.67, "prompts")])
+    assert both == ["0.50 0.40…0.60†", "0.600 0.550…0.670†"]
+
+
+def test_a_tall_answer_is_folded_and_whole() -> None:
+    text = "".join(f"줄 {n}\n" for n in range(90))
+    folded = samples._text(text)
+    assert "<details>" in folded and "".join(re.split(r"<details>.*?</summary>|<[^>]+>", folded)) == text
+    assert "<details>" not in samples._text("짧은 답")
+
+
+def test_names_in_a_figure_are_crossed_by_no_curve() -> None:
+    lines = [
+        Line(0, [(0, 1.0), (10, 1.0)], ()),
+        Line(1, [(0, 1.0), (5, 1.0)], (), True),
+        Line(0, [(0, 0), (10, 2)], (), True),
+    ]
+    marks = [Mark(1, "a name", "", (5, 5, 5), (1, 1, 1))]
+    source = drawn(Chart("c", "", "", "", lines, marks, plane=True), 400, 310)
+    ((at, down),) = re.findall(r'class="name k1" x="([\d.]+)" y="([\d.]+)"', source)
+    curves = [re.findall(r"([\d.]+) ([\d.]+)", path) for path in re.findall(r'class="mean"[^>]* d="([^"]+)"', source)]
+    for (a, b), (c, d) in (map(lambda p: tuple(map(float, p)), curve) for curve in curves):
+        for k in range(101):
+            x, y = a + (c - a) * k / 100, b + (d - b) * k / 100
+            assert not (float(at) < x < float(at) + 40 and float(down) - 9 < y < float(down))
 
 
 def test_the_frontier_climbs() -> None:

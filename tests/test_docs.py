@@ -185,7 +185,7 @@ def test_the_walk_through_runs_and_is_the_same_in_both_languages(
     assert (workplace / "aligned" / "README.md").is_file() and (workplace / "report.html").is_file()
 
 
-DEVICES = "<!-- several devices -->\n"
+DEVICES = "<!-- needs several devices -->\n"
 """Stands before what one process cannot run."""
 
 

@@ -321,7 +321,7 @@ def test_a_rollout_in_training_keeps_its_size(size: int, world: int) -> None:
 
 
 def test_more_processes_than_prompts_are_an_error() -> None:
-    one = SimpleNamespace(minibatches=1, budget=100, samples=1)
+    one = SimpleNamespace(minibatches=1, budget=100, trained_on=1)
     prompts = [Prompt(0, Example([]), [1, 2])]
     loader = RolloutLoader(lambda *_: Trajectory.of([]), PromptLoader(prompts, 2, 0), 1, 1, 1, world=3)
     with pytest.raises(UserError, match="--data.batch_size 2 prompts are fewer than the 3 processes"):
@@ -606,7 +606,6 @@ def test_settings_that_make_no_sense(kind: type[OnPolicy], options: dict[str, An
     [
         ({"minibatches": 3}, 8, 4096, "set --data.batch_size 9"),
         ({"samples": 8}, 8, 50, "set --data.max_tokens 57 or more"),
-        ({"samples": 2}, 8, 50, "accumulate_grad_batches 4"),
     ],
 )
 def test_what_cannot_fit_is_said_before_sampling(options: Any, size: int, budget: int, message: str) -> None:
@@ -614,6 +613,30 @@ def test_what_cannot_fit_is_said_before_sampling(options: Any, size: int, budget
     data.max_tokens = budget
     with pytest.raises(UserError, match=message):
         fit(algorithm(PPO, options), data)
+
+
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_minibatches_that_may_be_too_long_are_cut_and_take_the_same_step(
+    kind: type[OnPolicy], options: dict[str, Any]
+) -> None:
+    ends, sizes = [], list[int]()
+    for budget in (4096, 50):
+        found, data = algorithm(kind, options), Questions()
+        data.max_tokens = budget
+        whole = found.loss
+        found.loss = lambda batch, of=whole: sizes.append(batch.size) or of(batch)  # type: ignore[method-assign]
+        sizes.clear()
+        fit(found, data, max_epochs=2)
+        ends.append(weights_of(found.policy))
+    assert max(sizes) <= 50 and found.micro_batches.token_limit == 50
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=0)
+
+
+def test_rejected_answers_need_no_room_in_a_micro_batch() -> None:
+    """Of 8 answers one is trained on: a prompt of at most 9 tokens with it has room where all 8 have none."""
+    data = Questions()
+    data.max_tokens = 9 + SHORT.max_new_tokens
+    fit(algorithm(RejectionSampling, {"samples": 8}), data)
 
 
 def test_other_data_is_refused() -> None:

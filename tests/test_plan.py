@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shlex
 import subprocess
@@ -246,3 +247,34 @@ def test_recipes_fit_in_eight_gigabytes(config: str) -> None:
     for name, found in recipes(config).items():
         several = config == "grpo" and PARAMETERS[name] > 8e9
         assert (budget(found.run(), 8e9).total < 8e9) is not several, name  # several answers to a prompt need the room
+
+
+def test_rows_are_as_long_as_the_file_says(leyden, workplace: Path) -> None:
+    from prepared import write
+
+    write(workplace / "chat.jsonl", [{"prompt": "가" * (1 + i % 9), "response": "나" * (1 + i % 5)} for i in range(90)])
+    sft = ("--config", "sft", "--model.policy.path", "tiny")
+    code, out, err = leyden("plan", *sft, "--data.path", "chat.jsonl")
+    found, supposed = read(*sft, "--data.path", "chat.jsonl"), read(*sft)
+    longest = max(found.lengths)
+    assert code == 0 and f"chat.jsonl: 90 rows, the longest of {longest} tokens" in out, err
+    assert f"32 rows of at most {longest}" in out and longest < 60 and supposed.row == 1024
+    assert longest * 10 < found.run().tokens < longest * 32  # a step's own rows, not the longest of all 32 times
+    fit = ["fit", *sft, "--data.path", "chat.jsonl", "--data.val_fraction", "0", "--trainer.max_epochs", "1"]
+    assert leyden(*fit, "--trainer.default_root_dir", "run")[0] == 0
+    with (workplace / "run/metrics.csv").open(encoding="utf-8") as stream:
+        tokens = [float(row["train/tokens"]) for row in csv.DictReader(stream) if row.get("train/tokens")]
+    assert max(b - a for a, b in zip([0.0, *tokens], tokens, strict=False)) == found.run().tokens
+
+    grpo = ("--config", "grpo", "--model.reward", "Gold", "--model.policy.path", "tiny")
+    asked = read(*grpo, "--data.path", "chat.jsonl")
+    assert asked.row == max(asked.lengths) + 8 * 256 and max(asked.lengths) < longest
+    code, _, err = leyden("plan", *sft, "--data.path", "chart.jsonl")
+    assert code == 2 and "chart.jsonl" in err
+
+
+def test_prompts_are_shared_among_devices_as_a_rollout_shares_them() -> None:
+    """Every process has some steps with more than its fair share: no permutation can be fair in each."""
+    grpo = ("--config", "grpo", "--model.reward", "Gold", "--model.policy.path", "tiny", "--model.epochs", "4")
+    assert read(*grpo).rows == 8
+    assert read(*grpo, devices=2).rows > 4

@@ -203,7 +203,8 @@ def _report(
     else:
         over = sum(length > TRAINING for length in findings.longest)
         say(
-            f"longer than {TRAINING:,} {unit}, which training takes by itself: {over:,} rows; --max-length names another"
+            f"longer than {TRAINING:,} {unit}, which training takes by itself: {over:,} rows; "
+            "--max-length names another"
         )
     for line in findings.comparisons.lines() if findings.comparisons is not None else ():
         say(line)

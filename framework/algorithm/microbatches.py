@@ -29,11 +29,16 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class MicroBatches:
-    """The size that micro-batches are cut to. Nothing is cut until one has run out of memory."""
+    """The size that micro-batches are cut to. Nothing is cut until one has run out of memory, or a limit is set."""
 
     def __init__(self) -> None:
         self.token_limit: int | None = None
         """Most tokens of a part, unless it is one tree alone; None does not cut."""
+        self._ran_out = False
+
+    def limit_to(self, tokens: int) -> None:
+        """Cut micro-batches of more than so many tokens from now on, unless they are cut smaller already."""
+        self.token_limit = min(tokens, self.token_limit or tokens)
 
     def of(self, batch: B, count: int | None = None) -> list[B]:
         """The parts of a micro-batch, one at least.
@@ -65,7 +70,15 @@ class MicroBatches:
 
     def needed(self, batch: Batch) -> int:
         """The number of parts that are small enough."""
-        return 1 if self.token_limit is None else max(1, math.ceil(batch.size / self.token_limit))
+        if self.token_limit is None or batch.size <= self.token_limit:
+            return 1
+        lengths = [span.stop - span.start for span in batch.structure()]
+        parts = min(math.ceil(batch.size / self.token_limit), max(1, len(lengths)))
+        while (
+            parts < len(lengths) and max(sum(lengths[i] for i in cut) for cut in batch.cuts(parts)) > self.token_limit
+        ):
+            parts += 1
+        return parts
 
     def shrink(self, failed: Batch) -> None:
         """Cut smaller from now on, since this part did not fit.
@@ -75,7 +88,7 @@ class MicroBatches:
         """
         if len(failed.structure()) < 2:
             raise UserError(f"a single row of {failed.size} tokens does not fit the memory; {MEMORY_ADVICE}")
-        first = self.token_limit is None
+        first, self._ran_out = not self._ran_out, True
         self.token_limit = min(failed.size, self.token_limit or failed.size) // 2
         torch.cuda.empty_cache()
         if first:

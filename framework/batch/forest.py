@@ -160,6 +160,10 @@ class Batch:
 
     def split(self, parts: int) -> list[Self]:
         """At most `parts` batches of whole trees, balanced by tokens, in the order of the forest."""
+        return [self.select(cut) for cut in self.cuts(parts)]
+
+    def cuts(self, parts: int) -> list[list[int]]:
+        """The numbers of the trees in each of the batches that `split` gives."""
         spans, parts, size = self.structure(), min(parts, len(self.structure())), self.size
         cuts: list[list[int]] = [[] for _ in range(parts)]
         done, part = 0, -1
@@ -168,7 +172,7 @@ class Batch:
             part = max(min(middle, part + 1), parts - (len(spans) - i))  # every part gets a tree
             cuts[part].append(i)
             done += span.stop - span.start
-        return [self.select(cut) for cut in cuts]
+        return cuts
 
     def blank(self) -> Self:
         """Two tokens of weight 0 in this batch's place, for a process that has to run one more forward than it has

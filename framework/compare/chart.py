@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from leyden.compare.axis import Axis, fitted, written
 
@@ -156,10 +157,14 @@ def _width(text: str) -> float:
 
 
 def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
-    """The marks' names, each in the first place beside its mark where it covers no mark and no other name. A name that
-    has no such place is left out. Unless the chart is a plane, names stand to the right of their marks alone."""
+    """The marks' names, each in the first place beside its mark where it covers no mark, no other name and no curve of
+    a group. A name that has no such place is left out. Unless the chart is a plane, names stand to the right of their
+    marks alone."""
     places = [(x.place(mark.x[1]), y.place(mark.y[1])) for mark in chart.marks]
     occupied = [(a - 6, b - 6, a + 6, b + 6) for a, b in places]
+    behind = [chart.edge, *(line.points for line in chart.lines if line.strong)]
+    curves = [[(x.place(a), y.place(b)) for a, b in points] for points in behind]
+    crossed = [point for curve in curves for ends in pairwise(curve) for point in _between(*ends)]
     parts = []
     for mark, (a, b) in zip(chart.marks, places, strict=True):
         length = _width(mark.label)
@@ -169,12 +174,22 @@ def _labels(chart: Chart, x: Axis, y: Axis, width: int) -> str:
         for at, down in ((right, 4), *(around if chart.plane else on_the_right)):
             box = (at, b + down - 11, at + length, b + down + 3)
             inside = box[0] >= x.start + 2 and box[2] <= width - 2 and box[1] >= y.end and box[3] <= y.start
-            if inside and not any(_overlap(box, other) for other in occupied):
+            if inside and not any(_overlap(box, other) for other in occupied) and not _holds(box, crossed):
                 occupied.append(box)
                 name = f'<text class="name {_class(mark.style)}" x="{at:.1f}" y="{b + down:.1f}">'
                 parts.append(f"{name}{escape(mark.label)}</text>")
                 break
     return "".join(parts)
+
+
+def _between(one: tuple[float, float], other: tuple[float, float]) -> list[tuple[float, float]]:
+    """Points on the way from one to another, at most 4 pixels apart."""
+    count = 1 + int(max(abs(one[0] - other[0]), abs(one[1] - other[1])) / 4)
+    return [tuple(a + (b - a) * k / count for a, b in zip(one, other, strict=True)) for k in range(count + 1)]  # type: ignore[misc]
+
+
+def _holds(box: tuple[float, float, float, float], points: Sequence[tuple[float, float]]) -> bool:
+    return any(box[0] <= a <= box[2] and box[1] <= b <= box[3] for a, b in points)
 
 
 def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from leyden.compare.comparable import Refusal, merged, split
 from leyden.compare.groups import SeedGroup, doubts, grouped
 from leyden.compare.intervals import Interval, over_prompts, over_seeds
-from leyden.compare.measures import COLUMNS, column_named
+from leyden.compare.measures import COLUMNS, TRAINING, column_named
 from leyden.compare.run import RunFiles
 from leyden.errors import UserError, nearest
 from leyden.evaluation.metrics import Column, Fact
@@ -81,7 +81,7 @@ def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterab
     all_columns = (*COLUMNS, *declared(runs))
     requested = [column_named(name, all_columns) for name in _columns(runs, asked, all_columns)]
     compared, refusals, columns = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()
-    for column in dict.fromkeys([*requested, *all_columns]):
+    for column in dict.fromkeys([*requested, *all_columns, *TRAINING]):
         comparable, refused = split(runs, column)
         compared[column.column] = comparable
         if column in requested and not (column.asked and refused and not asked):

@@ -30,7 +30,9 @@ class FigureSpec:
     said: str = ""
 
 
-TOKENS, SECONDS = "train/tokens", "train/seconds"
+TOKENS, SECONDS, STEPS = "train/tokens", "train/seconds", "steps"
+CURVE = 60
+"""Most points of a curve of training; those of longer runs are means of as many steps."""
 BEST = (
     "Up and to the left is better. Crosses are 95\u00a0% intervals, which may reach beyond the figure; dashed is the "
     "best reward that any run had at this KL or less."
@@ -46,6 +48,14 @@ FIGURE_SPECS = (
          "Loss on general text, less that before training: above 0 is forgotten."),
     FigureSpec("entropy", "Entropy", TOKENS, "eval/entropy", "nats per token"),
     FigureSpec("validation", "Validation loss", TOKENS, "val/loss", "the algorithm's own loss"),
+)  # fmt: skip
+
+TRAINING_SPECS = (
+    FigureSpec("train-loss", "Loss", STEPS, "train/loss", "the algorithm's own loss"),
+    FigureSpec("train-reward", "Reward of rollouts", STEPS, "rollout/reward", "reward",
+               "Of each run by its own reward, on answers to what it trains on."),
+    FigureSpec("train-kl", "KL of rollouts", STEPS, "rollout/kl", "nats per answer",
+               "From the model that each run started from."),
 )  # fmt: skip
 
 
@@ -66,17 +76,26 @@ def figures(comparison: Comparison) -> list[Figure]:
     return [figure for plan in plans if (figure := _figure(comparison, plan)) is not None]
 
 
+def training_figures(comparison: Comparison) -> list[Figure]:
+    """The curves of training over optimizer steps."""
+    return [figure for plan in TRAINING_SPECS if (figure := _figure(comparison, plan)) is not None]
+
+
 def _figure(comparison: Comparison, plan: FigureSpec) -> Figure | None:
     unit, scale = _unit(comparison, plan)
     lines, marks, styles, drawn = list[Line](), list[Mark](), list[tuple[int, str]](), list[RunFiles]()
     for style, group in enumerate(comparison.groups):
-        members = [run for run in comparison.members(group, plan.y) if run in comparison.compared.get(plan.x, ())]
+        members = [
+            run
+            for run in comparison.members(group, plan.y)
+            if plan.x == STEPS or run in comparison.compared.get(plan.x, ())
+        ]
         curves = {run: curve for run in members if (curve := _points(run, plan, scale))}
         if not curves:
             continue
         drawn += curves
         styles.append((style, group.name))
-        lines += _curves(style, group, curves)
+        lines += _curves(style, group, curves, dots=plan.x != STEPS)
         marks.append(_mark(comparison, style, group, plan, lines[-1]))
     if not lines:
         return None
@@ -88,12 +107,14 @@ def _figure(comparison: Comparison, plan: FigureSpec) -> Figure | None:
     return Figure(plan, chart, styles, f"Not shown: {', '.join(absent)}." if absent else "")
 
 
-def _curves(style: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]]) -> list[Line]:
+def _curves(
+    style: int, group: SeedGroup, curves: dict[RunFiles, dict[int, tuple[float, float]]], dots: bool
+) -> list[Line]:
     """A group's curves: those of its runs, and their mean at the steps that all have; of a single run its own."""
     lines = []
     for run, curve in curves.items():
         tips = [f"{group.name}, {run.name}, step {step}: {number(y)} at {number(x)}" for step, (x, y) in curve.items()]
-        lines.append(Line(style, list(curve.values()), tips, strong=len(curves) == 1))
+        lines.append(Line(style, list(curve.values()), tips if dots else (), strong=len(curves) == 1))
     steps = [step for step in next(iter(curves.values())) if all(step in curve for curve in curves.values())]
     if len(curves) > 1 and steps:
         means = [
@@ -121,6 +142,8 @@ def _ends(value: Interval | None, at: float) -> tuple[float, float, float]:
 
 def _points(run: RunFiles, plan: FigureSpec, scale: float) -> dict[int, tuple[float, float]]:
     """Step -> x and y of one run."""
+    if plan.x == STEPS:
+        return _binned(run.series[plan.y])
     if plan.x == "eval/kl":
         kl = dict(run.series[plan.x])
         return {step: (kl[step], y) for step, y in run.series[plan.y] if step in kl}
@@ -128,12 +151,19 @@ def _points(run: RunFiles, plan: FigureSpec, scale: float) -> dict[int, tuple[fl
     return {step: (x / scale, y) for step, (x, y) in points.items() if x is not None}
 
 
+def _binned(series: Sequence[tuple[int, float]]) -> dict[int, tuple[float, float]]:
+    """A column's numbers over steps; of many, means over equal numbers of them, each at the last of its steps."""
+    size = -(-len(series) // CURVE)
+    parts = [series[at : at + size] for at in range(0, len(series), size)]
+    return {part[-1][0]: (float(part[-1][0]), fmean(y for _, y in part)) for part in parts}
+
+
 def _unit(comparison: Comparison, plan: FigureSpec) -> tuple[str, float]:
     """The label of the x axis, and the divisor of its numbers."""
     if plan.x == "eval/kl":
         return "KL from the reference (nats, square-root scale)", 1.0
-    if plan.x == TOKENS:
-        return "tokens trained on", 1.0
+    if plan.x in (TOKENS, STEPS):
+        return {TOKENS: "tokens trained on", STEPS: "optimizer steps"}[plan.x], 1.0
     most = max((run.final(SECONDS) or 0.0 for run in comparison.runs), default=0.0)
     for name, size in (("hours", 3600.0), ("minutes", 60.0)):
         if most >= 2 * size:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from leyden.compare.run import RunFiles
-from leyden.compare.settings import Settings, brief, differing, essential
+from leyden.compare.settings import Settings, brief, essential, telling
 
 NAMED = 2
 """Most settings that a group's name mentions."""
@@ -46,7 +46,7 @@ def _names(first: Sequence[tuple[RunFiles, Settings]]) -> list[str]:
 def _name(run: RunFiles, settings: Settings, first: Sequence[tuple[RunFiles, Settings]]) -> str:
     if not settings:
         return run.name
-    keys = differing([other for peer, other in first if peer.algorithm == run.algorithm and other])
+    keys = telling([other for peer, other in first if peer.algorithm == run.algorithm and other])
     words = [f"{key.rpartition('.')[2]}={brief(settings.get(key))}" for key in keys[:NAMED]]
     return " ".join([run.algorithm, *words])
 

@@ -15,6 +15,13 @@ COLUMNS = (
 )
 """All columns, in the order of tables."""
 
+TRAINING = (
+    Column("train/loss", "loss", "the algorithm's own", ("algorithm",), "least"),
+    Column("rollout/reward", "reward of rollouts", "by the run's own reward", ()),
+    Column("rollout/kl", "KL of rollouts", "nats per answer", (), "least"),
+)
+"""Columns of training that are drawn as curves, and are in no table."""
+
 
 def column_named(name: str, known: tuple[Column, ...] = COLUMNS) -> Column:
     """The column of a name; one without an entry in `known` gets its properties from the name."""

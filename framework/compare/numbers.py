@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from leyden.compare.intervals import Interval
 
@@ -26,17 +26,32 @@ def _three_digits(value: float) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if round(value, digits) else "0"
 
 
-def cell(value: Interval | None) -> str:
-    """A number with its interval, both rounded to two digits of the interval's half width, at most four decimals."""
+def cells(values: Sequence[Interval | None]) -> list[str]:
+    """The cells of a column, in one style: each interval as ±, or by its ends where one of them is not symmetric."""
+    ends = any(value is not None and _is_lopsided(value) for value in values)
+    return [cell(value, ends) for value in values]
+
+
+def _is_lopsided(value: Interval) -> bool:
+    return abs(value.mean - (value.low + value.high) / 2) >= 0.02 * value.half > 0
+
+
+def cell(value: Interval | None, ends: bool = False) -> str:
+    """A number with its interval, both rounded to two digits of the interval's half width, at most four decimals.
+
+    Args:
+        ends: write both ends of the interval, also of a symmetric one.
+    """
     if value is None:
         return "–"
     if value.half <= 0:
         return number(value.mean)
     if abs(value.mean) >= 1e4:
-        return f"{number(value.mean)} ±{number(value.half)}"
+        about = f"{number(value.low)}…{number(value.high)}" if ends else f"±{number(value.half)}"
+        return f"{number(value.mean)} {about}"
     digits = max(0, min(4, 1 - math.floor(math.log10(value.half))))
     mean = f"{value.mean:.{digits}f}".replace("-", "−")
-    if abs(value.mean - (value.low + value.high) / 2) < 0.02 * value.half:
+    if not ends and not _is_lopsided(value):
         text = f"{mean} ±{value.half:.{digits}f}"
     else:
         text = f"{mean} {value.low:.{digits}f}…{value.high:.{digits}f}"

@@ -12,8 +12,9 @@ from pathlib import Path
 from leyden import __version__
 from leyden.compare.chart import drawn, sign
 from leyden.compare.comparison import Comparison
-from leyden.compare.figures import Figure, figures
-from leyden.compare.numbers import cell, explained, number
+from leyden.compare.conclusion import conclusion
+from leyden.compare.figures import Figure, figures, training_figures
+from leyden.compare.numbers import cells, explained, number
 from leyden.compare.samples import answers
 from leyden.compare.settings import brief, differing, seed
 
@@ -39,7 +40,8 @@ def page(comparison: Comparison) -> str:
         f"<p>{runs} run{'s' * (runs != 1)} in {groups} group{'s' * (groups != 1)}; the runs of a group differ only in "
         "seeds.</p></header><main>",
         *_results(comparison),
-        *_figures(comparison),
+        *_figures("Figures", figures(comparison)),
+        *_figures("While training", training_figures(comparison)),
         *_settings(comparison),
         *answers(comparison),
         *_warnings(comparison),
@@ -69,10 +71,13 @@ def _results(comparison: Comparison) -> Iterator[str]:
         *(f'<abbr title="{escape(column.unit)}">{escape(column.name)}</abbr>' for column in comparison.columns),
     ]
     values = [[comparison.value(group, column.column) for column in comparison.columns] for group in comparison.groups]
+    columns = [cells([row[at] for row in values]) for at in range(len(comparison.columns))]
     rows = [
-        [f"{sign(style)}{escape(group.name)}", str(len(group.runs)), *(cell(value) for value in row)]
-        for style, (group, row) in enumerate(zip(comparison.groups, values, strict=True))
+        [f"{sign(style)}{escape(group.name)}", str(len(group.runs)), *(column[style] for column in columns)]
+        for style, group in enumerate(comparison.groups)
     ]
+    if said := conclusion(comparison):
+        yield f'<p class="conclusion">{escape(said)}</p>'
     yield table("Results", head, rows)
     yield f"<p>Each run's last number. {explained(value for row in values for value in row)}</p>"
     units = "".join(
@@ -84,11 +89,10 @@ def _results(comparison: Comparison) -> Iterator[str]:
     yield "</section>"
 
 
-def _figures(comparison: Comparison) -> Iterator[str]:
-    all_figures = figures(comparison)
+def _figures(title: str, all_figures: Sequence[Figure]) -> Iterator[str]:
     if not all_figures:
         return
-    yield '<section id="figures"><h2>Figures</h2>'
+    yield f'<section id="{title.split()[-1].lower()}"><h2>{title}</h2>'
     yield "<p>Thin lines are single runs, thick ones the mean of a group's runs; marks show the end. Point at a "
     yield "mark or a dot to read it.</p>"
     yield '<div class="figures">'

@@ -16,6 +16,8 @@ from leyden.compare.run import RunFiles
 
 OPEN, MOST = 20, 200
 """Prompts that are unfolded, and most prompts on the page."""
+TALL, TALL_LINES = 600, 14
+"""Characters and lines of a text that are shown; the rest is folded."""
 _HANGUL = re.compile(r"[가-힣]")
 
 
@@ -94,4 +96,9 @@ def _text(text: str, end: str = "") -> str:
     """Text as it was written, marked as Korean where it is, so that lines break and letters look as they should."""
     letters = sum(letter.isalpha() for letter in text)
     korean = ' lang="ko"' if 2 * len(_HANGUL.findall(text)) >= letters > 0 else ""
+    if len(text) > TALL or text.count("\n") > TALL_LINES:
+        cut = min(TALL, len("\n".join(text.split("\n")[:TALL_LINES])))
+        shown, rest = escape(text[:cut]), escape(text[cut:])
+        fold = f"<details><summary>{len(text) - cut:,} more characters</summary>{rest}{end}</details>"
+        return f'<div class="text"{korean}>{shown}{fold}</div>'
     return f'<div class="text"{korean}>{escape(text) or "<i>empty</i>"}{end}</div>'

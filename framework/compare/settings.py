@@ -66,9 +66,22 @@ def differing(all_settings: Sequence[Settings]) -> list[str]:
     return [key for key in keys if len({settings.get(key) for settings in all_settings}) > 1]
 
 
+MATTER = ("model", "data")
+"""Keys that say what is trained on what."""
+
+
+def telling(all_settings: Sequence[Settings]) -> list[str]:
+    """Keys that differ and say most: of the model, then of the data; where those are the same, of the rest. Keys that
+    only some have come last, and those below a class that differs are left out, since its name says it."""
+    keys = differing(all_settings)
+    top = [key for key in keys if not any(_under(key, other) and key != other for other in keys)]
+    chosen = [key for root in MATTER for key in top if _under(key, root)] or top
+    return sorted(chosen, key=lambda key: any(key not in one for one in all_settings))
+
+
 def brief(value: str | None, most: int = 18) -> str:
     """A value shortened to `most` letters; of paths and classes the last part."""
-    if value is None:
+    if value is None or value == "null":
         return "none"
     last = value.rstrip("/").rpartition("/")[2]
     last = last.rpartition(".")[2] if last.startswith(("leyden.", "torch.", "peft.")) else last

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.compare.comparison import Comparison
-from leyden.compare.numbers import cell, explained
+from leyden.compare.conclusion import conclusion
+from leyden.compare.numbers import cells, explained
 from leyden.evaluation.metrics import Column
 
 NAME = 30
@@ -23,11 +24,11 @@ GAP = PADDING + 1
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print the tables of groups and columns, an explanation of the intervals, and the notes."""
-    cells = {
-        column.column: [cell(comparison.value(group, column.column)) for group in comparison.groups]
+    texts = {
+        column.column: cells([comparison.value(group, column.column) for group in comparison.groups])
         for column in comparison.columns
     }
-    widths = [max(map(cell_len, [column.name, *cells[column.column]])) + GAP for column in comparison.columns]
+    widths = [max(map(cell_len, [column.name, *texts[column.column]])) + GAP for column in comparison.columns]
     names_width = (
         min(NAME, max((cell_len(group.name) for group in comparison.groups), default=0)) + len("runs") + PADDING + GAP
     )
@@ -38,11 +39,13 @@ def show(comparison: Comparison, console: Console) -> None:
         for column in columns:
             table.add_column(column.name, justify="right", no_wrap=True)
         for at, group in enumerate(comparison.groups):
-            numbers = [cells[column.column][at] for column in columns]
+            numbers = [texts[column.column][at] for column in columns]
             table.add_row(Text(group.name), str(len(group.runs)), *numbers)
         console.print(table, "")
     values = [comparison.value(group, column.column) for group in comparison.groups for column in comparison.columns]
     console.print(Text(f"Each run's last number. {explained(values)}".strip()))
+    if said := conclusion(comparison):
+        console.print(Text(said))
     for note in comparison.notes():
         console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
 

@@ -124,6 +124,11 @@ class OnPolicy(WithReference):
         """The sum of a tensor over all processes; to be called on every one of them."""
         return x if self._trainer is None else reducer(self.trainer)(x)
 
+    @property
+    def trained_on(self) -> int:
+        """Most responses of one prompt that `credit` gives back."""
+        return self.samples
+
     # -- experience --------------------------------------------------------------------------------------------------
 
     @property

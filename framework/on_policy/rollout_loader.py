@@ -113,22 +113,7 @@ class RolloutLoader:
 
     def _order(self, rollout: int, count: int) -> list[list[int]]:
         """The optimizer steps of a rollout: for each the numbers of its prompts, among those that have responses."""
-        steps = []
-        for turn in range(self.passes):
-            seed = self.prompts.seed + 1_000_003 * (rollout * self.passes + turn + 1)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-            steps += [order[number :: self.minibatches] for number in range(self.minibatches)]
-        return steps
-
-    def most_trees(self, rollouts: int = 16) -> int:
-        """The most prompts that a micro-batch of the first rollouts holds; on several processes a later one may have
-        one more."""
-        most = 0
-        for rollout in range(rollouts if self.world > 1 else 1):
-            owners = self.owners(rollout, self.prompts.size)
-            for step in self._order(rollout, self.prompts.size):
-                most = max(most, *(sum(owners[at] == rank for at in step) for rank in range(self.world)))
-        return -(-most // self.accumulate)
+        return steps_of(rollout, count, self.passes, self.minibatches, self.prompts.seed)
 
     def _plan(self, batch: Trajectory) -> list[LocalStep]:
         """Find this process's trees in the steps of the whole rollout, and the totals of all processes."""
@@ -198,6 +183,35 @@ class RolloutLoader:
         self.batch = batch
 
 
+def steps_of(rollout: int, prompts: int, passes: int, minibatches: int, seed: int) -> list[list[int]]:
+    """The optimizer steps of a rollout: the numbers of the prompts in each."""
+    steps = []
+    for turn in range(passes):
+        generator = torch.Generator().manual_seed(seed + 1_000_003 * (rollout * passes + turn + 1))
+        order = torch.randperm(prompts, generator=generator).tolist()
+        steps += [order[number::minibatches] for number in range(minibatches)]
+    return steps
+
+
+def largest_shares(
+    prompts: int, passes: int, minibatches: int, accumulate: int, world: int, seed: int, rollouts: int = 16
+) -> tuple[int, int]:
+    """The most prompts of the first rollouts that one process answers, and that a micro-batch holds; on several
+    processes a later rollout may have one more.
+
+    Args:
+        prompts: of a rollout.
+    """
+    answered = trained = 0
+    for rollout in range(rollouts if world > 1 else 1):
+        steps = steps_of(rollout, prompts, passes, minibatches, seed)
+        owners = _owners(prompts, world, tuple(map(tuple, steps))) if world > 1 else (0,) * prompts
+        answered = max(answered, *(owners.count(rank) for rank in range(world)))
+        for step in steps:
+            trained = max(trained, *(sum(owners[at] == rank for at in step) for rank in range(world)))
+    return answered, -(-trained // accumulate)
+
+
 @lru_cache(maxsize=32)
 def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """Give each prompt to the process that is cheapest in its steps, and has fewest at all where these are equal. A
@@ -246,12 +260,13 @@ def _totals(batch: Trajectory, tree: int) -> Totals:
 
 
 def check_room(algorithm: Any, loader: RolloutLoader) -> None:
-    """That the longest minibatch there can be fits, before hours are spent on sampling.
+    """That the longest prompt with its answers fits a micro-batch, before hours are spent on sampling. Where all
+    prompts of a micro-batch may be too many together, it is cut in parts, which take the same step.
 
     Raises:
         UserError: it does not, or prompts cannot be cut into equal minibatches; it names the settings that fit.
     """
-    prompts, parts, budget, samples = loader.prompts, algorithm.minibatches, algorithm.budget, algorithm.samples
+    prompts, parts, budget, responses = loader.prompts, algorithm.minibatches, algorithm.budget, algorithm.trained_on
     if prompts.size % parts:
         raise UserError(
             f"--data.batch_size {prompts.size} prompts cannot be cut into --model.minibatches {parts} equal parts; set "
@@ -263,17 +278,14 @@ def check_room(algorithm: Any, loader: RolloutLoader) -> None:
             f"them; set --data.batch_size {-(-loader.world // parts) * parts}, or fewer processes"
         )
     longest = max((len(prompt.tokens) for prompt in prompts.prompts), default=0)
-    new, trainer = algorithm.sampling.max_new_tokens, algorithm.trainer
-    tree = longest + samples * new
+    new = algorithm.sampling.max_new_tokens
+    tree = longest + responses * new
     if tree > budget:
         raise UserError(
-            f"a prompt of {longest} tokens with {samples} answers of {new} may have {tree} tokens but a micro-batch "
+            f"a prompt of {longest} tokens with {responses} answers of {new} may have {tree} tokens but a micro-batch "
             f"holds {budget}; set --data.max_tokens {tree} or more, or fewer --model.samples"
         )
-    trees = loader.most_trees()
+    cut = (prompts.size, loader.passes, parts, loader.accumulate, loader.world, prompts.seed)
+    trees = largest_shares(*cut)[1] + (loader.world > 1)
     if trees * tree > budget:
-        wanted = -(-trees * trainer.accumulate_grad_batches // (budget // tree))
-        raise UserError(
-            f"a micro-batch of {trees} prompts may have {trees * tree} tokens but --data.max_tokens is {budget}; set "
-            f"--trainer.accumulate_grad_batches {wanted}, --data.max_tokens {trees * tree} or more --model.minibatches"
-        )
+        algorithm.micro_batches.limit_to(budget)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
+from leyden.paths import resolve
 
 if TYPE_CHECKING:
     from leyden.data.chat_template import ChatTemplate
@@ -58,6 +59,7 @@ def _number(
 
 def _talk(options: Namespace) -> int:
     """Load the model and run the chat until the input ends; the exit code."""
+    resolve(options.model)  # a mistake is said before the libraries are there
     from leyden.models.chat.conversation import Conversation
     from leyden.models.chat.loop import Talk
     from leyden.policy.policy import Sampling
@@ -79,7 +81,6 @@ def load(path: str, dtype: str | None = None, base: str | None = None) -> Causal
 
     from leyden.models import CausalLM
     from leyden.models.load import is_reward
-    from leyden.paths import resolve
 
     folder = resolve(path)
     if is_reward(folder):

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from leyden.atomic import replacing
-from leyden.checkpoint.find import find_checkpoint
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
 
@@ -51,19 +50,20 @@ def export(asked: Namespace) -> Path:
     Raises:
         UserError: there is no such run, the run has no model, or the output folder already exists.
     """
-    from leyden.models.export.model_card import card
-    from leyden.models.restore import config_of, restored
-
     run = Path(asked.run)
     if not (run / "config.yaml").is_file():
         raise UserError(
             f"{run}: no run's folder, for there is no config.yaml; give a --trainer.default_root_dir of before"
         )
-    config, checkpoint = config_of(run / "config.yaml"), None
     name = "merged" if asked.merge else "model"
     out = Path(asked.output) if asked.output else run / f"export-{name}"
     if out.exists():
         raise UserError(f"{out}: it is there already; remove it, or name another folder")
+    from leyden.checkpoint.find import find_checkpoint
+    from leyden.models.export.model_card import card
+    from leyden.models.restore import config_of, restored
+
+    config, checkpoint = config_of(run / "config.yaml"), None
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as temporary, TemporaryDirectory(dir=out.parent, prefix=".") as scratch:
         trained = run / "export"

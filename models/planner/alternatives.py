@@ -114,7 +114,8 @@ def _changes(settings: Settings) -> Iterator[tuple[Say, Change]]:
 
 
 def _shorten(settings: Settings, length: int) -> Settings:
-    return _one_row(replace(settings, max_length=length))
+    most = length - settings.new if settings.sampled else length * settings.responses
+    return _one_row(replace(settings, max_length=length, lengths=tuple(min(most, n) for n in settings.lengths)))
 
 
 def _one_row(settings: Settings) -> Settings:
@@ -150,5 +151,5 @@ def rule_of_thumb(settings: Settings) -> dict[str, float]:
     parameters on one row of 2,048 tokens at a time, with gradient checkpointing."""
     plain = replace(settings, algorithm=Algorithm, rewards=(), reference_model=None, value_model=None, value="none")
     plain = replace(plain, batch_size=1, accumulate=1, minibatches=1, responses=1, kept=1, new=0, devices=1)
-    plain = replace(plain, max_tokens=2048, max_length=2048, sharded=False, optimizer=Optimizer(fused=True))
+    plain = replace(plain, max_tokens=2048, max_length=2048, lengths=(), sharded=False, optimizer=Optimizer(fused=True))
     return {alternative.name: total(alternative.settings) for alternative in alternatives(_checkpointing(plain))}

@@ -26,6 +26,8 @@ from leyden.models.planner.settings import Choice, Part, Settings
 from leyden.precision import fast_bfloat16
 
 SIZES = {"float32": FLOAT, "bfloat16": HALF, "float16": HALF}
+PLACEHOLDER = "<rows>"
+"""The path of rows where none is given."""
 Tree = dict[str, Any]
 
 
@@ -48,7 +50,7 @@ def resolved(command: Command) -> Tree:
         UserError: a key or a value that `leyden fit` would refuse.
     """
     classes, given_keys = dict(command.classes), {key.path for key in command.keys}
-    placeholders = [("data", "path", "rows.jsonl")] if "path" in check_keys.parameters(_class(classes["data"])) else []
+    placeholders = [("data", "path", PLACEHOLDER)] if "path" in check_keys.parameters(_class(classes["data"])) else []
     if classes.get("model.reward", "").endswith(".ModelReward"):
         placeholders.append(("model.reward", "path", ""))
     for kind, name, value in placeholders:
@@ -88,18 +90,22 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         name: _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
         for name in ("reference_policy", "value_policy")
     }
+    new = (args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0
+    max_length = data.get("max_length") or max_tokens
+    lengths, longest, read = _row_lengths(config["data"], max_length - new)
     return Settings(
         algorithm,
         policy,
         optimizer,
         batch_size=data.get("batch_size") or 32,
         max_tokens=max_tokens,
-        max_length=data.get("max_length") or max_tokens,
+        max_length=min(max_length, longest + new) if lengths else max_length,
         accumulate=trainer["accumulate_grad_batches"],
         responses=samples,
         kept=args.get("top") or samples,
         minibatches=args.get("minibatches") or 1,
-        new=(args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0,
+        passes=args.get("epochs") or 1,
+        new=new,
         reference=args.get("reference") or "auto",
         value=args.get("value") or "none",
         reference_model=models["reference_policy"],
@@ -109,7 +115,28 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         sharded=sharded,
         buckets=buckets,
         cuda=cuda,
-    ), [*notes, *assumptions, *_allocator(cuda)]
+        lengths=lengths,
+        seed=data.get("seed") or config.get("seed_everything") or 0,
+    ), [*read, *notes, *assumptions, *_allocator(cuda)]
+
+
+def _row_lengths(spec: Tree, most: int) -> tuple[tuple[int, ...], int, list[str]]:
+    """Tokens of every row of the data, and most of a prompt with one response, and a note; nothing where no path was
+    given or the tokenizer cannot be read here. Prompts of more than `most` tokens leave no room to answer."""
+    data, args = _class(spec["class_path"]), spec["init_args"]
+    if args.get("path") in (None, PLACEHOLDER) or not hasattr(data, "row_lengths"):
+        return (), 0, []
+    built = data(**args)
+    try:
+        built.template  # noqa: B018
+    except UserError:
+        return (), 0, ["the tokenizer cannot be read here, so rows are taken to be as long as --data.max_length"]
+    lengths, longest = built.row_lengths()
+    if built.kind == "prompts":
+        lengths = [n for n in lengths if n <= most]
+        longest = max(lengths, default=0)
+    named = args["path"] if isinstance(args["path"], str) else ", ".join(args["path"])
+    return tuple(lengths), longest, [f"{named}: {len(lengths):,} rows, the longest of {longest:,} tokens"]
 
 
 def _allocator(cuda: bool) -> list[str]:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leyden.algorithm.with_reference import WithReference
+from leyden.data.step_plan import plan_steps
 from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, Arithmetic
 from leyden.models.planner.outline import Model, Optimizer, PlannedRun, Sampling
 from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.rollout_loader import largest_shares
 from leyden.on_policy.sampler import CHUNK
 
 
@@ -54,6 +56,7 @@ class Settings:
     kept: int
     """Sampled responses per prompt that are trained on"""
     minibatches: int = 1
+    passes: int = 1
     new: int = 0
     """Tokens of the longest sampled answer"""
     reference: str = "auto"
@@ -66,6 +69,10 @@ class Settings:
     sharded: bool = False
     buckets: bool = False
     cuda: bool = False
+    lengths: tuple[int, ...] = ()
+    """Tokens of every row with its responses, of prompts alone where answers are sampled; empty: not known, and rows
+    are taken to be as long as `max_length` lets them be"""
+    seed: int = 0
 
     @property
     def sampled(self) -> bool:
@@ -75,28 +82,54 @@ class Settings:
     def row(self) -> int:
         """Tokens of the longest row: a prompt with its responses."""
         if self.sampled:
-            return self.max_length - self.new + self.kept * self.new
-        return self.max_length * self.responses
+            return self.prompt + self.kept * self.new
+        return max(self.lengths) if self.lengths else self.max_length * self.responses
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest prompt that is answered."""
+        return max(self.lengths) if self.lengths else self.max_length - self.new
 
     @property
     def rows(self) -> int:
-        """Number of rows in a micro-batch."""
+        """Most rows in a micro-batch."""
+        if self.sampled and self.devices > 1:
+            return self._shares[1]
         step = -(-self.batch_size // self.minibatches)
         return -(-step // (self.accumulate * self.devices))
 
+    @property
+    def _shares(self) -> tuple[int, int]:
+        """The most prompts that one device answers, and that a micro-batch of it holds."""
+        return largest_shares(self.batch_size, self.passes, self.minibatches, self.accumulate, self.devices, self.seed)
+
+    def _micro_batch(self) -> int:
+        """Most tokens in a micro-batch."""
+        if self.sampled or not self.lengths:
+            return min(self.max_tokens, self.rows * self.row)
+        parts = (range(len(self.lengths)), self.lengths, self.batch_size, sum(self.lengths), self.accumulate)
+        plan = plan_steps(*parts, self.devices, self.seed)
+        return min(self.max_tokens, max(sum(self.lengths[r] for r in step[0]) for step in plan.steps))
+
+    def _without_gradients(self) -> int:
+        """Most tokens in a forward pass without gradients, whose batches hold rows of about one length."""
+        if self.lengths and not self.sampled:
+            longest = sum(sorted(self.lengths)[-self.batch_size :])
+        else:
+            longest = self.batch_size * (self.row + (self.responses - self.kept) * self.new)
+        return min(max(self.max_tokens, self.max_length), longest)
+
     def run(self) -> PlannedRun:
         """The models and sizes of the run."""
-        tokens = min(self.max_tokens, self.rows * self.row)
+        tokens = self._micro_batch()
         predicted = min(tokens, self.rows * self.kept * self.new) if self.sampled else tokens
-        full_row = self.row + (self.responses - self.kept) * self.new
-        forward_tokens = min(max(self.max_tokens, self.max_length), self.batch_size * full_row)
         heads = {"score", "value"} & set(self.wants)
         policy = self._model(self.policy, len(heads), bool({"logp", "entropy", "mean_logp"} & set(self.wants)))
         return PlannedRun(
             policy,
             tokens,
             predicted,
-            forward_tokens,
+            self._without_gradients(),
             self.optimizer,
             self._reference(policy),
             self._value(policy),
@@ -139,5 +172,5 @@ class Settings:
     def _sampling(self) -> Sampling | None:
         if not self.sampled:
             return None
-        prompts = min(max(1, CHUNK // self.responses), -(-self.batch_size // self.devices))
-        return Sampling(prompts * self.responses, self.responses, self.max_length - self.new, self.new)
+        prompts = min(max(1, CHUNK // self.responses), self._shares[0])
+        return Sampling(prompts * self.responses, self.responses, self.prompt, self.new)
