@@ -113,7 +113,6 @@ def test_options_that_cannot_work(args: str, said: str, leyden, workplace: Path)
     ("monitor", "more", "said"),
     [
         ("val/loss", "--trainer.limit_val_batches 0", "no rows are held out, so it will never be measured"),
-        ("eval/reward", "", "nothing is evaluated; add --eval.path FILE"),
         ("val/los", "--trainer.num_sanity_val_steps -1", "did you mean 'val/loss'.*logged: val/loss"),
         ("val_loss", "--trainer.num_sanity_val_steps -1", "did you mean 'val/loss'"),
         ("train/los", "", "did you mean 'train/loss'.*train/grad_norm"),
@@ -264,6 +263,12 @@ def test_tokens_beyond_the_embedding(leyden, tmp_path: Path) -> None:
     model_with(model, "generation_config.json", eos_token_id=[0, 9000])
     code, err = fit(leyden, model, rows(tmp_path, "a"))
     assert code == 2 and "answers end with the token id 9000" in err and "generation_config.json" in err
+
+
+def test_a_measure_of_an_evaluation_that_there_is_not(leyden, tmp_path: Path) -> None:
+    watching = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor", "eval/reward"]
+    code, err = fit(leyden, Path(resolve("tiny")), rows(tmp_path, "a"), *watching)
+    assert code == 2 and "eval/reward: nothing is evaluated; add --eval.path FILE" in err and "step 1/" not in err
 
 
 @pytest.mark.slow

@@ -33,12 +33,14 @@ def check_held_out(trainer: Trainer, where: str, monitor: str) -> None:
     loop = trainer.fit_loop.epoch_loop.val_loop
     if family(monitor) not in HELD_OUT:
         return
+    ours = type(trainer.lightning_module).__module__.startswith("leyden.")  # the user's may log eval/… itself
+    evaluated = any(hasattr(callback, "evaluate") for callback in _callbacks(trainer))
+    if family(monitor) == "eval" and ours and not evaluated:
+        raise UserError(f"{where} {monitor}: nothing is evaluated; add --eval.path FILE, or watch val/loss")
     if not trainer.enable_validation or (loop._combined_loader is not None and loop.skip):
         raise UserError(
             f"{where} {monitor}: no rows are held out, so it will never be measured; hold some out, or watch train/loss"
         )
-    if family(monitor) == "eval" and not any(hasattr(callback, "evaluate") for callback in _callbacks(trainer)):
-        raise UserError(f"{where} {monitor}: nothing is evaluated; add --eval.path FILE, or watch val/loss")
 
 
 def check_measured(where: str, monitor: str, names: Iterable[str]) -> None:
