@@ -179,6 +179,10 @@ class PromptData(FileData):
         rows = ((prompt.tokens, prompt.example.row) for prompt in self._train)
         return fingerprint_text("".join(map(repr, rows)))
 
+    def find_token(self, least: int) -> tuple[int, int] | None:
+        prompts = (prompt for part in self._parts for prompt in part)
+        return next(((prompt.row, max(prompt.tokens)) for prompt in prompts if max(prompt.tokens) >= least), None)
+
     def source(self, row: int) -> str:
         return self._places[row]
 

@@ -2,17 +2,40 @@
 
 Two assumptions would fail silently: that the head on hidden states gives the model's own logits (Cohere, Granite and
 Gemma 2 scale or cap them), and that the forest's mask reaches every layer (recurrent and linear attention mix all
-tokens of a row).
+tokens of a row). That every token has an embedding is read from the tokenizer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from leyden.batch.forest import Batch, Tree, pack
+from leyden.data.tokenizer import beyond_embeddings
 from leyden.errors import UserError
 from leyden.models.backbone import Backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check_vocabulary(path: str, tokenizer: PreTrainedTokenizerBase, embeddings: int, stop: Collection[int]) -> None:
+    """That the model has an embedding for the tokens that text is made of, and for those that end an answer. Added
+    tokens that no text uses may lie beyond (the image token of the smallest Gemma 3).
+
+    Raises:
+        UserError: it has none.
+    """
+    if tokenizer.vocab_size > embeddings:
+        raise UserError(
+            f"{path}: the tokenizer knows {tokenizer.vocab_size} tokens but the model only {embeddings}; use the "
+            "tokenizer that belongs to the model"
+        )
+    if (last := max(stop, default=0)) >= embeddings:
+        raise UserError(f"{path}: answers end with {beyond_embeddings(tokenizer, last, embeddings)}")
 
 
 def probe_batch(vocabulary: int) -> Batch:

@@ -17,7 +17,7 @@ from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
 from leyden.models.backbone import Backbone, innermost
-from leyden.models.build_checks import check_head, takes_forest
+from leyden.models.build_checks import check_head, check_vocabulary, takes_forest
 from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
@@ -107,6 +107,10 @@ class CausalLM(Policy):
         """The model's parts, as the rest of `leyden.models` uses them."""
         return Backbone(self.model, self.path, self.dtype, self.attention, self._native)
 
+    def check_trainable(self) -> None:
+        if self.adapter is None and not (Path(resolve(self.path)) / "adapter_config.json").is_file():
+            quantized.check_float(self.path, resolve(self.path), self.source["revision"])
+
     def build(self, wants: Collection[str] = ("logp",), dropout: bool = True) -> None:
         if self.model is None:
             self._load()
@@ -127,13 +131,8 @@ class CausalLM(Policy):
             self.path, self.dtype, self.adapter, **self.source, origin=self.base, unpack=self.unpack
         )
         self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
-        embeddings = innermost(self.backbone.base.get_input_embeddings()).num_embeddings
-        # added tokens that text never uses may lie beyond the embedding (the image token of the smallest Gemma 3)
-        if self.tokenizer.vocab_size > embeddings or max(self.stop, default=0) >= embeddings:
-            raise UserError(
-                f"{self.path}: the tokenizer knows {len(self.tokenizer)} tokens but the model only {embeddings}; "
-                "use the tokenizer that belongs to the model"
-            )
+        self.embeddings = innermost(self.backbone.base.get_input_embeddings()).num_embeddings
+        check_vocabulary(self.path, self.tokenizer, self.embeddings, self.stop)
         self.model.eval()  # the checks compare outputs, so dropout must be off
         self._choose_attention()
         if self.gradient_checkpointing:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from leyden.algorithm.microbatches import out_of_memory
+from leyden.data.tokenizer import loading_problem
 from leyden.errors import UserError, nearest
 from leyden.models import quantized
 from leyden.paths import resolve
@@ -29,14 +31,16 @@ _LINEAR = (nn.Linear, Conv1D)
 
 def _load(what: str, path: str, loader: Any, **options: Any) -> Any:
     """Call a `from_pretrained`, and turn errors that the user can fix into one line."""
+    from safetensors import SafetensorError
+
     try:
         return loader(resolve(path), **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path}: its {what} cannot be loaded ({reason}); give --model.policy.path a folder with the model, "
-            "or a hub name while the hub can be reached"
-        ) from error
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise
+        advice = "give --model.policy.path a folder with the model, or a hub name while the hub can be reached"
+        reason, mend = loading_problem(error, advice)
+        raise UserError(f"{path}: its {what} cannot be loaded ({reason}); {mend}") from error
 
 
 def load_model(
@@ -204,6 +208,7 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
             f"{type(adapter).__name__} adds virtual tokens, which a packed batch has no place for; "
             "use an adapter of weights such as LoraConfig"
         )
+    _check_adapter(base, adapter)
     adapter = dataclasses.replace(adapter, task_type=adapter.task_type or "CAUSAL_LM")
     if base.get_decoder() is not base.base_model:  # a text model inside a larger one
         adapter.target_modules = _text_targets(base, adapter.target_modules)
@@ -224,6 +229,16 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
             f"whose linear layers are {', '.join(names)}{nearest(first, names)}"
         ) from error
     return model
+
+
+def _check_adapter(base: PreTrainedModel, adapter: PeftConfig) -> None:
+    """Refuse settings of an adapter that peft takes and that change nothing. Raises `UserError`."""
+    names = {name.rpartition(".")[2] for name, _ in base.named_modules()} - {""}
+    for name in getattr(adapter, "modules_to_save", None) or ():
+        if not any(path.endswith(name) for path, _ in base.named_modules()):
+            raise UserError(f"{type(adapter).__name__}: modules_to_save {name} matches nothing{nearest(name, names)}")
+    if getattr(adapter, "lora_alpha", None) == 0:
+        raise UserError(f"{type(adapter).__name__}: lora_alpha 0 changes nothing; give as much as r, or more")
 
 
 def _text_targets(base: PreTrainedModel, targets: Any) -> Any:

@@ -31,6 +31,30 @@ def loading(spec: Quantization | None) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": spec.device}}
 
 
+def check_float(path: str, folder: str, revision: str | None) -> None:
+    """That the weights of a model are not stored quantised: such weights have no gradients of their own.
+
+    Args:
+        path: of the model, as it was typed.
+        folder: or hub name that its configuration is read from.
+
+    Raises:
+        UserError: they are.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+    except (OSError, ValueError):  # loading it will raise the error
+        return
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method", "in a way of its own")
+        raise UserError(
+            f"{path}: its weights are quantised already ({method}) and cannot be trained; add --config lora to train "
+            "an adapter over them, or give the model that they were made from"
+        )
+
+
 def layers(model: nn.Module) -> Iterator[Any]:
     """The quantised layers of a model, stored in four bits."""
     return (module for module in model.modules() if getattr(module, "quant_state", None) is not None)

@@ -118,8 +118,8 @@ def test_validation_is_the_exact_mean_however_it_is_batched() -> None:
     held = some_trees(7, seed=5)
     policy = small()
     expected = float(pack(held).token_mean(-policy(pack(held)).logp).detach())
+    trainer = fit(SFT(small(), optimizer=sgd), TreeData(some_trees()))
     for size in (1, 3, 100):
-        trainer = fit(SFT(policy, optimizer=sgd), TreeData(some_trees(), held, batch_size=size), limit_train_batches=0)
         trainer.validate(SFT(policy), TreeData(some_trees(), held, batch_size=size), verbose=False)
         assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(expected, rel=1e-6)
     trainer.validate(SFT(policy, label_smoothing=0.3), TreeData(some_trees(), held), verbose=False)
@@ -331,6 +331,30 @@ def stop_on_one_rank() -> str:
 def test_a_bad_row_on_one_rank_stops_every_rank(ranks: Ranks) -> None:
     said = sorted(ranks(stop_on_one_rank))
     assert "from memory:4" in said[0] and "rows of another process" in said[1]
+
+
+class Cramped(SFT):
+    """Its second process has memory for two rows at once, while it validates."""
+
+    def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
+        if self.trainer.global_rank == 1 and len(batch.structure()) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().validation_sums(batch)
+
+
+def cramped_on_one_rank() -> tuple[Tensor, int | None]:
+    algorithm = Cramped(small(), optimizer=sgd, lr_scheduler=None)
+    before = weights_of(algorithm)
+    data = TreeData(some_trees(8, responses=2), some_trees(8, seed=1), batch_size=8)
+    fit(algorithm, data, devices=2, strategy="ddp", num_sanity_val_steps=-1)
+    return (before - weights_of(algorithm)) / RATE, algorithm.micro_batches.token_limit
+
+
+def test_memory_that_one_rank_lacked_in_validation_cuts_the_steps_of_every_rank(ranks: Ranks) -> None:
+    """Else one adds gradients up over processes by itself while the other waits for DDP to do so."""
+    (first, limit), (second, other) = ranks(cramped_on_one_rank)
+    assert limit is not None and limit == other
+    assert torch.equal(first, second) and off(first, gradient(SFT, 1)) < 1e-6
 
 
 def predict_on_two(count: int, folder: str) -> list[str]:

@@ -103,6 +103,13 @@ class Store:
             longest += (pc.list_value_length(prompts).to_numpy() + longest_responses).tolist()
         return longest
 
+    @cached_property
+    def largest_token(self) -> int:
+        """The largest token id of all rows."""
+        columns = self.table["prompt"].chunks, self.table["responses"].chunks
+        flat = [*(chunk.flatten() for chunk in columns[0]), *(chunk.flatten().flatten() for chunk in columns[1])]
+        return max((pc.max(ids).as_py() or 0 for ids in flat), default=0)
+
     def prompts(self) -> list[bytes]:
         """The prompt of each row, its token ids as bytes."""
         prompts: list[bytes] = []
@@ -164,6 +171,11 @@ class Subset:
         chosen = np.array(self.chosen, dtype=np.int64).tobytes()
         stores = "".join(self.stores[used].fingerprint for used in sorted({s for s, _ in self.chosen}))
         return hashlib.sha256(chosen + stores.encode()).hexdigest()[:16]
+
+    @property
+    def largest_token(self) -> int:
+        """At least the largest token id of these rows: that of all rows of their stores."""
+        return max((self.stores[used].largest_token for used in {s for s, _ in self.chosen}), default=0)
 
     def __getitem__(self, index: int) -> Tree:
         store, row = self.chosen[index]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from leyden.algorithm.optimizer_checks import make_optimizer, make_schedule
 from leyden.algorithm.optimizer_step import OptimizerStep
 from leyden.algorithm.schedules import (
     WarmupCosine,
@@ -18,11 +19,12 @@ from leyden.algorithm.schedules import (
     replayed,
     restore_hyperparameters,
 )
+from leyden.algorithm.trainer_checks import check_trainer
 from leyden.batch.forest import Batch
 from leyden.checkpoint.averaging import average_exactly, resume_current
 from leyden.checkpoint.find import ENTRY
 from leyden.checkpoint.provenance import Provenance, made_from
-from leyden.data.tokenizer import set_template
+from leyden.data.tokenizer import beyond_embeddings, set_template
 from leyden.distributed import reduce_sums
 from leyden.errors import UserError
 from leyden.example import Example
@@ -106,6 +108,10 @@ class Algorithm(OptimizerStep):
 
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)
+        if stage == "fit":
+            check_trainer(self.trainer, self)
+            for policy in (module for module in self.modules() if isinstance(module, Policy)):
+                policy.check_trainable()
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports use the template of the data
             set_template(self.policy.tokenizer, template)
@@ -130,12 +136,23 @@ class Algorithm(OptimizerStep):
         self.shard_policy(self.policy)
         while self.when_built:
             self.when_built.pop()()
+        self._check_tokens()
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(
                 f"the longest row has {longest} tokens but {self.policy.path} has positions for {room}; "
                 f"set --data.max_length {room}"
             )
+
+    def _check_tokens(self) -> None:
+        """That the model has an embedding for every token of the data. Tokens that the data do not use may lack one."""
+        limit, tokenizer = self.policy.embeddings, self.policy.tokenizer
+        if limit is None or not hasattr(self.data, "find_token") or len(tokenizer) <= limit:
+            return
+        if (at := self.data.find_token(limit)) is not None:
+            row, token = at
+            problem = beyond_embeddings(tokenizer, token, limit)
+            raise UserError(f"{self.data.source(row)}: with its chat template it holds {problem}")
 
     def shard_policy(self, policy: Policy) -> None:
         """Shard a policy that was just built, where the strategy has a mesh of devices for that."""
@@ -160,11 +177,12 @@ class Algorithm(OptimizerStep):
                 "nothing is trained: the weights are frozen (four-bit weights always are) and there is no adapter; add "
                 "--config lora"
             )
-        optimizer = self.optimizer(cast(Any, groups))
+        optimizer = make_optimizer(self.optimizer, groups)
         # fused optimizers offer to unscale fp16 gradients themselves, and then Lightning refuses to clip them
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        scheduler = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        make = self.lr_scheduler
+        scheduler = None if make is None else make_schedule(make, optimizer, self.total_steps())
         self._schedule = self._planned(optimizer, scheduler)
         if scheduler is None:
             return optimizer
@@ -242,6 +260,7 @@ class Algorithm(OptimizerStep):
                 self._sums[name] = self._sums.get(name, torch.zeros((), device=self.device)) + value.detach()
 
     def on_validation_epoch_end(self) -> None:
+        self.agree_on_memory()
         sums = reduce_sums(self._sums, self.trainer, self.device)
         metrics = {f"{self._stage()}/{name}": value for name, value in self.validation_metrics(sums).items()}
         whole = not self.trainer.sanity_checking or self.trainer.num_sanity_val_steps == float("inf")

@@ -146,6 +146,15 @@ class OptimizerStep(LightningModule):
 
     # -- several processes -------------------------------------------------------------------------------------------
 
+    def agree_on_memory(self) -> None:
+        """Cut micro-batches on every process as small as the one that has the least memory: to be called on all of them
+        after a pass in which each may have run out of it by itself, such as a rollout or a validation."""
+        limit, most = self.micro_batches.token_limit, torch.iinfo(torch.int64).max
+        if self.trainer.world_size > 1:
+            mine = torch.tensor(most if limit is None else limit, device=self.device)
+            least = int(self.trainer.strategy.reduce(mine, reduce_op="min"))
+            self.micro_batches.token_limit = None if least == most else least
+
     def _common_count(self, batch: Batch) -> int | None:
         """How many parts every process cuts its micro-batch into; None where each may decide for itself."""
         if self.micro_batches.token_limit is None or self.device_mesh is None:

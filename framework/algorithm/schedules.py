@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from leyden.errors import UserError
+
 
 class WarmupCosine(LRScheduler):
     """The learning rate rises linearly over the first steps and falls along half a cosine to the last.
@@ -29,6 +31,8 @@ class WarmupCosine(LRScheduler):
     def __init__(
         self, optimizer: Optimizer, warmup: float = 0.03, floor: float = 0.0, total: int | None = None
     ) -> None:
+        if warmup < 0 or not 0 <= floor <= 1:
+            raise UserError(f"WarmupCosine: warmup {warmup} and floor {floor}; give 0 or more, and a share from 0 to 1")
         self.warmup, self.floor, self.total = warmup, floor, total
         self._given = total
         super().__init__(optimizer)

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from leyden.distributed import all_gather
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 from leyden.lightning_loop import (
     is_accumulating,
     is_last_planned_step,
@@ -109,16 +109,10 @@ class Checkpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        held_out = trainer.fit_loop.epoch_loop.val_loop
-        nothing = not trainer.enable_validation or (held_out._combined_loader is not None and held_out.skip)
-        if self._is_measured("val/", "eval/") and nothing:
-            raise UserError(f"--checkpoint.monitor {self.monitor}: no rows are held out, so it will never be measured")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if is_accumulating(trainer):
             return
-        if self._is_measured("train/"):
-            self._check(trainer)
         self._due |= self._rhythm(trainer) or is_last_planned_step(trainer)
         if is_stopping_early(trainer) or (self._due and not validation_follows(trainer) and not trainer.is_last_batch):
             self._keep(trainer)
@@ -126,8 +120,6 @@ class Checkpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        if self._is_measured("val/") or (self._is_measured("eval/") and not trainer.sanity_checking):
-            self._check(trainer)  # an evaluation is left out of the sanity check
         if trainer.sanity_checking:
             return
         if self.monitor in logged_metrics(trainer):
@@ -161,16 +153,6 @@ class Checkpoint(ModelCheckpoint):
     def _reached_end(trainer: Trainer) -> bool:
         ended = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch
         return bool(ended or 0 <= trainer.max_steps <= trainer.global_step)
-
-    def _is_measured(self, *kinds: str) -> bool:
-        return self.monitor is not None and self.monitor.startswith(kinds)
-
-    def _check(self, trainer: Trainer) -> None:
-        """Stop at a measure that there is not, rather than keep nothing for hours."""
-        if self.monitor not in (names := logged_metrics(trainer)):
-            known = ", ".join(sorted(names)) or "nothing"
-            hint = nearest(str(self.monitor), names)
-            raise UserError(f"--checkpoint.monitor {self.monitor}: no such measure{hint} (logged: {known})")
 
     def _rhythm(self, trainer: Trainer) -> bool:
         """Whether the steps, the epochs or the time between two checkpoints are over with this batch."""

@@ -18,6 +18,7 @@ from jsonargparse._parameter_resolvers import get_signature_parameters
 
 from leyden.cli import class_names
 from leyden.cli.config_keys import Key
+from leyden.cli.hints import full_key
 from leyden.errors import UserError, nearest
 
 _NAME = re.compile(r"(?!(?:None|True|False)$)(?:[A-Za-z_]\w*\.)*[A-Z]\w*$")
@@ -32,6 +33,8 @@ _LIBRARIES = (
     "peft",
 )
 """Modules in which short names of classes that are not ours are looked up, in this order."""
+_BASES = ("Algorithm", "DataModule", "Policy", "Evaluator")
+"""Kinds of which a class must derive; others, such as rewards, may be any class that does the same."""
 LINKED = {("data", "tokenizer"): "model.policy.path"}
 """Key -> the key that sets it, so that it must not be typed."""
 
@@ -68,7 +71,10 @@ def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -
             if options is not None and part not in options:
                 whole = f"{'.'.join(key.path)}: " if not key.where.startswith("--") else ""
                 subject = f"{owner} has no key '{part}'" if owner else f"there is no key '{part}'"
-                raise UserError(f"{key.where}: {whole}{subject}{nearest(part, options)}")
+                meant = full_key(part, chosen, _load, parameters)
+                dashes = "--" if key.where.startswith("--") else ""
+                hint = nearest(part, options) if meant is None else f"; did you mean {dashes}{meant}?"
+                raise UserError(f"{key.where}: {whole}{subject}{hint}")
             annotation = None if options is None else options[part]
         cls = chosen.get(key.path[:depth]) or _dataclass(annotation)
         options, owner = (parameters(cls), cls.__name__) if cls is not None else (None, "")
@@ -129,6 +135,9 @@ def _resolve_class(key: Key, strict: bool) -> Any:
         if strict:
             raise UserError(f"{key.where}: {path} is no class, but {type(cls).__name__}")
         return None
+    root = class_names.KINDS.get(flag)
+    if root in _BASES and not any(base.__name__ == root for base in getattr(cls, "__mro__", ())):
+        raise UserError(f"{key.where}: {path} does not derive from {root}")
     key.box[key.slot] = path
     return cls
 
@@ -149,16 +158,19 @@ def _classes(module: str) -> list[str]:
 
 def explain(message: str, keys: list[Key]) -> str:
     """The parser's message as one line: the key, where it stands, and what is wrong with its value."""
-    missing = re.search(r"the following arguments are required: ([\w., ]+)", message)
+    missing = re.search(r"the following arguments are required: ((?:[\w.]+, )*[\w.]*\w)", message)
     path = ".".join(re.findall(r'Parser key "([\w.]+)"', message.split(" - Expected a <class 'NoneType'>")[0]))
     if missing:
         missing_keys = [f"{path}.{name}".strip(".") for name in missing[1].split(", ")]
         flag = "model.policy.path NAME" if missing_keys == ["model.policy"] else f"{missing_keys[0]} VALUE"
         return f"{', '.join(missing_keys)}: missing; add --{flag}"
     refused = re.search(r"(?:Option|option) '([\w.]+)' is not accepted", message)
+    if refused and path.endswith(f".{refused[1]}"):  # another class of the same kind has no such key; this one has
+        refused = None
     if refused:
         path = f"{path}.{refused[1]}"
     place = next((key.where for key in reversed(keys) if ".".join(key.path) == path), "")
+    place = place.rstrip("+")
     where = f"{place}: {path}" if place and place != f"--{path}" else f"--{path}" if place else path
     if refused:
         kinds = re.findall(r"class_path='([\w.]+)'", message[refused.end() :])
@@ -170,7 +182,12 @@ def explain(message: str, keys: list[Key]) -> str:
 def _complaint(message: str) -> str:
     """The type that the parser expected of a value, and the value that it got."""
     kinds = [kind for kind in re.findall(r"Expected an? (.+?)(?:\. Got value|\n|$)", message) if "NoneType" not in kind]
-    value = re.search(r"Got value: (.*)", message) or re.search(r"Given value: (?!NestedArg|Namespace)(.*)", message)
+    # where text is expected it might be a file, and where a function is, an import path: nobody means these
+    named = [kind for kind in kinds if not kind.startswith(("path but", "dot import path"))]
+    named += re.findall(r"correspond to a subclass of (\w+)", message)
+    kinds = named or ["import path"] * any(kind.startswith("dot import path") for kind in kinds)
+    ends = r"(?!NestedArg|Namespace)(.*?)(?:\. Got value|\n|$)"
+    value = re.search(f"Got value: {ends}", message) or re.search(f"Given value: {ends}", message)
     if not kinds:
         return " ".join(message.split())[:300]
     plain = [re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]

@@ -84,8 +84,11 @@ def _nested(pair: list[str], path: tuple[str, ...], where: str) -> list[Key]:
         node = yaml.compose(pair[1], _Loader)
     except yaml.YAMLError:
         return [Key(path, pair, 1, where)]
+    content = _construct(node)
+    if isinstance(content, dict) and all(value is None for value in content.values()):
+        return [Key(path, pair, 1, where)]  # text such as {step:06d}
     holder: list[Any] = pair
-    holder[1] = _construct(node)
+    holder[1] = content
     return [Key(path, pair, 1, where), *_walk(node, holder[1], path, lambda line: where)]
 
 

@@ -32,6 +32,10 @@ def quiet_libraries() -> None:
     log.setLevel(logging.INFO if rank() == 0 else logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("profilers", "callbacks.model_summary"):  # they print what they were asked for as log lines
+        asked = logging.getLogger(f"lightning.pytorch.{name}")
+        asked.handlers, asked.propagate = [_Lines()], False
+        asked.setLevel(logging.INFO)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are optional
     for message in _HARMLESS:
         warnings.filterwarnings("ignore", message=message)

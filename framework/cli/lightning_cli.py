@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -16,12 +19,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from leyden import __version__
 from leyden.algorithm.algorithm import Algorithm
 from leyden.algorithm.microbatches import MEMORY_ADVICE, out_of_memory
+from leyden.algorithm.trainer_checks import check_callbacks
 from leyden.checkpoint.callback import Checkpoint, RNGState
 from leyden.checkpoint.find import AtomicCheckpointIO, resolve_ckpt_path
+from leyden.checkpoint.monitors import Monitors
 from leyden.checkpoint.signals import GracefulStop
 from leyden.cli.check_keys import check_keys, explain
 from leyden.cli.command import Command
 from leyden.cli.console import no_loading_bars, quiet_libraries
+from leyden.cli.hints import kept_rate
 from leyden.data.datamodule import DataModule
 from leyden.diagnostics.callback import Diagnostics
 from leyden.errors import UserError
@@ -32,6 +38,10 @@ from leyden.run.folder import RunFolder, claim_folder
 from leyden.run.metrics_csv import MetricsCSV
 from leyden.run.predictions import PredictionWriter
 from leyden.run.progress import Progress, RunEstimate, Summary
+
+log = logging.getLogger("leyden")
+# defaults of callbacks are dumped when they are checked, and enumerations among them have no YAML of their own
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, item: dumper.represent_str(str(item.value)))
 
 
 def run(command: Command) -> int:
@@ -49,6 +59,8 @@ def run(command: Command) -> int:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except (RuntimeError, MemoryError) as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UserError(str(error)) from error
         if not out_of_memory(error):
             raise
         raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {MEMORY_ADVICE}") from error
@@ -121,6 +133,21 @@ class CLI(LightningCLI):
         }
         check_keys(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
         self.config = parser.parse_args(self.command.arguments())
+        if (seed := self.config[self.verb].seed_everything) is not True and not 0 <= int(seed or 0) < 2**32:
+            raise UserError(f"--seed_everything {seed}: give a whole number from 0 to {2**32 - 1}")
+        if self.verb == "fit":
+            self._check_rate()
+
+    def _check_rate(self) -> None:
+        """Refuse a learning rate of 0, and say where the rate is still that of another optimizer."""
+        optimizer = self.config[self.verb].model.init_args.get("optimizer")
+        rate = getattr(optimizer, "init_args", {}).get("lr")
+        if rate == 0:
+            raise UserError("--model.optimizer.lr 0: nothing would be learnt; give a rate above 0, or leyden validate")
+        if rate is not None and (key := kept_rate(self.command.keys)) is not None:
+            name = optimizer.class_path.rpartition(".")[2]
+            text = "%s: %s keeps the learning rate %s of another optimizer; set --model.optimizer.lr for it"
+            log.warning(text, key.where, name, rate)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: on resume the configuration decides, and the checkpoint is only state."""
@@ -128,12 +155,7 @@ class CLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.verb]
         trainer = config.trainer
-        if str(trainer.precision).endswith("-true") and trainer.precision != "32-true":
-            kind = {"bf16-true": "bfloat16", "16-true": "float16"}.get(trainer.precision, "float32")
-            raise UserError(
-                f"trainer.precision {trainer.precision} would round position tables and heads too; the weights' type "
-                f"is --model.policy.dtype {kind}, the arithmetic's --trainer.precision bf16-mixed"
-            )
+        self._check_options(trainer)
         if trainer.precision == "bf16-mixed":
             advise(torch.bfloat16, "--trainer.precision bf16-mixed", "--trainer.precision 32-true")
         if trainer.max_epochs is None:  # Lightning would take 1000 epochs
@@ -148,6 +170,23 @@ class CLI(LightningCLI):
         if self.run is not None:
             trainer.default_root_dir = str(self.run.folder)
         no_loading_bars()
+
+    def _check_options(self, trainer: Any) -> None:
+        """Refuse options of the Trainer that it cannot be built with, or that would change nothing."""
+        precision = "64-true" if str(trainer.precision) == "64" else str(trainer.precision)
+        if precision.endswith("-true") and precision != "32-true":
+            kind = {"bf16-true": "bfloat16", "16-true": "float16"}.get(precision, "float32")
+            raise UserError(
+                f"trainer.precision {trainer.precision} would round position tables and heads too; the weights' type "
+                f"is --model.policy.dtype {kind}, the arithmetic's --trainer.precision bf16-mixed"
+            )
+        if trainer.barebones:
+            raise UserError("--trainer.barebones true: a run without metrics and checkpoints is none; leave it out")
+        if trainer.sync_batchnorm:
+            raise UserError("--trainer.sync_batchnorm true: language models have no batch norms; leave it out")
+        typed = next((key.where for key in self.command.keys if key.where.startswith("--checkpoint.")), None)
+        if trainer.enable_checkpointing is False and typed is not None:
+            raise UserError(f"{typed}: nothing is saved under --trainer.enable_checkpointing false; leave out one")
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer. Errors of their constructors about arguments become `UserError`s."""
@@ -165,10 +204,15 @@ class CLI(LightningCLI):
         plugins = _as_list(config.pop("plugins", None))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(AtomicCheckpointIO())
-        own = [] if config.get("barebones") else self._own_callbacks(config)
+        own = self._own_callbacks(config)
         own = [callback for callback in own if not any(isinstance(other, _replacing_type(callback)) for other in given)]
-        config |= {"logger": self._loggers(config), "callbacks": given + own, "plugins": plugins}
-        return Trainer(**config, **kwargs)
+        check_callbacks(given)
+        first = [Monitors()] if self.verb == "fit" else []  # before those that would fail later and say less
+        config |= {"logger": self._loggers(config), "callbacks": first + given + own, "plugins": plugins}
+        try:
+            return Trainer(**config, **kwargs)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def _own_callbacks(self, config: dict[str, Any]) -> list[Any]:
         """The callbacks of this verb, which show progress, measure and write files."""

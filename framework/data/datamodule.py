@@ -46,6 +46,10 @@ class DataModule(LightningDataModule):
     def source(self, row: int) -> str:
         """Where an example stands, as `file:line`, by the stable id that batches carry."""
 
+    def find_token(self, least: int) -> tuple[int, int] | None:
+        """The first row with a token id of at least this, and the id; None where there is none or it is not known."""
+        return None
+
     def val_dataloader(self) -> Any:
         """Held-out rows; none by default."""
         return []
@@ -120,6 +124,16 @@ class PlannedData(DataModule):
         return max(
             (max(t.lengths, default=0) for t in (self.train_trees, self.val_trees, self.test_trees) if t), default=0
         )
+
+    def find_token(self, least: int) -> tuple[int, int] | None:
+        for trees in (self.train_trees, self.val_trees, self.test_trees):
+            if trees is None or getattr(trees, "largest_token", least) < least:
+                continue
+            for tree in (trees[index] for index in range(len(trees))):
+                last = max((max(ids, default=0) for ids in (tree.prompt, *tree.responses)), default=0)
+                if last >= least:
+                    return tree.row, last
+        return None
 
     def train_dataloader(self) -> Any:
         assert self.train_trees is not None

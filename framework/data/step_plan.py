@@ -86,6 +86,8 @@ def plan_steps(
     Raises:
         UserError: a row or a micro-batch is longer than `max_tokens`; it names the setting that fits.
     """
+    if accumulate < 1:
+        raise UserError(f"--trainer.accumulate_grad_batches {accumulate}: a step has at least one micro-batch; give 1")
     longest = max((lengths[r] for r in rows), default=0)
     if longest > max_tokens:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,11 +41,38 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 
     try:
         loaded = AutoTokenizer.from_pretrained(resolve(path), revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: no tokenizer can be loaded from it ({reason}); give its folder or hub name") from None
+    except (OSError, ValueError, ImportError) as error:
+        reason, mend = loading_problem(error, "give its folder or hub name")
+        raise UserError(f"{path}: no tokenizer can be loaded from it ({reason}); {mend}") from None
     tokenizer: PreTrainedTokenizerBase = loaded
     return tokenizer
+
+
+def loading_problem(error: BaseException, otherwise: str) -> tuple[str, str]:
+    """What a failed `from_pretrained` says in one line, and what to do: the package to install or the flag to add where
+    one is missing, else `otherwise`."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "trust_remote_code" in str(error):
+        return "its code comes with it", "if you trust it, add --model.policy.trust_remote_code true"
+    if not isinstance(error, ImportError):
+        return lines[0], otherwise
+    command = re.search(r"pip install [\w.\[\]-]+", str(error))
+    needed = re.search(r"requires (?:the )?(\w+) library", str(error))
+    package = error.name or (needed[1].lower() if needed else "the package it names")
+    return lines[0].split("`pip")[0].rstrip(" ("), command[0] if command else f"pip install {package}"
+
+
+def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, token: int, embeddings: int) -> str:
+    """What is wrong with a token that a model has no embedding for, and what to do: the end of a sentence."""
+    known = token < len(tokenizer)
+    name = f"the token '{tokenizer.convert_ids_to_tokens(token)}' (id {token})" if known else f"the token id {token}"
+    mend = (
+        "use the tokenizer that belongs to the model, or give the model more embeddings and save it: "
+        f"model.resize_token_embeddings({len(tokenizer)})"
+        if known
+        else "mend eos_token_id in generation_config.json"
+    )
+    return f"{name}, beyond the model's {embeddings} embeddings; {mend}"
 
 
 def chat_source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:

@@ -190,6 +190,7 @@ class Evaluator(Callback, ABC):
             self._ensure_reference_answers(trainer, module, prompts, mine)
             add_divergence(module, prompts, mine, reference, self.sampling.temperature or 1.0)
             losses = sum_text_loss(module, local_share(self._text, trainer))
+        module.agree_on_memory()
         for row in mine:
             if (other := self._reference_answers.get(row["row"])) is not None:
                 row |= {"reference": other["response"], "reference_reward": other["reward"]}

@@ -170,6 +170,7 @@ class OnPolicy(WithReference):
             terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
             rollout.trajectory = self._with_log_probs(rollout)
+        self.agree_on_memory()
         sums = reduce_sums(rollout_sums(rollout, sorted(set(terms))), self.trainer, self.device)
         self.rollout_metrics |= rollout_metrics(sums)
         batch = self.credit(rollout)

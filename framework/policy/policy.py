@@ -108,6 +108,8 @@ class Policy(nn.Module, ABC):
     """Hub name or folder of the weights: also where the tokenizer comes from."""
     positions: int | None = None
     """The longest sequence the model has positions for, where there is such a limit; known once it is built."""
+    embeddings: int | None = None
+    """Token ids below this number have an embedding, where the tokenizer may have more; known once it is built."""
     fresh: frozenset[str] = frozenset()
     """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 
@@ -129,6 +131,13 @@ class Policy(nn.Module, ABC):
             wants: what training will ask `forward` for. `score` and `value` give the model a scalar head each; without
                 log-probs the language-model head is not trained.
             dropout: False sets every dropout of the model and its adapter to 0.
+        """
+
+    def check_trainable(self) -> None:
+        """Called before the weights of a policy that is to be trained are read: nothing to say by default.
+
+        Raises:
+            UserError: they cannot be trained as they are asked to be.
         """
 
     def blocks(self) -> list[nn.Module]:

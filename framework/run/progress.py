@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from leyden.lightning_loop import is_accumulating, planned_steps
 from leyden.run.callbacks import peak_memory_gb
@@ -80,10 +81,26 @@ class Progress(ProgressBar):
         if self._enabled:
             self._write(self._line(trainer, time.monotonic(), self._total), last=True)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not sys.stderr.isatty():
+            self._last_shown = time.monotonic()  # in a log file only what takes long is worth a line
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self.say(f"validation · {batch_idx + 1:,}/{batches[dataloader_idx]:,} batches")
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(_HELD_OUT)}
-        if not self._enabled or trainer.sanity_checking:
-            return
+        if not self._enabled or (trainer.sanity_checking and trainer.num_sanity_val_steps != float("inf")):
+            return  # a few batches are no measure
         if trainer.state.fn == "fit":
             self.show_metrics(trainer, metrics)
         else:  # the output of `validate` and `test`
@@ -107,8 +124,8 @@ class Progress(ProgressBar):
         if "perf/tokens_per_second" in metrics:
             parts.append(f"{float(metrics['perf/tokens_per_second']):,.0f} tokens/s")
         began, first = self._start
-        if total and step > first:
-            parts.append(f"{clock((now - began) / (step - first) * (total - step))} left")
+        if step > first and (left := seconds_left(trainer, (now - began) / (step - first), total)) is not None:
+            parts.append(f"{clock(left)} left")
         return " · ".join(parts)
 
 
@@ -116,6 +133,14 @@ def clock(seconds: float) -> str:
     """Seconds as hours, minutes and seconds: `1:02:03`."""
     left = int(seconds)
     return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
+
+
+def seconds_left(trainer: Trainer, per_step: float, total: int | None) -> float | None:
+    """Seconds until training ends by its steps or by `--trainer.max_time`; None where neither bounds it."""
+    ends = [per_step * (total - trainer.global_step)] if total is not None else []
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    ends += [max(left, 0.0) for timer in timers if (left := timer.time_remaining()) is not None]
+    return min(ends) if ends else None
 
 
 def total_steps(trainer: Trainer) -> int | None:
@@ -162,18 +187,35 @@ class RunEstimate(Callback):
         total, speed = self._total, trainer.callback_metrics.get("perf/tokens_per_second")
         parts = [f"{peak_memory_gb(pl_module.device):.2f} GB at most so far"]
         parts += [f"{float(speed):,.0f} tokens/s"] if speed is not None else []
-        if total is not None and total > trainer.global_step:
-            parts.append(f"about {clock(seconds * (total - trainer.global_step))} left")
+        left, step = seconds_left(trainer, seconds, total), trainer.global_step
+        if left is not None and (total is None or total > step):
+            parts.append(f"about {clock(left)} left")
+        if left is not None and total is not None and step + left / seconds < total - 1:
+            parts.append(
+                f"--trainer.max_time ends it near step {step + int(left / seconds):,} of {total:,}, before the "
+                "learning rate has come down"
+            )
         if trainer.progress_bar_callback is not None:
-            print_line(trainer, f"step {trainer.global_step} · " + " · ".join(parts))
+            print_line(trainer, f"step {step} · " + " · ".join(parts))
 
 
 class Summary(Callback):
-    """Prints once how many parameters the model has, their bytes, and how many are trained."""
+    """Prints once how many parameters the model has, their bytes, and how many are trained, and at what rate."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             print(summarise(pl_module), file=sys.stderr)
+            for optimizer in trainer.optimizers:
+                print(_rate(trainer, optimizer), file=sys.stderr)
+
+
+def _rate(trainer: Trainer, optimizer: Optimizer) -> str:
+    """`AdamW at learning rate 2e-05, WarmupCosine, 3 steps`: the rate that is scheduled."""
+    rates = sorted({float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups})
+    parts = [f"{type(optimizer).__name__} at learning rate {', '.join(f'{rate:g}' for rate in rates)}"]
+    parts += [type(config.scheduler).__name__ for config in trainer.lr_scheduler_configs]
+    total = trainer.lightning_module.total_steps()
+    return ", ".join(parts + ([] if total is None else [f"{total:,} steps"]))
 
 
 def summarise(module: nn.Module) -> str:

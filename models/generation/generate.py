@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from leyden.data.tokenizer import beyond_embeddings
 from leyden.errors import UserError
 from leyden.models.backbone import Backbone
 from leyden.models.generation.decoder import Decoder, Draft, DraftGroup, Writer, decode_by_rows
@@ -46,6 +47,9 @@ def generate(
     longest, positions = max(map(len, prompts)), policy.positions
     if positions is not None and longest >= positions:
         raise UserError(f"a prompt has {longest} tokens but {policy.path} has positions for {positions}; shorten it")
+    if policy.embeddings is not None and (last := max(map(max, prompts))) >= policy.embeddings:
+        problem = beyond_embeddings(policy.tokenizer, last, policy.embeddings)
+        raise UserError(f"{policy.path}: a prompt holds {problem}")
     groups = []
     for prompt, key in zip(prompts, keys, strict=True):
         drafts = [Draft(random.Random(f"{sampling.seed or 0}/{key}/{k}")) for k in range(n)]
