@@ -65,11 +65,12 @@ def whiten(x: Tensor, weight: Tensor, reduce: Reduce = one_process) -> Tensor:
         ValueError: shapes or dtypes do not match.
     """
     check_shapes(x=(x, "T"), weight=(weight, "T"))
-    total, summed = reduce(torch.stack([weight.sum(), (x * weight).sum()]))
+    exact, share = x.double(), weight.double()  # in single precision equal numbers would differ from their mean
+    total, summed = reduce(torch.stack([share.sum(), (exact * share).sum()]))
     total = total.clamp_min(1e-8)
-    mean = summed / total
-    variance = reduce(((x - mean) ** 2 * weight).sum()) / total
-    return torch.where(weight > 0, (x - mean) * (variance + 1e-8).rsqrt(), 0.0)
+    centred = exact - summed / total
+    variance = reduce((centred**2 * share).sum()) / total
+    return torch.where(weight > 0, centred * (variance + 1e-8).rsqrt(), 0.0).to(x.dtype)
 
 
 def explained_variance(value: Tensor, returns: Tensor, weight: Tensor, reduce: Reduce = one_process) -> float:
@@ -106,13 +107,13 @@ def group_relative(score: Tensor, group: Tensor, scale: bool = False) -> Tensor:
         ValueError: shapes or dtypes do not match.
     """
     check_shapes(score=(score, "N"), group=(group, "int N"))
-    prompts = int(group.max()) + 1 if len(group) else 0
-    count = score.new_zeros(prompts).index_add(0, group, torch.ones_like(score)).clamp_min(1)
-    centred = score - (score.new_zeros(prompts).index_add(0, group, score) / count)[group]
-    if not scale:
-        return centred
-    variance = score.new_zeros(prompts).index_add(0, group, centred**2) / count
-    return centred / (variance.sqrt() + 1e-4)[group]
+    exact, prompts = score.double(), int(group.max()) + 1 if len(group) else 0
+    count = exact.new_zeros(prompts).index_add(0, group, torch.ones_like(exact)).clamp_min(1)
+    centred = exact - (exact.new_zeros(prompts).index_add(0, group, exact) / count)[group]  # equal scores: exactly 0
+    if scale:
+        variance = exact.new_zeros(prompts).index_add(0, group, centred**2) / count
+        centred = centred / (variance.sqrt() + 1e-4)[group]
+    return centred.to(score.dtype)
 
 
 def leave_one_out(score: Tensor, group: Tensor) -> Tensor:
@@ -129,7 +130,8 @@ def leave_one_out(score: Tensor, group: Tensor) -> Tensor:
 
 
 class Estimator(ABC):
-    """Advantages and returns of sampled tokens; see the module."""
+    """Advantages and returns of sampled tokens; see the module. `batch.score` [N] is what each response's score adds to
+    its reward; the rest of the reward is the price of its KL."""
 
     needs_values: bool = False
     """Whether it reads `batch.value`, so that the algorithm must have a value function."""
@@ -167,15 +169,20 @@ class GroupRelative(Estimator):
     """A response's reward less the mean over its prompt's responses, the same for all its tokens (Shao et al. 2024).
 
     Args:
-        scale: divide by the standard deviation within the prompt, as published.
+        scale: divide the score's part by the standard deviation of scores within the prompt, as published. The price of
+            the KL is taken off as it is: responses that all score the same differ by nothing else.
     """
 
     scale: bool = False
     least_samples = 2
 
     def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
-        score = batch.per_branch(reward)
-        return batch.per_token(group_relative(score, batch.group, self.scale)), torch.zeros_like(reward)
+        whole = batch.per_branch(reward)
+        advantage = group_relative(whole, batch.group)
+        if self.scale:
+            price = group_relative(whole - batch.score, batch.group)
+            advantage = group_relative(batch.score, batch.group, scale=True) + price
+        return batch.per_token(advantage), torch.zeros_like(reward)
 
 
 @dataclass

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leyden.advantages import gae, group_relative, leave_one_out, whiten
+from leyden.advantages import GroupRelative, gae, group_relative, leave_one_out, whiten
+from leyden.batch import Trajectory, Tree
 from leyden.losses import clipped_value, kl_estimate
 from leyden.surrogates import clipped_surrogate
 
@@ -118,6 +119,35 @@ def test_group_advantages_by_hand() -> None:
     scaled = group_relative(score, group, scale=True)
     torch.testing.assert_close(scaled[:4], torch.tensor([-2.0, -1, 0, 3]) / (14 / 4) ** 0.5, atol=1e-3, rtol=0)
     assert (scaled[4:] == 0).all()
+
+
+def two_groups(scores: list[float]) -> tuple[Trajectory, Tensor]:
+    """Two prompts with two answers of two tokens each, and rewards: scores, less 0.1 a nat of 2, 4, 1 and 1 nats."""
+    batch = Trajectory.of([Tree([1], [[2, 3], [4, 5]], scores[:2]), Tree([6], [[7, 8], [9, 10]], scores[2:])])
+    reward = torch.tensor([0.0, -0.2, 0, 0, -0.4, 0, -0.1, 0, 0, -0.1])
+    reward[batch.last] += batch.score
+    return batch, reward
+
+
+def test_scale_is_of_the_score_alone() -> None:
+    """By hand: answers that score the same differ by their KL's price alone, 0.2 against 0.4, 0.1 from its mean, while
+    scores of 1 and 3 lie one standard deviation from theirs and cost the same."""
+    batch, reward = two_groups([5.0, 5.0, 1.0, 3.0])
+    advantage, _ = GroupRelative(scale=True)(batch, reward)
+    one = 1 / (1 + 1e-4)
+    expected = torch.tensor([0, 0.1, 0.1, -0.1, -0.1, 0, -one, -one, one, one])
+    torch.testing.assert_close(advantage, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(GroupRelative()(batch, reward)[0][6:], torch.tensor([-1.0, -1, 1, 1]))
+
+
+@pytest.mark.parametrize("score", [0.1, 1 / 3, 1e6 + 0.1])
+def test_equal_scores_are_worth_nothing_at_all(score: float) -> None:
+    """Not even what rounding makes of their mean: three times a tenth is not three tenths."""
+    same, group = torch.full((3001,), score), torch.zeros(3001, dtype=torch.long)
+    assert (group_relative(same, group) == 0).all() and (group_relative(same, group, scale=True) == 0).all()
+    assert (whiten(same, torch.ones(3001)) == 0).all()
+    assert whiten(same[:1], torch.ones(1)).tolist() == [0.0]
+    assert (whiten(same, torch.zeros(3001)) == 0).all(), "no token at all"
 
 
 def test_a_response_alone_and_none_at_all() -> None:

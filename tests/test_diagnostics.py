@@ -77,10 +77,12 @@ def fired(history: History) -> dict[str, Finding]:
     return {rule.__name__: found for rule in RULES if (found := rule(history)) is not None}
 
 
-def steps(name: str, values: list[float], given: Mapping[str, Any] = DPO_SETTINGS) -> History:
+def steps(name: str, values: list[float], given: Mapping[str, Any] = DPO_SETTINGS, ended: bool = False) -> History:
     history = History(given)
     for step, value in enumerate(values, 1):
         history.add(step, {name: value})
+    if ended:
+        history.end()
     return history
 
 
@@ -119,9 +121,15 @@ WRECKED: list[tuple[str, Callable[[], History], str, str]] = [
     ),
     ("truncation", lambda: rollouts({"rollout/eos_rate": lambda i: 0.2}), "80% of the answers", "max_new_tokens 128"),
     (
+        "scores_tie",
+        lambda: rollouts({"rollout/spread": lambda i: 0.0}),
+        "all answers of this rollout score the same",
+        "model.reward",
+    ),
+    (
         "nothing_to_compare",
-        lambda: rollouts({"rollout/same": lambda i: 1.0}, GRPO_SETTINGS),
-        "100% of the prompts",
+        lambda: rollouts({"rollout/same": lambda i: 0.9}, GRPO_SETTINGS),
+        "90% of the prompts",
         "samples 16",
     ),
     (
@@ -130,6 +138,13 @@ WRECKED: list[tuple[str, Callable[[], History], str, str]] = [
         "0.90 nats a token",
         "sft_weight 0.1",
     ),
+    (
+        "accuracy_stands",
+        lambda: steps("val/accuracy", [0.58, 0.58], ended=True),
+        "0.58 at first",
+        "optimizer.lr 0.0001",
+    ),
+    ("no_gradient", lambda: steps("train/grad_norm", [2.0, 0, 0, 0, 0]), "gradient of 4 steps", "data.path"),
     (
         "overoptimisation",
         lambda: evaluated([1.2, 1.5, 1.4, 1.3, 1.25, 1.1, 1.0], [1.9, 2.0, 2.2, 2.4, 2.5, 2.6, 2.9]),
@@ -209,9 +224,41 @@ def test_advice_is_of_the_algorithm_and_goes_on_from_its_settings() -> None:
     assert imitation.key == "model.optimizer.lr" and "entropy_coef" not in imitation.sentence
     steered = rollouts({"rollout/kl": lambda i: 60.0 * i}, PPO_SETTINGS | {"kl_target": 6.0})
     assert "--model.kl_target 3" in fired(steered)["kl_jump"].sentence
-    assert fired(rollouts({"rollout/same": lambda i: 1.0}, PPO_SETTINGS)) == {}  # values compare
+    assert fired(rollouts({"rollout/same": lambda i: 0.99}, PPO_SETTINGS)) == {}  # values compare
     free = rollouts({"ppo/explained_variance": lambda i: -3.0}, PPO_SETTINGS | {"value_clip": None})
     assert "--model.value_weight 1," in fired(free)["value_function"].sentence + ","
+
+
+def test_scores_that_tie_are_said_at_once_and_nothing_less() -> None:
+    def said(values: Mapping[str, float], given: Mapping[str, Any]) -> set[str]:
+        history = History(given)
+        history.add(1, {"rollout/reward": 0.0} | values)
+        return set(fired(history))
+
+    assert said({"rollout/spread": 0.0}, PPO_SETTINGS) == {"scores_tie"}
+    assert said({"rollout/spread": 1e-9, "rollout/same": 1.0}, PPO_SETTINGS) == set()  # values compare
+    assert said({"rollout/spread": 1e-9, "rollout/same": 1.0}, GRPO_SETTINGS) == {"scores_tie"}
+    assert said({"rollout/spread": 1e-9, "rollout/same": 0.99}, GRPO_SETTINGS) == set()
+
+
+def test_what_a_short_run_has_not_learnt_is_said_at_its_end() -> None:
+    for values, said in (
+        ([0.58, 0.59], True),
+        ([0.58, 0.60], False),
+        ([0.69, 0.69], True),
+        ([0.7, 0.7], False),
+        ([0.5], False),
+        ([0.5, 0.5, 0.45, 0.519], True),
+    ):
+        names = set(fired(steps("val/accuracy", values, ended=True)))
+        assert names == ({"accuracy_stands"} if said else set()), values
+        assert fired(steps("val/accuracy", values)) == {}, "training goes on"
+    for norms, said in (([0.0] * 3, True), ([0.0, 0.1, 0.0], False), ([0.1, 0.0, 0.0, 0.0], False), ([0.0], True)):
+        assert set(fired(steps("train/grad_norm", norms, ended=True))) == ({"no_gradient"} if said else set()), norms
+    assert fired(steps("train/grad_norm", [0.0] * 3)) == {}
+    for same, said in (([0.9], True), ([0.79], False), ([0.7, 0.95], True)):
+        names = set(fired(steps("rollout/same", same, GRPO_SETTINGS, ended=True)))
+        assert names == ({"nothing_to_compare"} if said else set()), same
 
 
 def test_values_that_are_no_numbers_are_passed_over() -> None:
@@ -300,7 +347,8 @@ def wild(lr: float) -> Any:
 
 def test_a_learning_rate_a_hundred_times_too_high(tmp_path: Path) -> None:
     data = TreeData(some_trees(24, responses=2), some_trees(4, 1, responses=2), batch_size=4)
-    assert run(tmp_path / "gentle", wild(1e-3), data, max_epochs=4)[1] == []
+    gentle = {row["name"] for row in run(tmp_path / "gentle", wild(1e-3), data, max_epochs=4)[1]}
+    assert gentle <= {"accuracy_stands"}, "pairs of random tokens teach nothing that holds for others"
     names = {row["name"] for row in run(tmp_path / "wild", wild(1e-1), data, max_epochs=4)[1]}
     assert "chosen_collapse" in names
 

@@ -454,15 +454,26 @@ def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypat
     assert sorted(r["draw"] for r in kept) == list(range(8)) and all(r["scores"] for r in kept)
 
 
-def test_stop_kl_leaves_the_rest_of_a_rollout_out() -> None:
-    free = algorithm(Watched, {"epochs": 4, "minibatches": 2})
-    fit(free, Questions(), max_epochs=2)
-    limit = sorted(now["policy/approx_kl"] for now in free.seen)[8]
+def stopped(limit: float | None, devices: int = 1) -> tuple[list[float], list[torch.Tensor], int]:
+    """approx_kl of every step, the weights before each and after the last, and how many steps there were."""
     found = algorithm(Watched, {"epochs": 4, "minibatches": 2, "stop_kl": limit})
-    trainer = fit(found, Questions(), max_epochs=2)
-    assert trainer.current_epoch == 2 and trainer.global_step < 16
-    over = [now["policy/approx_kl"] > limit for now in found.seen]
-    assert sum(over) >= 1 and over[-1] is True or trainer.global_step > 0
+    trainer = fit(found, Questions(), max_epochs=2, devices=devices)
+    assert trainer.current_epoch == 2 and trainer.global_step == len(found.seen)
+    return [now["policy/approx_kl"] for now in found.seen], [*found.weights, weights_of(found.policy)], len(found.seen)
+
+
+def stopped_on_ranks(limit: float) -> tuple[list[float], list[torch.Tensor], int]:
+    return stopped(limit, devices=2)
+
+
+def test_stop_kl_leaves_the_step_and_the_rest_of_a_rollout_out(ranks: Ranks) -> None:
+    """The weights that were measured are those that stay, on every process."""
+    limit = sorted(stopped(None)[0][:8])[4]
+    for kl, weights, steps in (stopped(limit), *ranks(stopped_on_ranks, limit)):
+        over = [at for at, value in enumerate(kl) if value > limit]
+        assert over and steps < 16
+        assert all(torch.equal(weights[at], weights[at + 1]) for at in over)
+        assert all(not torch.equal(weights[at], weights[at + 1]) for at in range(steps) if at not in over)
 
 
 def test_a_validation_that_is_due_comes_also_when_a_rollout_is_left_early() -> None:

@@ -57,7 +57,16 @@ class OptimizerStep(LightningModule):
         self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
 
     def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Called after every step with what it measured (the names of train/… without it), on every rank the same."""
+        """Called before every step with what it measured (the names of train/… without it), on every rank the same."""
+
+    def takes_step(self, metrics: Mapping[str, float]) -> bool:
+        """Whether to take the step that these measures speak of; by default unless its gradient is exactly 0.
+
+        Nothing was learnt then: no pairs, no trained tokens, no advantages. Momentum and weight decay would move the
+        weights all the same. A step that is not taken leaves them and the optimizer's state as they are; it counts, in
+        `global_step` and for the learning rate, so that what was planned ends when it was planned to.
+        """
+        return metrics["grad_norm"] != 0
 
     @property
     def data(self) -> Any:
@@ -196,6 +205,9 @@ class OptimizerStep(LightningModule):
         named = {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
         self.on_step_metrics(metrics)
+        if not self.takes_step(metrics):
+            for parameter in self.parameters():
+                parameter.grad = None  # what optimizers pass over
 
     def _refuse_step(self, what: str, value: float, rows: Sequence[int]) -> NoReturn:
         """Stop before the weights are touched by a loss or gradient that is not finite, and name the rows.
@@ -223,4 +235,5 @@ class OptimizerStep(LightningModule):
         if self.device_mesh is not None:  # a forward that only one rank runs would wait for the others for ever
             return rows
         parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
-        return [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))] or rows
+        with self.trainer.precision_plugin.forward_context():
+            return [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))] or rows

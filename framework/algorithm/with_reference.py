@@ -17,8 +17,8 @@ from leyden.policy.reference import CurrentPolicy, OtherPolicy, Precomputed
 log = logging.getLogger("leyden")
 
 TOLERANCE = {"precomputed": 2e-2}
-"""Mean difference in nats a token that a reference may have at the start. Precomputed log-probs come from other
-batches, whose sums are rounded differently in half precision; the others run the very same computation."""
+"""Mean difference in nats a token that a reference may have at the start. Precomputed log-probs of held-out rows may
+come from other batches, whose sums are rounded differently in half precision; all else is the very same computation."""
 
 
 class WithReference(Algorithm):
@@ -89,7 +89,8 @@ class WithReference(Algorithm):
                     "set --model.reference auto"
                 )
             log.info("working out the reference's log-probs of all rows")
-            self.reference = Precomputed.of(self.reference, self.data.all_rows(), self.device)
+            with self.trainer.precision_plugin.forward_context():
+                self.reference = Precomputed.of(self.reference, self.data.all_rows(), self.device)
         # a resumed policy differs from its reference already, so only a new run is checked
         self._agreed = self.trainer.ckpt_path is not None or self._other[0] is not None
         log.info("reference: %s %s", self.reference.kind, self.reference.fingerprint())

@@ -154,8 +154,7 @@ class PlannedData(DataModule):
         size = max(self.batch_size, trainer.world_size)
         kept = limited(math.ceil(len(trees) / size), limit) * size if isinstance(limit, int) else limit * len(trees)
         setattr(trainer, f"limit_{stage}_batches", 1.0)  # Lightning must not cut once more
-        drawn = torch.randperm(len(trees), generator=torch.Generator().manual_seed(EVALUATION_SEED)).tolist()
-        return self._pass(trees, drawn[: max(int(kept), 1)])
+        return self._pass(trees, _drawn(trees)[: max(int(kept), 1)])
 
     def _pass(self, trees: Trees, rows: Sequence[int]) -> PlannedLoader:
         """A loader over these rows, each once and by length, to be read without gradients."""
@@ -172,12 +171,21 @@ class PlannedData(DataModule):
 
     def all_rows(self) -> list[PlannedLoader]:
         """Loaders over all rows that training and validation will see, for what is worked out before training."""
-        trained = {r for step in self.train_plan().steps for micro in step for r in micro}
-        wanted = [(self.train_trees, sorted(trained)), (self.val_trees, range(len(self.val_trees or ())))]
-        return [self._pass(trees, rows) for trees, rows in wanted if trees is not None and len(rows)]
+        loaders = []
+        if self.train_trees is not None:  # in the very batches of training: in half precision others round otherwise
+            loaders.append(PlannedLoader(self.train_trees, self.train_plan(), self._trainer().global_rank))
+        if self.val_trees is not None and len(self.val_trees):
+            loaders.append(self._pass(self.val_trees, _drawn(self.val_trees)))
+        return loaders
 
     def val_dataloader(self) -> Any:
         return self._measure(self.val_trees, "val")
 
     def test_dataloader(self) -> Any:
         return super().test_dataloader() if self.test_trees is None else self._measure(self.test_trees, "test")
+
+
+def _drawn(trees: Trees) -> list[int]:
+    """Held-out rows in the order in which a limit leaves them."""
+    order: list[int] = torch.randperm(len(trees), generator=torch.Generator().manual_seed(EVALUATION_SEED)).tolist()
+    return order

@@ -19,10 +19,12 @@ WATCHED = (
     "rollout/length_correlation",
     "rollout/eos_rate",
     "rollout/same",
+    "rollout/spread",
     "ppo/explained_variance",
     "eval/reward",
     "train/grad_norm",
     "train/chosen_drift",
+    "val/accuracy",
     *PER_STEP,
 )
 Point = tuple[int, float]
@@ -40,6 +42,8 @@ class History:
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
         self.settings: Mapping[str, Any] = settings or {}
+        self.ended = False
+        """Whether training is over, so that what has not happened will not."""
         self._points: dict[str, list[Point]] = {}
         self._first: dict[str, list[Point]] = {}
 
@@ -55,6 +59,7 @@ class History:
 
     def end(self) -> None:
         """Close the last rollout, at the end of training."""
+        self.ended = True
         if "rollout/reward" in self._points:
             self._close_rollout(1 << 62)
 

@@ -2,8 +2,8 @@
 
 A rule reads windows of several rollouts (or steps) and compares them with the run's own beginning, so that neither
 noise nor the scale of a reward makes it fire. The first rollout comes before any training: later ones are compared with
-it, and no rule reports it. Healthy numbers are those of PPO on the embedded model with the exact reward
-(benchmarks/rewards.py).
+it, and only what teaches nothing at all is reported of it. Healthy numbers are those of PPO on the embedded model with
+the exact reward (benchmarks/rewards.py).
 """
 
 from __future__ import annotations
@@ -190,11 +190,25 @@ def truncation(history: History) -> Finding | None:
     return _finding("truncation", 1 - fmean(ended), seen, set_to("sampling.max_new_tokens", str(2 * limit)))
 
 
+def scores_tie(history: History) -> Finding | None:
+    """All answers of a rollout score the same; or all to each prompt, where answers are only compared with others to
+    their prompt. Healthy: never."""
+    spread, same = history.latest("rollout/spread", 1), history.latest("rollout/same", 1)
+    alone = "value_weight" not in history.settings and same == [1.0]
+    if spread != [0.0] and not alone:
+        return None
+    which = "all answers of this rollout" if spread == [0.0] else "all answers to every prompt of this rollout"
+    advice = Advice("model.reward", "a --model.reward that tells answers apart; the answers are in rollouts.jsonl")
+    return _finding("scores_tie", 0.0, f"{which} score the same: none is better, so the reward teaches nothing", advice)
+
+
 def nothing_to_compare(history: History) -> Finding | None:
-    """All answers score the same for more than four fifths of the prompts, in three rollouts. PPO does not mind: it
-    compares with values. Healthy: 0.3 to 0.7, with two samples, whose scores are more often the same than those of
-    eight."""
+    """All answers score the same for more than four fifths of the prompts, in three rollouts; or over the whole of a
+    run that had not so many. PPO does not mind: it compares with values. Healthy: 0.3 to 0.7, with two samples, whose
+    scores are more often the same than those of eight."""
     now = history.latest("rollout/same", 3, skip=1)
+    if not now and history.ended:
+        now = next((few for n in (3, 2, 1) if (few := history.latest("rollout/same", n))), [])
     if not now or fmean(now) < 0.8 or "value_weight" in history.settings:
         return None
     samples = int(history.settings.get("samples") or 8)
@@ -216,6 +230,36 @@ def chosen_collapse(history: History) -> Finding | None:
     weight, beta = history.settings.get("sft_weight") or 0.0, history.settings.get("beta") or 0.1
     advice = either(set_to("sft_weight", 3 * weight or 0.1), set_to("objective.beta", 3 * beta))
     return _finding("chosen_collapse", fmean(now), seen, either(advice, lower_rate(history)))
+
+
+def accuracy_stands(history: History) -> Finding | None:
+    """At the end of training the better of two held-out answers is told hardly more often than at the first validation:
+    by less than two hundredths, and below seven tenths. Healthy: from 0.5 to 0.7 and more."""
+    before, now = history.first("val/accuracy"), history.latest("val/accuracy", 1, skip=1)
+    if not history.ended or not now or now[0] >= 0.7 or now[0] - before[0] >= 0.02:
+        return None
+    seen = f"val/accuracy was {before[0]:.2f} at first and is {now[0]:.2f}: what makes answers better was not learnt"
+    rate = history.settings.get("lr")
+    faster = (
+        set_to("optimizer.lr", 10 * rate) if rate else Advice("model.optimizer.lr", "a higher --model.optimizer.lr")
+    )
+    more = Advice("data.path", "more or clearer pairs (leyden data check counts them)")
+    return _finding("accuracy_stands", now[0], seen, either(faster, more))
+
+
+def no_gradient(history: History) -> Finding | None:
+    """The gradient of four steps in a row, or of every step of a run, is exactly 0. Healthy: never, but where a
+    threshold lets nothing through."""
+    now, first = history.latest("train/grad_norm", 4), history.first("train/grad_norm")
+    if not now and history.ended and first:  # fewer steps than four
+        now = next(values for n in (3, 2, 1) if (values := history.latest("train/grad_norm", n)))
+    if not now or any(now):
+        return None
+    seen = f"the gradient of {len(now)} steps is exactly 0: they taught nothing and left the weights as they were"
+    advice = Advice(
+        "data.path", "a --data.path whose rows have trained tokens or pairs, or a --model.reward whose scores differ"
+    )
+    return _finding("no_gradient", 0.0, seen, advice)
 
 
 def _trend(values: Sequence[float]) -> float:
@@ -262,8 +306,11 @@ RULES: tuple[Rule, ...] = (
     clipping,
     value_function,
     truncation,
+    scores_tie,
     nothing_to_compare,
     chosen_collapse,
+    accuracy_stands,
+    no_gradient,
     overoptimisation,
     gradient,
 )

@@ -15,7 +15,7 @@ from leyden.batch.forest import Batch, pack
 from leyden.batch.tree import Tree, chunk_by_tokens
 from leyden.data.prompts import Prompt
 from leyden.on_policy.rollout import AnsweredPrompt
-from leyden.policy.policy import Reference
+from leyden.policy.policy import Reference, Sampling
 
 Row = dict[str, Any]
 """See `leyden.evaluation.metrics.Row`."""
@@ -36,14 +36,16 @@ def answer_row(answered: AnsweredPrompt) -> Row:
 
 
 def add_divergence(
-    module: Any, prompts: Sequence[Prompt], rows: list[Row], reference: Reference | None, temperature: float
+    module: Any, prompts: Sequence[Prompt], rows: list[Row], reference: Reference | None, sampling: Sampling
 ) -> None:
-    """Add to each answer its `entropy` and, where there is a reference, its `kl`: log policy / reference."""
+    """Add to each answer its `entropy` and, where there is a reference, its `kl`: log policy / reference. Answers of
+    which tokens were left out (top-k, top-p, temperature 0) have no `kl`: their mean would be no KL divergence."""
+    temperature, compared = sampling.temperature or 1.0, reference is not None and sampling.is_full
 
     def measure(batch: Batch) -> tuple[Tensor, Tensor]:
         batch = batch.to(module.device)
         out = module.policy(batch, {"logp", "entropy"}, temperature)
-        ratio = 0 * out.logp if reference is None else out.logp - reference(batch, temperature)
+        ratio = out.logp - reference(batch, temperature) if reference is not None and compared else 0 * out.logp
         return batch.per_branch(ratio), batch.per_branch(out.entropy)
 
     trees = [Tree(p.tokens, [row["tokens"]], row=p.row) for p, row in zip(prompts, rows, strict=True)]
@@ -52,7 +54,7 @@ def add_divergence(
     kl = [value for part, _ in parts for value in part.tolist()]
     entropy = [value for _, part in parts for value in part.tolist()]
     for row, nats, spread in zip(rows, kl, entropy, strict=True):
-        row |= {"entropy": spread} | ({} if reference is None else {"kl": nats})
+        row |= {"entropy": spread} | ({"kl": nats} if compared else {})
 
 
 def sum_text_loss(module: Any, trees: Sequence[Tree]) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Evaluator(Callback, ABC):
         reference: another model to hold the policy against, with the same tokenizer: needed where a finished model is
             measured.
         sampling: how answers are sampled, with seed 0 unless one is given. KL and entropy are those of the distribution
-            at this temperature.
+            at this temperature; there is no KL where tokens are left out (temperature 0, top-k, top-p).
         every_n_steps: optimizer steps between two passes, beside those of validations.
         measures: what is measured beside what every evaluation measures: a `Measure` of yours, or several.
     """
@@ -188,7 +188,7 @@ class Evaluator(Callback, ABC):
             answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
             mine = list(map(answer_row, answered))
             self._ensure_reference_answers(trainer, module, prompts, mine)
-            add_divergence(module, prompts, mine, reference, self.sampling.temperature or 1.0)
+            add_divergence(module, prompts, mine, reference, self.sampling)
             losses = sum_text_loss(module, local_share(self._text, trainer))
         module.agree_on_memory()
         for row in mine:

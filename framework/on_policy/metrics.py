@@ -10,7 +10,7 @@ from statistics import fmean
 from torch import Tensor
 
 from leyden.batch.trajectory import Trajectory
-from leyden.on_policy.rollout import Rollout
+from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 
 
 def divergence(trajectory: Trajectory) -> Tensor:
@@ -27,13 +27,14 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
     """
     batch = rollout.trajectory
     assert batch is not None
-    sums: dict[str, float] = dict.fromkeys(("responses", "score", "length", "finished", "groups", "best", "same"), 0.0)
-    sums |= dict.fromkeys(("x", "y", "xx", "yy", "xy"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("responses", "score", "squares", "length", "finished"), 0.0)
+    sums |= dict.fromkeys(("groups", "best", "same", "x", "y", "xx", "yy", "xy"), 0.0)
     sums |= dict.fromkeys([f"{what} {name}" for name in terms for what in ("term", "count")], 0.0)
     for one in rollout.answered:
         scores, lengths = one.scores or [], [float(len(response.tokens)) for response in one.responses]
         sums["responses"] += len(lengths)
         sums["score"] += math.fsum(scores)
+        sums["squares"] += math.fsum(score * score for score in scores)
         sums["length"] += sum(lengths)
         sums["finished"] += sum(response.finished for response in one.responses)
         several = len(scores) > 1
@@ -47,48 +48,70 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
             x, y = score - middle[0], length - middle[1]
             for name, value in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
                 sums[name] += value
-        for name, values in one.terms.items():
-            sums[f"term {name}"] += math.fsum(values)
-            sums[f"count {name}"] += len(values)
     apart = (batch.old_logp - batch.sampled_logp).abs()
-    return sums | {
-        "measured": float(len(batch.group)),
-        "kl": float(divergence(batch).double().sum()),
-        "tokens": float(batch.weight.double().sum()),
-        "logp": float((batch.old_logp * batch.weight).double().sum()),
-        "mismatch": float((apart * (batch.weight > 0)).double().sum()),
-    }
+    return (
+        sums
+        | term_sums(rollout.answered)
+        | {
+            "measured": float(len(batch.group)),
+            "kl": float(divergence(batch).double().sum()),
+            "tokens": float(batch.weight.double().sum()),
+            "logp": float((batch.old_logp * batch.weight).double().sum()),
+            "mismatch": float((apart * (batch.weight > 0)).double().sum()),
+        }
+    )
 
 
-def rollout_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+def rollout_metrics(sums: Mapping[str, float], full: bool = True) -> dict[str, float]:
     """Means over the responses of all processes, from the sums of `rollout_sums`.
 
+    Args:
+        sums: over all processes.
+        full: whether responses were drawn from the whole distribution; see `Sampling.is_full`.
+
     Returns:
-        rollout/reward, and rollout/reward_NAME for each term that it is made of; rollout/length (tokens);
-        rollout/eos_rate (share that ended by themselves); rollout/kl (nats, summed per response); rollout/entropy (nats
-        a token); rollout/mismatch (nats a token between the sampler's account of its log-probs and that of training);
+        rollout/reward, and rollout/reward_NAME for each term that it is made of; rollout/spread (standard deviation of
+        all scores); rollout/length (tokens); rollout/eos_rate (share that ended by themselves);
         rollout/length_correlation (Pearson's, of score and length, unless one of them is always the same); with several
         samples a prompt rollout/best (mean of the best of each) and rollout/same (share of prompts whose responses all
-        score the same, which teach nothing).
+        score the same, which teach nothing). Where `full`, rollout/kl (nats, summed per response); rollout/entropy
+        (nats a token); rollout/mismatch (nats a token between the sampler's account of its log-probs and that of
+        training): of other samples these means would be of nothing in particular.
     """
     responses, tokens = max(sums["responses"], 1.0), max(sums["tokens"], 1.0)
     metrics = {
         "reward": sums["score"] / responses,
         "length": sums["length"] / responses,
         "eos_rate": sums["finished"] / responses,
-        "kl": sums["kl"] / max(sums["measured"], 1.0),
-        "entropy": -sums["logp"] / tokens,
-        "mismatch": sums["mismatch"] / tokens,
     }
+    squares = sums["squares"] / responses
+    variance = squares - metrics["reward"] ** 2
+    metrics["spread"] = math.sqrt(variance) if variance > 1e-12 * squares else 0.0  # more than rounding
+    if full:
+        metrics["kl"] = sums["kl"] / max(sums["measured"], 1.0)
+        metrics |= {"entropy": -sums["logp"] / tokens, "mismatch": sums["mismatch"] / tokens}
     n, xx, yy = sums["responses"], sums["xx"], sums["yy"]
     x_spread, y_spread = n * xx - sums["x"] ** 2, n * yy - sums["y"] ** 2
     if x_spread > 1e-12 * n * xx and y_spread > 1e-12 * n * yy:  # more than rounding
         metrics["length_correlation"] = (n * sums["xy"] - sums["x"] * sums["y"]) / math.sqrt(x_spread * y_spread)
     if sums["groups"]:
         metrics |= {"best": sums["best"] / sums["groups"], "same": sums["same"] / sums["groups"]}
+    return {f"rollout/{name}": value for name, value in (metrics | term_means(sums)).items()}
+
+
+def term_sums(answered: Sequence[AnsweredPrompt]) -> dict[str, float]:
+    """What `term_means` are computed from: the sum and the count of every term of the reward."""
+    sums: dict[str, float] = {}
+    for name, values in (term for one in answered for term in one.terms.items()):
+        sums[f"term {name}"] = sums.get(f"term {name}", 0.0) + math.fsum(values)
+        sums[f"count {name}"] = sums.get(f"count {name}", 0.0) + len(values)
+    return sums
+
+
+def term_means(sums: Mapping[str, float]) -> dict[str, float]:
+    """`reward_NAME` for each term of the reward: its mean over responses."""
     terms = sorted(name.removeprefix("term ") for name in sums if name.startswith("term "))
-    metrics |= {f"reward_{name}": sums[f"term {name}"] / max(sums[f"count {name}"], 1.0) for name in terms}
-    return {f"rollout/{name}": value for name, value in metrics.items()}
+    return {f"reward_{name}": sums[f"term {name}"] / max(sums[f"count {name}"], 1.0) for name in terms}
 
 
 class RolloutClock:

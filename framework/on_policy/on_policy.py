@@ -21,7 +21,7 @@ from leyden.data.prompts import Prompt, PromptLoader
 from leyden.distributed import all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
 from leyden.on_policy.engine import Engine, Native
-from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, rollout_sums
+from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, rollout_sums, term_means, term_sums
 from leyden.on_policy.rollout import Rollout
 from leyden.on_policy.rollout_loader import RolloutLoader, check_room
 from leyden.on_policy.sampler import Sampler, answer_prompts
@@ -172,7 +172,7 @@ class OnPolicy(WithReference):
             rollout.trajectory = self._with_log_probs(rollout)
         self.agree_on_memory()
         sums = reduce_sums(rollout_sums(rollout, sorted(set(terms))), self.trainer, self.device)
-        self.rollout_metrics |= rollout_metrics(sums)
+        self.rollout_metrics |= rollout_metrics(sums, self.sampling.is_full)
         batch = self.credit(rollout)
         self.rollout_metrics |= self.clock.end(sums["length"])
         return batch
@@ -208,25 +208,29 @@ class OnPolicy(WithReference):
     def validation_sums(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
         """One answer to each held-out prompt, with the same noise every time; sums over them."""
         with assembled(self):
-            answered = (
-                answer_prompts(self.trainer, self.policy, batch, self.sampling, self.reward, self.engine)
-                if batch
-                else []
-            )
-            trees = [one.tree() for one in answered]
+            answered = answer_prompts(self.trainer, self.policy, batch, self.sampling, self.reward, self.engine)
+            trees = [one.tree() for one in answered] if self.sampling.is_full else []
             parts = [self._on_device(Trajectory.of(few)) for few in chunk_by_tokens(trees, self.budget)]
         responses = [one.responses[0] for one in answered]
         sums = {
             "count": len(answered),
             "reward": sum(one.scores[0] for one in answered if one.scores),
-            "kl": sum(float(divergence(part).sum()) for part in parts),
+            **({"kl": sum(float(divergence(part).sum()) for part in parts)} if self.sampling.is_full else {}),
             "length": sum(len(response.tokens) for response in responses),
             "eos_rate": sum(response.finished for response in responses),
-        }
+        } | term_sums(answered)
         return {name: torch.tensor(float(value), device=self.device) for name, value in sums.items()}
 
     def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        return {name: value / max(sums["count"], 1.0) for name, value in sums.items() if name != "count"}
+        names = [name for name in ("reward", "kl", "length", "eos_rate") if name in sums]
+        return {name: sums[name] / max(sums["count"], 1.0) for name in names} | term_means(sums)
+
+    def on_validation_epoch_end(self) -> None:
+        for name in sorted(set(all_gather_list(list(self._sums)))):  # a process without prompts knows of no terms
+            self._sums.setdefault(name, torch.zeros((), device=self.device))
+        super().on_validation_epoch_end()
+
+    on_test_epoch_end = on_validation_epoch_end
 
     def pause(self, seconds: float) -> None:
         """Leave seconds, an evaluation's for one, out of the time that perf/rollout_share is a share of."""

@@ -129,7 +129,7 @@ class PolicyGradient(OnPolicy):
         score: what is done to scores before they become rewards.
         entropy_coef: weight of the mean entropy of a token in nats, which is added to what is maximised.
         stop_kl: leave the rest of a rollout out once the policy has moved this far from the one that sampled it: mean
-            nats a token (k3). None never does.
+            nats a token (k3) of a minibatch, whose own step is not taken either. None never does.
     """
 
     has_values: ClassVar[bool] = False
@@ -150,8 +150,7 @@ class PolicyGradient(OnPolicy):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        s = self.sampling
-        if s.temperature == 0 or s.top_k or s.top_p < 1:
+        if not self.sampling.is_full:
             raise UserError(
                 f"{type(self).__name__}: it trains the distribution that is sampled, so --model.sampling takes a "
                 "temperature above 0 and neither top_k nor top_p; leave them out"
@@ -174,9 +173,9 @@ class PolicyGradient(OnPolicy):
 
     def credit(self, rollout: Rollout) -> Trajectory:
         batch = super().credit(rollout)
-        score, metrics = self.score_transform(batch, self.policy.stop, self.all_reduce)
+        batch.score, metrics = self.score_transform(batch, self.policy.stop, self.all_reduce)
         reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
-        reward[batch.last] += score
+        reward[batch.last] += batch.score
         self.rollout_metrics |= metrics | {"rollout/kl_coef": self.kl_controller.coefficient}
         batch.advantage, batch.returns = self.estimator(batch, reward, self.all_reduce)
         kl = divergence(batch).double()
@@ -207,16 +206,16 @@ class PolicyGradient(OnPolicy):
         assert isinstance(batch, Trajectory)
         return self.policy_loss(batch, self.policy(batch, self.loss_outputs, self.temperature))
 
-    def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Leave the rest of a rollout out once approx_kl exceeds `stop_kl`; every process sees the same number."""
-        if self.stop_kl is not None and metrics["policy/approx_kl"] > self.stop_kl and self.rollout_loader is not None:
-            log.info(
-                "approx_kl %.3g: the rest of rollout %s is left out",
-                metrics["policy/approx_kl"],
-                self.rollout_loader.rollout,
-            )
-            self.rollout_loader.stop()
-            skip_rest_of_epoch(self.trainer)
+    def takes_step(self, metrics: Mapping[str, float]) -> bool:
+        """Neither this step nor the rest of a rollout once approx_kl, which is measured before the step, exceeds
+        `stop_kl`; every process sees the same number."""
+        moved = metrics["policy/approx_kl"]
+        if self.stop_kl is None or moved <= self.stop_kl or self.rollout_loader is None:
+            return super().takes_step(metrics)
+        log.info("approx_kl %.3g: the rest of rollout %s is left out", moved, self.rollout_loader.rollout)
+        self.rollout_loader.stop()
+        skip_rest_of_epoch(self.trainer)
+        return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ from leyden.on_policy.engine import Engine, Native
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 from leyden.on_policy.rollout_file import RolloutFile, Row, sampling_fingerprint
 from leyden.policy.policy import Policy, Response, Sampling
-from leyden.rewards.reward import score
+from leyden.rewards.reward import score_with_terms
 from leyden.run.progress import RolloutBar, count_answers
 
 CHUNK = 256
@@ -116,8 +116,8 @@ def give_scores(answered: Sequence[AnsweredPrompt], reward: Any) -> None:
     Raises:
         UserError: it failed; see `leyden.rewards.reward.score`.
     """
-    scores = score(reward, [sample for one in answered for sample in one.samples()]).tolist()
-    terms = {name: values.tolist() for name, values in getattr(reward, "terms", {}).items()}
+    given, parts = score_with_terms(reward, [sample for one in answered for sample in one.samples()])
+    scores, terms = given.tolist(), {name: values.tolist() for name, values in parts.items()}
     at = 0
     for one in answered:
         stop = at + len(one.responses)
@@ -134,9 +134,12 @@ def answer_prompts(
     reward: Any,
     engine: Engine | None = None,
 ) -> list[AnsweredPrompt]:
-    """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed."""
+    """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed.
+    To be called on every process, also where it has no prompts: an engine may wait for all of them."""
     engine = engine or Native()
     engine.sync(policy)
+    if not prompts:
+        return []
     tokens, keys = [prompt.tokens for prompt in prompts], [prompt.row for prompt in prompts]
     groups = engine.generate(tokens, 1, sampling, keys, count_answers(trainer, len(prompts)))
     answered = [AnsweredPrompt(p, p.row, group) for p, group in zip(prompts, groups, strict=True)]

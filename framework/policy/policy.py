@@ -78,6 +78,12 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether tokens are drawn from the whole distribution at this temperature, none left out: only then is the
+        mean of log π / π_ref over samples a KL divergence, and that of -log π an entropy."""
+        return self.temperature > 0 and not self.top_k and self.top_p == 1
+
     def seeded(self) -> Sampling:
         """The same with a seed that is settled."""
         return replace(self, seed=resolve_seed(self.seed))

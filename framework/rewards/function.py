@@ -18,13 +18,14 @@ from leyden.example import Sample
 from leyden.policy.policy import Policy
 from leyden.rewards.gold import COLUMNS, Gold, Parts
 from leyden.rewards.judge import HTTPJudge
-from leyden.rewards.reward import Reward, attach, name_of, score
+from leyden.rewards.reward import Reward, attach, name_of, score, score_with_terms
 
 __all__ = ["COLUMNS", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
 
 
 class Function(Reward):
-    """A Python function of yours: it takes a list of samples and returns one number for each, in their order.
+    """A Python function of yours: it takes a list of samples and returns one number for each, in their order; or these
+    and what they are made of, to be logged: `return scores, {"length": lengths}`.
 
     Args:
         path: `MODULE.FUNCTION`, of the current folder or of an installed package: `my_rewards.brevity` is the function
@@ -38,7 +39,8 @@ class Function(Reward):
         self.name, self.function = path, _load(path)
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
-        return score(self.function, samples)
+        scores, self.terms = score_with_terms(self.function, samples)
+        return scores
 
 
 def _load(path: str) -> Callable[[Sequence[Sample]], Any]:
@@ -55,7 +57,8 @@ def _load(path: str) -> Callable[[Sequence[Sample]], Any]:
 
 
 class WeightedSum(nn.Module, Reward):
-    """Several rewards, each times its weight, added up. After a call `terms` holds the scores of each, unweighted.
+    """Several rewards, each times its weight, added up. After a call `terms` holds the scores of each, unweighted, and
+    what each is made of itself as `REWARD.TERM`.
 
     Args:
         rewards: by class path; they nest.
@@ -86,8 +89,10 @@ class WeightedSum(nn.Module, Reward):
 
     def forward(self, samples: Sequence[Sample]) -> Tensor:
         """Scores [N] float32, on the CPU."""
-        self.terms = {name: score(reward, samples) for name, reward in zip(self.names, self.rewards, strict=True)}
-        total = torch.zeros(len(samples))
-        for weight, scores in zip(self.weights, self.terms.values(), strict=True):
-            total += weight * scores
+        terms, total = dict[str, Tensor](), torch.zeros(len(samples))
+        for name, weight, reward in zip(self.names, self.weights, self.rewards, strict=True):
+            terms[name], parts = score_with_terms(reward, samples)
+            terms |= {f"{name}.{part}": values for part, values in parts.items()}
+            total += weight * terms[name]
+        self.terms = terms
         return total

@@ -20,7 +20,8 @@ NO_TERMS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Reward(ABC):
-    """Scores samples. Called with N samples, it returns N finite numbers, higher for better: a float32 tensor [N].
+    """Scores samples. Called with N samples, it returns N finite numbers, higher for better: a float32 tensor [N]; or
+    these and what they are made of, `(scores, {NAME: N numbers})`.
 
     Derive a class from this one, or write any class with such a `__call__`, or a plain function: all count as rewards.
     A reward that is a module (`torch.nn.Module`) is moved to the device, never trained, and never in a checkpoint.
@@ -30,7 +31,7 @@ class Reward(ABC):
     """The components of the last call's scores, by name, [N] each: logged beside the reward itself."""
 
     @abstractmethod
-    def __call__(self, samples: Sequence[Sample]) -> Tensor: ...
+    def __call__(self, samples: Sequence[Sample]) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]: ...
 
     def attach(self, policy: Policy) -> None:  # noqa: B027 — most rewards do not care
         """Take the policy whose responses will be scored. Called once it is built, before it is trained."""
@@ -56,26 +57,44 @@ def attach(reward: Any, policy: Policy) -> None:
 
 
 def score(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Tensor:
-    """Call a reward for the scores of N samples and check them: [N] float32 on the CPU.
+    """Call a reward for the scores of N samples and check them: [N] float32 on the CPU; see `score_with_terms`."""
+    return score_with_terms(reward, samples)[0]
 
-    Sequences of numbers and arrays are taken like tensors.
+
+def score_with_terms(
+    reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call a reward for the scores of N samples and what they are made of, and check both: [N] float32 on the CPU.
+
+    The terms are those that it returns beside the scores, or has as `terms` afterwards. Sequences of numbers and arrays
+    are taken like tensors.
 
     Raises:
         UserError: it raised an error, or gave something else than N finite numbers; the message names the reward, the
             row where one is to blame, and what to do.
     """
     if not samples:
-        return torch.zeros(0)
+        return torch.zeros(0), {}
     try:
         returned = _call(reward, samples)
     except UserError:
         raise
     except Exception as error:
         raise _failure(reward, samples, error) from error
-    scores = _numbers(reward, returned, samples)
-    for place in (~torch.isfinite(scores)).nonzero()[:1, 0].tolist():
-        raise UserError(f"{at(samples[place])}: {name_of(reward)} gave {scores[place]:g}; give every response a number")
-    return scores
+    name, terms = name_of(reward), getattr(reward, "terms", NO_TERMS)
+    if isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping):
+        returned, terms = returned
+    given = terms.items() if isinstance(terms, Mapping) else ()  # `terms` of a user's class may be anything
+    parts = {str(part): _finite(f"{name}: its term {part}", values, samples) for part, values in given}
+    return _finite(name, returned, samples), parts
+
+
+def _finite(name: str, returned: Any, samples: Sequence[Sample]) -> Tensor:
+    """What a reward returned as [N] finite float32."""
+    numbers = _numbers(name, returned, samples)
+    for place in (~torch.isfinite(numbers)).nonzero()[:1, 0].tolist():
+        raise UserError(f"{at(samples[place])}: {name} gave {numbers[place]:g}; give every response a number")
+    return numbers
 
 
 def _call(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Any:
@@ -91,9 +110,9 @@ def at(sample: Sample) -> str:
     return f"{sample.source or 'a row'} (response {text!r})"
 
 
-def _numbers(reward: Any, returned: Any, samples: Sequence[Sample]) -> Tensor:
+def _numbers(name: str, returned: Any, samples: Sequence[Sample]) -> Tensor:
     """The value that a reward returned as [N] float32."""
-    n, name = len(samples), name_of(reward)
+    n = len(samples)
     if isinstance(returned, Iterable) and not isinstance(returned, Tensor | str | bytes | Mapping | Set):
         returned = returned if hasattr(returned, "__array__") else _floats(name, list(returned), samples)
     try:
@@ -102,7 +121,8 @@ def _numbers(reward: Any, returned: Any, samples: Sequence[Sample]) -> Tensor:
         scores = torch.zeros(())  # no tensor of numbers
     if scores.shape != (n,):
         got = f"shape {list(scores.shape)}" if scores.ndim else type(returned).__name__
-        raise UserError(f"{name} gave {got} for {n} samples; return one number for each, in their order")
+        named = ", or (scores, {NAME: numbers})" if isinstance(returned, Mapping) else ""
+        raise UserError(f"{name} gave {got} for {n} samples; return one number for each, in their order{named}")
     if scores.is_complex():
         raise UserError(f"{name} gave complex numbers; return real ones")
     return scores.to("cpu", torch.float32)
