@@ -79,7 +79,8 @@ class ModelReward(nn.Module, Reward):
                 built, data = _from_checkpoint(Path(path), changed)
                 self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
             else:
-                built = CausalLM(path, dtype, None, attention, False, revision, trust_remote_code, origin)
+                source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+                built = CausalLM(path, dtype, attention=attention, base=origin, **source)
             self._finish(built)
 
     def attach(self, policy: Policy) -> None:

@@ -20,9 +20,10 @@ def read_hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise UserError(f"{name}: give {FORM}, where configuration and split may be left out")
     with_names = f"check the name, {FORM}, and the network"
     configurations = _asked(name, lambda: datasets.get_dataset_config_names(repository), with_names)
-    configuration, split = _configuration_and_split(name, parts, configurations)
+    configuration, asked = _configuration_and_split(name, parts, configurations)
     splits = _asked(name, lambda: datasets.get_dataset_split_names(repository, configuration), with_names)
-    if split is None:
+    split = asked or ""
+    if asked is None:
         split = "train" if "train" in splits else splits[0] if len(splits) == 1 else ""
     if not all(part.partition("[")[0] in splits for part in split.split("+")):
         base = name.removesuffix(f":{split}") if split else name

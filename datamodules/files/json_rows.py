@@ -214,7 +214,8 @@ def _not_text(path: Path, data: bytes, error: UnicodeDecodeError) -> str:
     problem = f"not valid {error.encoding.upper()} (byte 0x{data[error.start]:02x} at position {error.start + 1})"
     if error.encoding != "utf-8":
         return f"{problem}; name another --encoding"
-    return f"{problem}, it looks like {guess(data).upper()}; run: {advice(path, data)}"
+    looks = f", it looks like {likely.upper()}" if (likely := guess(data)) else ""
+    return f"{problem}{looks}; run: {advice(path, data)}"
 
 
 def _broken_line(error: Exception, line: bytes, whole: bool) -> str:

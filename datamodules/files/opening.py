@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from leyden.errors import UserError
 
@@ -40,7 +40,7 @@ def open_binary(path: Path) -> IO[bytes]:
         return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, archive.open(_member(path, archive)))))
     if kind == ".zst":
         return _unpacked_zstd(path)
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(kind, open)
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(kind, open)
     return cast(IO[bytes], opener(path, "rb"))
 
 

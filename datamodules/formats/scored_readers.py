@@ -26,7 +26,7 @@ class ScoredObjects(Format):
     needs = ("prompt", "responses")
     answers = ("responses",)
     optional = BESIDE
-    kinds = KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         return all(_objects(row["responses"]) for row in rows)
@@ -70,7 +70,7 @@ class ScoredRows(Scored):
 
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
         """One row with the lists `responses` and `scores` for each prompt."""
-        for _, same in groupby(rows, lambda item: _question(*item, columns)):
+        for _, same in groupby(rows, lambda item: _question(item[0], item[1], columns)):
             places, group = zip(*same, strict=True)
             if isinstance(group[0], RowError):
                 yield places[0], group[0]

@@ -107,9 +107,6 @@ class Checkpoint(ModelCheckpoint):
             self.best_model_path, self.kth_best_model_path = order[0], order[-1]
             self.best_model_score, self.kth_value = judged[order[0]], judged[order[-1]]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if is_accumulating(trainer):
             return

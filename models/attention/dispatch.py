@@ -99,7 +99,7 @@ def choose(
     return wanted
 
 
-@torch.compiler.disable  # compiled layers stop here, since the structure of the batch changes with every batch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled layers stop here, since the structure of the batch changes with every batch
 def forest_attention(
     module: nn.Module,
     query: Tensor,

@@ -66,6 +66,11 @@ def resolved(command: Command) -> Tree:
     return config
 
 
+def _new_tokens(args: Tree) -> int:
+    """Most tokens that are sampled for an answer, where answers are."""
+    return int((args.get("sampling") or {}).get("max_new_tokens", 0)) if args.get("reward") else 0
+
+
 def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[str]]:
     """The settings that decide the memory of a run, and notes on assumptions.
 
@@ -78,8 +83,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     """
     args, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     cuda = _on_gpu(trainer["accelerator"])
-    choice = _precision(trainer, cuda)
-    policy = _part(args["policy"], "model.policy.path", choice)
+    policy = _part(args["policy"], "model.policy.path", choice := _precision(trainer, cuda))
     optimizer, notes = _optimizer(args.get("optimizer"))
     algorithm, kind = _class(config["model"]["class_path"]), getattr(_class(config["data"]["class_path"]), "kind", "")
     pairs = (data.get("max_responses") or 2) if kind == "preference" else 1
@@ -90,8 +94,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         name: _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
         for name in ("reference_policy", "value_policy")
     }
-    new = (args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0
-    max_length = data.get("max_length") or max_tokens
+    new, max_length = _new_tokens(args), data.get("max_length") or max_tokens
     lengths, longest, read = _row_lengths(config["data"], max_length - new)
     return Settings(
         algorithm,
