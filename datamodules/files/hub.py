@@ -39,6 +39,8 @@ def read_hub(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _configuration_and_split(name: str, parts: list[str], known: list[str]) -> tuple[str | None, str | None]:
     """What the parts behind a name mean: the one part may be either, and a configuration's name comes first."""
+    configuration: str | None
+    split: str | None
     if len(parts) == 1 and parts[0] not in known:
         configuration, split = None, parts[0]
     else:

@@ -30,7 +30,7 @@ class Pair(Format):
     needs = ("prompt", "chosen", "rejected")
     answers = ("chosen", "rejected")
     optional = (*BESIDE, *SCORES)
-    kinds = KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
