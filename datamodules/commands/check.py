@@ -202,10 +202,7 @@ def _report(
         say(f"longer than {room:,} {unit}: {over:,} rows{what}")
     else:
         over = sum(length > TRAINING for length in findings.longest)
-        say(
-            f"longer than {TRAINING:,} {unit}, which training takes by itself: {over:,} rows; "
-            "--max-length names another"
-        )
+        say(f"longer than {TRAINING:,} {unit} (training's own limit): {over:,} rows; --max-length names another")
     for line in findings.comparisons.lines() if findings.comparisons is not None else ():
         say(line)
     if template is not None and template.tokenizer.pad_token_id == template.tokenizer.eos_token_id:

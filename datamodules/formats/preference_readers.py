@@ -30,7 +30,7 @@ class Pair(Format):
     needs = ("prompt", "chosen", "rejected")
     answers = ("chosen", "rejected")
     optional = (*BESIDE, *SCORES)
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         if any(_repeats_prompt(row.get(name)) for name in ("chosen", "rejected")):
@@ -118,7 +118,7 @@ class Scored(Format):
     answers = ("responses", "scores")
     unranked = ("prompt", "responses")
     optional = BESIDE
-    kinds = KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         prompt = asked(row)
