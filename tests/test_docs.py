@@ -185,6 +185,20 @@ def test_the_walk_through_runs_and_is_the_same_in_both_languages(
     assert (workplace / "aligned" / "README.md").is_file() and (workplace / "report.html").is_file()
 
 
+def test_korean_twins_have_the_blocks_of_their_pages_and_are_linked() -> None:
+    index = (ROOT / "README.ko.md").read_text(encoding="utf-8")
+    twins = sorted((ROOT / "docs").glob("*.ko.md"))
+    assert len(twins) > 1
+    for twin in twins:
+        page = twin.with_name(twin.name.replace(".ko.md", ".md"))
+        english, korean = page.read_text(encoding="utf-8"), twin.read_text(encoding="utf-8")
+        assert [block[1:] for block in pieces(english)] == [block[1:] for block in pieces(korean)], twin.name
+        assert f"](docs/{twin.name})" in index and f"]({page.name})" in korean and f"]({twin.name})" in english
+        table = re.compile(r"^\|.*\d.*\|$", re.MULTILINE)
+        numbers = [[re.findall(r"\d[\d.]*", row) for row in table.findall(text)] for text in (english, korean)]
+        assert numbers[0] == numbers[1], twin.name
+
+
 DEVICES = "<!-- needs several devices -->\n"
 """Stands before what one process cannot run."""
 

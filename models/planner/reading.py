@@ -66,11 +66,6 @@ def resolved(command: Command) -> Tree:
     return config
 
 
-def _new_tokens(args: Tree) -> int:
-    """Most tokens that are sampled for an answer, where answers are."""
-    return int((args.get("sampling") or {}).get("max_new_tokens", 0)) if args.get("reward") else 0
-
-
 def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[str]]:
     """The settings that decide the memory of a run, and notes on assumptions.
 
@@ -83,26 +78,25 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     """
     args, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     cuda = _on_gpu(trainer["accelerator"])
-    policy = _part(args["policy"], "model.policy.path", choice := _precision(trainer, cuda))
+    choice = _precision(trainer, cuda)
+    policy = _part(args["policy"], "model.policy.path", choice)
     optimizer, notes = _optimizer(args.get("optimizer"))
     algorithm, kind = _class(config["model"]["class_path"]), getattr(_class(config["data"]["class_path"]), "kind", "")
     pairs = (data.get("max_responses") or 2) if kind == "preference" else 1
     rewards, assumptions = _rewards(args.get("reward"), policy)
     sharded, buckets = _strategy(trainer["strategy"])
-    samples, max_tokens = args.get("samples") or pairs, data.get("max_tokens") or 16384
-    models = {
-        name: _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
+    samples = args.get("samples") or pairs
+    others = [
+        _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
         for name in ("reference_policy", "value_policy")
-    }
-    new, max_length = _new_tokens(args), data.get("max_length") or max_tokens
-    lengths, longest, read = _row_lengths(config["data"], max_length - new)
+    ]
+    new = (args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0
+    rows, read = _rows(config, new)
     return Settings(
         algorithm,
         policy,
         optimizer,
-        batch_size=data.get("batch_size") or 32,
-        max_tokens=max_tokens,
-        max_length=min(max_length, longest + new) if lengths else max_length,
+        **rows,
         accumulate=trainer["accumulate_grad_batches"],
         responses=samples,
         kept=args.get("top") or samples,
@@ -111,16 +105,33 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         new=new,
         reference=args.get("reference") or "auto",
         value=args.get("value") or "none",
-        reference_model=models["reference_policy"],
-        value_model=models["value_policy"],
+        reference_model=others[0],
+        value_model=others[1],
         rewards=rewards,
         devices=devices or _devices(trainer, cuda),
         sharded=sharded,
         buckets=buckets,
         cuda=cuda,
-        lengths=lengths,
-        seed=data.get("seed") or config.get("seed_everything") or 0,
     ), [*read, *notes, *assumptions, *_allocator(cuda)]
+
+
+def _rows(config: Tree, new: int) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a run that are about its rows, and notes on them.
+
+    Args:
+        new: tokens of the longest sampled answer.
+    """
+    data = config["data"]["init_args"]
+    max_tokens = data.get("max_tokens") or 16384
+    max_length = data.get("max_length") or max_tokens
+    lengths, longest, notes = _row_lengths(config["data"], max_length - new)
+    return {
+        "batch_size": data.get("batch_size") or 32,
+        "max_tokens": max_tokens,
+        "max_length": min(max_length, longest + new) if lengths else max_length,
+        "lengths": lengths,
+        "seed": data.get("seed") or config.get("seed_everything") or 0,
+    }, notes
 
 
 def _row_lengths(spec: Tree, most: int) -> tuple[tuple[int, ...], int, list[str]]:
