@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_brothers import QWEN3
 from prepared import prepared, write
 
 from leyden.batch.forest import Tree
@@ -206,3 +207,24 @@ def test_bad_prompts_are_left_out_when_asked(tmp_path: Path) -> None:
         ready(path, tmp_path, "predict").predict_dataloader()
     kept = ready(path, tmp_path, "predict", on_error="skip").predict_dataloader()
     assert sum(len(chunk) for chunk in kept) == 2
+
+
+def test_arguments_of_the_template_key_the_cache_and_are_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    talk = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    path, prompts = write(tmp_path / "a.jsonl", [{"messages": talk}]), []
+    for args in ({}, {"enable_thinking": False}):
+        caplog.clear()
+        options = {"chat_template": QWEN3, "chat_template_args": args, "val_fraction": 0.0}
+        with caplog.at_level("INFO", logger="leyden"):
+            data = ready(path, tmp_path, **options)  # type: ignore[arg-type]
+        assert data.train_trees is not None
+        prompts.append(data.template.tokenizer.decode(data.train_trees[0].prompt))
+        assert ("1 row: the chat template writes earlier answers otherwise" in caplog.text) == bool(args)
+    assert prompts[1].endswith("<think>\n\n</think>\n\n") and not prompts[0].endswith("</think>\n\n")
+    assert data.chat_template == data.template.source != QWEN3
+    with pytest.raises(UserError, match="chat_template_args thinking: .*; it has enable_thinking"):
+        ready(path, tmp_path, chat_template=QWEN3, chat_template_args={"thinking": False})
+    own = ready(path, tmp_path, val_fraction=0.0)
+    assert own.chat_template is None

@@ -20,6 +20,7 @@ from leyden.datamodules.formats.preference_readers import Pair, Ranked, RankedCo
 from leyden.datamodules.formats.ranking import best_first
 from leyden.datamodules.formats.readers import Alpaca, InputOutput, Messages, PromptOnly, PromptResponse, ShareGPT, Text
 from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.tool_calls import tools_of
 from leyden.datamodules.formats.turns import check_order
 from leyden.errors import UserError, nearest
 from leyden.example import Example
@@ -48,9 +49,12 @@ def parse(
     _require(form, kind, named, row, columns or {}, answers=kind != "prompts")
     with noting() as not_read:
         parts = form.read(named, kind)
+        tools = parts.tools
+        if tools is None and parts.text is None and "tools" not in named.taken:
+            tools = tools_of(named.get("tools"))
         name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
-    example.not_read = not_read
+    example.not_read, example.tools = not_read, tools or []
     return example
 
 

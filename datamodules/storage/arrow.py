@@ -55,12 +55,19 @@ class Report:
     """Responses that are not compared, of rows that are kept: ties, repeats, and what options leave out"""
     not_read: dict[str, list[int]] = field(default_factory=dict)
     """Columns and keys of messages that are not read: as `formats.not_read.count` has them"""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What the chat template did to kept rows that a user should know -> rows"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
 
     def drop(self, reason: str) -> None:
         """Count a row that is not kept."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Count a row that there is something to say about."""
+        for note in notes:
+            self.notes[note] = self.notes.get(note, 0) + 1
 
     def line(self) -> str:
         """One line for the terminal."""
