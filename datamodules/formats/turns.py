@@ -156,7 +156,7 @@ def _message(turn: dict[str, Any], name: str) -> Message:
     for key in _NAMES:
         if not _is_blank(turn.get(key)):
             message[key] = text_of(turn[key], f"{name}.{key}")  # type: ignore[literal-required]
-    if _flag(turn, name, role) is False:
+    if _flag(turn, name, role) is False and role == "assistant":
         message["trained"] = False
     read = {role_key, content_key, call_key, reasoning, *_NAMES, *_FLAGS}
     name_the_rest(turn, {key for key in read if key is not None}, "messages[].")
