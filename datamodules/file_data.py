@@ -32,7 +32,7 @@ from leyden.paths import cache_folder
 log = logging.getLogger("leyden")
 _T = TypeVar("_T")
 
-NOTES = 12
+REMARKS = 12
 """Notes on the files of a path that are logged before training."""
 WITHOUT_EFFECT = frozenset(
     "paths val_path val_fraction test_path tokenizer template template_choice batch_size max_tokens seed predict_size "
@@ -63,7 +63,9 @@ class FileData(DataModule):
         overlength: what happens to a longer row: drop it, cut the start of its prompt or the end of its response, or
             stop with an error.
         on_error: `raise` stops the run at bad rows, `skip` lists them in NAME.rejected.jsonl in the run folder.
-        chat_template: `plain`, or a Jinja file, instead of the tokenizer's own.
+        chat_template: `plain`, the name of another one of the tokenizer's, or a Jinja file, instead of its own.
+        chat_template_args: what the chat template is given beside the conversation, such as `{enable_thinking: false}`.
+            Prompts are made with it too, and the exported template has it.
         system_prompt: put before conversations that have none.
         seed: seed of the order of rows, not of the held-out rows; None takes that of `--seed_everything`.
         predict_size: most rows that `leyden predict` takes at a time.
@@ -88,6 +90,7 @@ class FileData(DataModule):
         overlength: Overlength = "drop",
         on_error: Literal["raise", "skip"] = "raise",
         chat_template: str | None = None,
+        chat_template_args: dict[str, Any] | None = None,
         system_prompt: str | None = None,
         seed: int | None = None,
         predict_size: int = 64,
@@ -99,6 +102,7 @@ class FileData(DataModule):
             raise UserError(f"--data.val_fraction {val_fraction}: give a share of the rows from 0 to below 1")
         self.paths = path if isinstance(path, dict) else dict.fromkeys([path] if isinstance(path, str) else path, 1.0)
         self.tokenizer, self.template_choice, self.system_prompt = tokenizer, chat_template, system_prompt
+        self.chat_template_args = chat_template_args
         self.val_path, self.val_fraction, self.test_path = val_path, val_fraction, test_path
         self.format, self.columns, self.rank_order, self.predict_size = format, columns, rank_order, predict_size
         self.max_length, self.overlength, self.on_error = max_length, overlength, on_error
@@ -120,11 +124,11 @@ class FileData(DataModule):
                     "leave it out, and the policy's own is taken"
                 )
             tokenizer = named
-        return ChatTemplate(tokenizer, self.template_choice, self.system_prompt)
+        return ChatTemplate(tokenizer, self.template_choice, self.system_prompt, args=self.chat_template_args)
 
     @property
     def chat_template(self) -> str | None:  # type: ignore[override]
-        return self.template.source if self.template_choice is not None else None
+        return self.template.source if self.template_choice is not None or self.chat_template_args else None
 
     # -- from files to examples --------------------------------------------------------------------------------------
 
@@ -136,7 +140,7 @@ class FileData(DataModule):
         """
         bad: list[tuple[str, RowError]] = []
         for source in self._sources(path, self.kind):
-            settled, examples = source.examples(report.notes.append)
+            settled, examples = source.examples(report.remarks.append)
             report.format = report.format or str(settled.format)
             for place, example in examples:
                 try:
@@ -144,6 +148,7 @@ class FileData(DataModule):
                         raise example
                     not_read.count(example.not_read, report.not_read)
                     yield from make(place, example, report)
+                    report.note(self.template.take_notes())
                 except RowError as error:
                     bad.append((place, error))
                 except LeftOut as reason:
@@ -165,13 +170,15 @@ class FileData(DataModule):
     def _tell(self, path: str, report: Report) -> None:
         """Log the report of a path, and list its rejected rows in a file of the run folder."""
         trainer = self._trainer()
-        for note in report.notes[:NOTES]:
-            log.info("%s", note)
-        if len(report.notes) > NOTES:
-            log.info("%s: %s more notes; leyden data check has them", path, len(report.notes) - NOTES)
+        for remark in report.remarks[:REMARKS]:
+            log.info("%s", remark)
+        if len(report.remarks) > REMARKS:
+            log.info("%s: %s more remarks; leyden data check has them", path, len(report.remarks) - REMARKS)
         log.info("%s: %s", path, report.line("trained" if self.kind == "instruction" else "compared"))
         for line in not_read.lines(report.not_read, self.kind):
             log.info("%s: %s", path, line)
+        for note, rows in report.notes.items():
+            log.info("%s: %s %s: %s", path, f"{rows:,}", "row" if rows == 1 else "rows", note)
         if not report.rejected:
             return
         if trainer.validating or trainer.testing:  # there is no run folder

@@ -47,7 +47,9 @@ def origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def prompts(sources: Iterable[Source], template: ChatTemplate, on_error: OnError) -> list[PromptTokens]:
     """The prompts of all rows. Raises `UserError` for a bad row, unless `on_error` is `skip`."""
-    return list(_usable_rows(sources, lambda example: (example, template.prompt(example.messages)), on_error))
+    return list(
+        _usable_rows(sources, lambda example: (example, template.prompt(example.messages, example.tools)), on_error)
+    )
 
 
 def candidates(

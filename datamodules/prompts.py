@@ -78,7 +78,7 @@ class PromptData(FileData):
 
     def _fitting(self, place: str, example: Example, report: Report) -> Iterator[tuple[Example, list[int]]]:
         """Yields an example and the tokens of its prompt, cut where `overlength` is `truncate_prompt`."""
-        tokens = self.template.prompt(example.messages)
+        tokens = self.template.prompt(example.messages, example.tools)
         excess = len(tokens) - self._room
         if excess > 0:
             if self.overlength == "drop":

@@ -33,7 +33,8 @@ class Source:
         columns: canonical name -> the file's own column.
         rank_order: how to read a ranking column.
         tokenizer: model folder or hub name; None is the embedded one, if there is one.
-        chat_template: None is the tokenizer's own, or `plain`, or a Jinja file.
+        chat_template: None is the tokenizer's own, or `plain`, or another's name, or a Jinja file.
+        chat_template_args: what the chat template is given beside the conversation.
     """
 
     path: str
@@ -43,6 +44,7 @@ class Source:
     rank_order: str | None = None
     tokenizer: str | None = None
     chat_template: str | None = None
+    chat_template_args: Mapping[str, Any] | None = None
 
     def files(self, say: Callable[[str], None] | None = None) -> list[Source]:
         """One source for each file, since the files of a folder may have different formats."""
@@ -75,7 +77,7 @@ class Source:
             return None
         whose = "the embedded one; --tokenizer PATH takes that of your model" if self.tokenizer is None else "as named"
         say(f"tokenizer: {self.tokenizer or 'tiny'} ({whose})")
-        return ChatTemplate(tokenizer, self.chat_template)
+        return ChatTemplate(tokenizer, self.chat_template, args=self.chat_template_args)
 
     def _settle(self, rows: list[dict[str, Any]], bad: list[tuple[str, RowError]]) -> Source:
         if not rows:

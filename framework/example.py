@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Message(TypedDict):
@@ -12,6 +12,15 @@ class Message(TypedDict):
 
     role: str
     content: str
+    """What is said; empty only where a turn calls tools, or a tool returns nothing."""
+    reasoning_content: NotRequired[str]
+    """What an assistant thought before it spoke, where that is no part of `content`."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """`{"type": "function", "function": {"name": …, "arguments": {…}}}`, with an `id` where the row gives one."""
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    trained: NotRequired[bool]
+    """False: an assistant turn that is context alone. Templates do not see this key."""
 
 
 @dataclass
@@ -32,6 +41,8 @@ class Example:
     """One label or reward a response, where the row gives them."""
     text: str | None = None
     """Plain text for continued pretraining; then `messages` and `responses` are empty."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """The tools that may be called, `{"type": "function", "function": {"name": …, "parameters": …}}` each."""
     source: str = ""
     """Where the row stands, as `file:line`."""
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +51,10 @@ class Example:
     """Responses of the row that are not here, since they tie with, or repeat, one that is."""
     not_read: Mapping[str, bool] = field(default_factory=dict)
     """Columns, and keys of messages, that have something in them and are not read -> whether that is text."""
+
+    def prompt_columns(self) -> dict[str, Any]:
+        """The prompt as the columns of a row that is written: its messages, and the tools where there are some."""
+        return {"prompt": self.messages} | ({"tools": self.tools} if self.tools else {})
 
 
 @dataclass
@@ -56,3 +71,5 @@ class Sample:
     """Whether the response ended by itself (an end-of-turn token) and was not cut at the length limit."""
     source: str = ""
     """Where the prompt stands, as `file:line`."""
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    """The tools that the prompt offers."""

@@ -67,6 +67,7 @@ class ModelReward(nn.Module, Reward):
         if batch_tokens < 1:
             raise UserError(f"ModelReward: batch_tokens {batch_tokens}; give the most tokens that one forward may have")
         self.path, self.batch_tokens, self.texts = path, batch_tokens, (chat_template, system_prompt)
+        self.template_args: dict[str, Any] | None = None
         self.policy: Policy | None = None
         if base == "policy":
             if not (Path(resolve(path)) / "adapter_config.json").is_file():
@@ -78,6 +79,7 @@ class ModelReward(nn.Module, Reward):
                 changed = {"dtype": dtype, "attention": attention} | ({} if origin is None else {"base": origin})
                 built, data = _from_checkpoint(Path(path), changed)
                 self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
+                self.template_args = data.get("chat_template_args")
             else:
                 source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
                 built = CausalLM(path, dtype, attention=attention, base=origin, **source)
@@ -119,7 +121,7 @@ class ModelReward(nn.Module, Reward):
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
         self.eval()
-        self.template = ChatTemplate(policy.tokenizer, *self.texts)
+        self.template = ChatTemplate(policy.tokenizer, *self.texts, args=self.template_args)
 
     def train(self, mode: bool = True) -> ModelReward:
         return super().train(False)
@@ -165,7 +167,7 @@ class ModelReward(nn.Module, Reward):
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Token ids of prompt and response, as in the reward model's training."""
-        example = Example(sample.messages, [[Message(role="assistant", content=sample.response)]])
+        example = Example(sample.messages, [[Message(role="assistant", content=sample.response)]], tools=sample.tools)
         try:
             tree = self.template.encode(example, finished=sample.finished)
             if not tree.responses[0]:  # an empty response has no last token, so its end of turn is scored

@@ -81,6 +81,10 @@ WRONG = {
     "fit --modl SFT": ["--modl: no such flag", "did you mean 'model'"],
     "fit --config toy.yaml --data.path": ["--data.path needs a value"],
     "fit --config toy.yaml rows.jsonl": ["'rows.jsonl' is neither a flag nor a flag's value"],
+    "fit --config sft --data.path a.jsonl --data.chat_template_kwargs {}": [
+        "InstructionData has no key 'chat_template_kwargs'",
+        "did you mean 'chat_template_args'",
+    ],
     "fit --config toy.yaml --model.sclae 2": ["--model.sclae", "Toy has no key 'sclae'", "did you mean 'scale'"],
     "fit --config toy.yaml --model.optimizer.lrr 2": ["--model.optimizer.lrr", "AdamW has no key 'lrr'", "'lr'"],
     "fit --config toy.yaml --model.optimizer AdmaW": ["--model.optimizer", "did you mean 'AdamW'"],

@@ -257,7 +257,11 @@ def test_exact_names_come_before_obvious_ones() -> None:
         ({"messages": USER + turns("system: x") + ANSWER}, "instruction", "a system turn can only come first"),
         ({"messages": USER + ANSWER + USER}, "instruction", "the last turn is user, not assistant"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, *ANSWER]}, "instruction", "only text"),
-        ({"messages": [*USER, {"role": "assistant", "content": "", "tool_calls": [1]}]}, "instruction", "calls tools"),
+        (
+            {"messages": [*USER, {"role": "assistant", "content": "", "tool_calls": [1]}]},
+            "instruction",
+            "not the call of a",
+        ),
         ({"instruction": Q, "output": A, "history": ["a"]}, "instruction", "'history' must be a list"),
         ({"prompt": Q, "chosen": A, "rejected": A}, "preference", "chosen equals rejected"),
         ({"chosen": HH + A, "rejected": HH + A}, "preference", "chosen equals rejected"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_brothers import QWEN3
 from prepared import prepared, write
 
 from leyden.batch.forest import Tree
@@ -222,3 +223,24 @@ def test_rows_that_are_held_out_elsewhere_are_not_trained_on(tmp_path: Path, cap
     assert len(data.val_trees or ()) == 8 and f"{folder}: 19 rows are held out too, and not trained on" in caplog.text
     with pytest.raises(UserError, match=r"link\.jsonl: all of its 8 rows are held out too"):
         ready(str(folder / "link.jsonl"), tmp_path, val_path=val)
+
+
+def test_arguments_of_the_template_key_the_cache_and_are_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    talk = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
+    path, prompts = write(tmp_path / "a.jsonl", [{"messages": talk}]), []
+    for args in ({}, {"enable_thinking": False}):
+        caplog.clear()
+        options = {"chat_template": QWEN3, "chat_template_args": args, "val_fraction": 0.0}
+        with caplog.at_level("INFO", logger="leyden"):
+            data = ready(path, tmp_path, **options)  # type: ignore[arg-type]
+        assert data.train_trees is not None
+        prompts.append(data.template.tokenizer.decode(data.train_trees[0].prompt))
+        assert ("1 row: the chat template writes earlier answers otherwise" in caplog.text) == bool(args)
+    assert prompts[1].endswith("<think>\n\n</think>\n\n") and not prompts[0].endswith("</think>\n\n")
+    assert data.chat_template == data.template.source != QWEN3
+    with pytest.raises(UserError, match="chat_template_args thinking: .*; it has enable_thinking"):
+        ready(path, tmp_path, chat_template=QWEN3, chat_template_args={"thinking": False})
+    own = ready(path, tmp_path, val_fraction=0.0)
+    assert own.chat_template is None

@@ -259,10 +259,10 @@ def test_a_prompt_column_that_asks_something_else(tmp_path: Path) -> None:
     assert texts(ready(path, tmp_path, format="chosen-rejected")) == [["가", "나"]]
 
 
-def test_responses_that_the_template_makes_alike(tmp_path: Path) -> None:
+def test_responses_that_the_template_rewrites(tmp_path: Path) -> None:
     lower = "{% for m in messages %}{{ m.content | lower }}{{ eos_token }}{% endfor %}"
     path = write(tmp_path / "a.jsonl", [{"prompt": "?", "chosen": "Yes", "rejected": "yes"}, PAIRS[0]])
-    with pytest.raises(UserError, match=r"a\.jsonl:1: the chat template writes all responses alike"):
+    with pytest.raises(UserError, match=r"a\.jsonl:1: the chat template leaves out or rewrites turn 2 .*'Yes'"):
         ready(path, tmp_path, chat_template=lower)
     assert len(trees(ready(path, tmp_path, chat_template=lower, on_error="skip"))) == 1
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ TALK = [
 
 def example(turns: list[Message] = TALK, cut: int = 1) -> Example:
     return Example(turns[:cut], [turns[cut:]])
+
+
+def adding_bos() -> PreTrainedTokenizerFast:
+    """A tokenizer that puts BOS before every text itself, as that of Llama does."""
+    tokenizer = copy.deepcopy(byte_level())
+    bos = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[bos])
+    return tokenizer
 
 
 def trained(template: ChatTemplate, tree: Tree, response: int = 0) -> list[str]:
@@ -167,9 +176,9 @@ def test_a_merge_across_the_end_of_an_answer_does_not_train_what_follows() -> No
     core = Tokenizer(models.BPE(vocab={"[": 0, "x": 1, "]": 2, "]]": 3, "</s>": 4}, merges=[("]", "]")]))
     template = ChatTemplate(
         PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>"),
-        "{% for m in messages %}{{ ']x[' if m.role == 'user' else m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{% endfor %}",
     )
-    contents = ["?", "x]", "?", "x"]
+    contents = ["]x[", "x]", "]x[", "x"]
     turns = [Message(role=turn["role"], content=content) for turn, content in zip(TALK, contents, strict=True)]
     tree = template.encode(example(turns))
     assert (tree.prompt, tree.responses) == ([2, 1, 0], [[1, 2, 2, 1, 0, 1, 4]])
@@ -225,11 +234,17 @@ def test_bos_is_never_doubled_and_eos_never_missing() -> None:
             ids = tree.prompt + tree.responses[0]
             assert ids.count(bos) <= 1 and bos not in ids[1:]
             assert ids[-1] in template.stop and ids[-2] not in template.stop
-    for text in ("Hello", "<s>Hello", "Hello</s>", "<s>Hello</s>"):
-        tree = ChatTemplate(tokenizer, None).encode(Example([], text=text))
-        assert tree.prompt == [bos]
+    for adds, text in product((True, False), ("Hello", "<s>Hello", "Hello</s>", "<s>Hello</s>")):
+        tree = ChatTemplate(adding_bos() if adds else tokenizer, None).encode(Example([], text=text))
+        assert tree.prompt == ([bos] if adds or text.startswith("<s>") else [])
         assert tokenizer.decode(tree.responses[0]) == "Hello</s>" and tree.responses[0][-1] == eos
     assert ChatTemplate(byte_level(bos=None), None).encode(Example([], text="Hello")).prompt == []
+
+
+def test_the_plain_template_has_bos_only_where_the_tokenizer_adds_it() -> None:
+    bos = byte_level().bos_token_id
+    assert ChatTemplate(adding_bos(), "plain").prompt(TALK[:1])[0] == bos
+    assert bos not in ChatTemplate(byte_level(), "plain").prompt(TALK[:1])
 
 
 def test_train_on_all_trains_every_token() -> None:
@@ -271,7 +286,7 @@ def test_prompt_not_a_prefix_is_caught() -> None:
 
 def test_an_answer_that_the_template_drops_is_caught() -> None:
     hidden = NO_END.replace("{{ m.content }}", "{{ m.content if m.role == 'user' else '(hidden)' }}")
-    with pytest.raises(RowError, match="rewrites the answer"):
+    with pytest.raises(RowError, match=r"leaves out or rewrites turn 2 \(assistant\): 'four'"):
         ChatTemplate(byte_level(), hidden).encode(example())
 
 

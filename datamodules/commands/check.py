@@ -113,6 +113,8 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
             ranked = findings.comparisons is not None
             used = compared(example, limits.min_gap, limits.max_responses) if ranked else example
             _measure(used, place, template, findings)
+            for note in template.take_notes() if template else ():
+                findings.warn(note, place)
             _add_warnings(example, place, specials, findings)
         except LeftOut as reason:
             findings.left_out[str(reason)] += 1
@@ -141,7 +143,7 @@ def _measure(example: Example, place: str, template: ChatTemplate | None, findin
             tree = distinct_responses(tree)
         prompt, responses = len(tree.prompt), [len(response) for response in tree.responses]
     else:
-        prompt, responses = len(template.prompt(example.messages)), []
+        prompt, responses = len(template.prompt(example.messages, example.tools)), []
     findings.prompt.append(prompt)
     findings.response.extend(responses)
     findings.longest.append(prompt + max(responses, default=0))
@@ -155,7 +157,7 @@ def _add_warnings(example: Example, place: str, specials: Sequence[str], finding
     """Add warnings about a usable row: duplicates, decomposed Hangul and special tokens in the text."""
     turns = [*example.messages, *(turn for response in example.responses for turn in response)]
     texts = [turn["content"] for turn in turns] if example.text is None else [example.text]
-    key = hash((tuple(turn["role"] for turn in turns), tuple(texts)))
+    key = hash((repr(turns), repr(example.tools), example.text))
     if key in findings.seen:
         earlier = findings.seen[key].rpartition(":")[2]
         is_prompt = not example.responses and example.text is None

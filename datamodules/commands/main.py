@@ -52,6 +52,8 @@ class _Parser(Parser):
         self.add_argument("--tokenizer", metavar="PATH", help="model folder or hub name (default: tiny)")
         names = ("--chat-template", "--chat_template", "--data.chat_template")
         self.add_argument(*names, dest="chat_template", metavar="plain|FILE", help="instead of the tokenizer's own")
+        names = ("--chat-template-args", "--chat_template_args", "--data.chat_template_args")
+        self.mapping(*names, metavar="'{NAME: VALUE}'", help="arguments of the chat template")
         self.choice("--rank-order", ("lower_is_better", "higher_is_better"), help="how to read a ranking column")
         self.columns("prompt", "response", "chosen", "rejected", "text", "context", "system")
 
@@ -181,7 +183,8 @@ def _source(args: argparse.Namespace) -> Source:
     from leyden.datamodules.source import Source
 
     columns = _columns(args)
-    return Source(args.file, args.kind, args.format, columns, args.rank_order, args.tokenizer, args.chat_template)
+    template = (args.tokenizer, args.chat_template, args.chat_template_args)
+    return Source(args.file, args.kind, args.format, columns, args.rank_order, *template)
 
 
 def _help() -> str:

@@ -52,7 +52,7 @@ def read_groups(source: Source, rejects: list[dict[str, Any]], say: Callable[[st
                 continue
             except LeftOut:
                 continue
-            prompt = normalised_turns(example.messages)
+            prompt = (normalised_turns(example.messages), repr(example.tools))
             if prompt not in groups:
                 groups[prompt] = PromptGroup(example.messages, _other_columns(example, settled), [])
             for sample, response in zip(samples, example.responses, strict=True):
@@ -68,8 +68,13 @@ def _samples(example: Example) -> list[Sample]:
     for number, response in enumerate(example.responses):
         if len(response) > 1:
             raise RowError("the response has several turns; give single answers to a prompt", "several turns")
+        if response[0].keys() & {"tool_calls", "reasoning_content"}:
+            problem = "the response has calls or reasoning, and rewards see texts; write these in its content"
+            raise RowError(problem, "not a text")
         finished = ended[number] if isinstance(ended, list) and number < len(ended) else ended
-        samples.append(Sample(example.messages, response[0]["content"], row, bool(finished), example.source))
+        samples.append(
+            Sample(example.messages, response[0]["content"], row, bool(finished), example.source, example.tools)
+        )
     return samples
 
 

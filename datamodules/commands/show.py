@@ -44,6 +44,8 @@ def _show_file(source: Source, rows: int, template: ChatTemplate, console: Conso
                 raise example
             not_read.count(example.not_read, counts)
             _show_example(place, example, template, console, settled.kind == "preference")
+            for note in template.take_notes():
+                console.print(f"note: {note}", markup=False)
         except RowError as error:
             bad = True
             console.print(f"\n{place}: {error}", markup=False)
@@ -60,7 +62,7 @@ def _show_example(place: str, example: Example, template: ChatTemplate, console:
     if example.responses or example.text is not None:
         tree = template.encode(example)
     else:
-        tree = Tree(template.prompt(example.messages), [])
+        tree = Tree(template.prompt(example.messages, example.tools), [])
     lengths = " + ".join(str(len(part)) for part in (tree.prompt, *tree.responses))
     console.print(f"\n{place} · {lengths} tokens", style="bold", markup=False)
     console.print(_marked(tree.prompt, ["prompt"] * len(tree.prompt), template, console))

@@ -24,6 +24,7 @@ _ALIASES = {
     "scores": "scores ratings rewards",
     "ranking": "ranking ranks 순위",
     "system": "system system_prompt",
+    "tools": "tools functions",
     "history": "history",
     "margin": "margin",
     "score_chosen": "score_chosen chosen_score chosen-rating chosen_rating chosen_avg_rating",

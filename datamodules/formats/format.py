@@ -33,6 +33,8 @@ class Parts:
     """The score of each answer, where the row has numbers whose differences mean something."""
     text: str | None = None
     """Plain text for continued pretraining; then there are no turns."""
+    tools: list[dict[str, Any]] | None = None
+    """The tools that may be called, as `tools_of` makes them; None for those of the column `tools`."""
 
 
 class Format(ABC):

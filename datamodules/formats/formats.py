@@ -38,6 +38,7 @@ from leyden.datamodules.formats.readers import (
 )
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.scored_readers import HelpSteer2Preference, HelpSteer3, ScoredObjects, ScoredRows
+from leyden.datamodules.formats.tool_calls import tools_of
 from leyden.datamodules.formats.turns import check_order
 from leyden.datamodules.formats.unpaired_readers import Unpaired, UnpairedMessages, UnpairedPrompts, UnpairedShareGPT
 from leyden.errors import UserError, nearest
@@ -67,6 +68,9 @@ def parse(
     _require(form, kind, named, row, columns or {}, answers=kind != "prompts")
     with noting() as not_read:
         parts = form.read(named, kind)
+        tools = parts.tools
+        if tools is None and parts.text is None and "tools" not in named.taken:
+            tools = tools_of(named.get("tools"))
         name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
     turns = [*example.messages, *(turn for response in example.responses for turn in response)]
@@ -75,6 +79,7 @@ def parse(
         name: text and not (isinstance(value := row.get(name), str) and value.strip() in seen)  # said elsewhere
         for name, text in not_read.items()
     }
+    example.tools = tools or []
     return example
 
 

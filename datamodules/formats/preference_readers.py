@@ -236,7 +236,7 @@ def _repeats_prompt(response: Any) -> bool:
 
 
 def _stripped(response: list[Message]) -> list[Message]:
-    return [Message(role=turn["role"], content=turn["content"].strip()) for turn in response]
+    return [{**turn, "content": turn["content"].strip()} for turn in response]
 
 
 def _with_scores(parts: Parts, row: dict[str, Any], kind: str) -> Parts:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leyden.datamodules.formats.not_read import name_the_rest
 from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.tool_calls import calls_of
 from leyden.errors import nearest
 from leyden.example import Message
 
 _ROLES = {
     "system": "system developer 시스템",
     "user": "user human prompter question 사용자 유저 질문자",
-    "assistant": "assistant gpt chatgpt bot model ai chatbot answer 어시스턴트 비서 봇 챗봇 도우미 답변자",
+    "assistant": "assistant gpt chatgpt bot model ai chatbot answer 어시스턴트 비서 봇 챗봇 도우미 답변자 "
+    "function_call tool_call",
     "tool": "tool function observation function_response tool_response 도구",
 }
 ROLES = {word: role for role, words in _ROLES.items() for word in words.split()}
@@ -22,6 +26,12 @@ ROLES = {word: role for role, words in _ROLES.items() for word in words.split()}
 
 _EMPTY = {"assistant": "empty response", "user": "empty prompt"}
 _ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+_CALL_ROLES = ("function_call", "tool_call")
+"""Roles of assistant turns whose text is the call of a tool."""
+_REASONING_KEYS, _CALL_KEYS = ("reasoning_content", "thinking", "reasoning"), ("tool_calls", "function_call")
+_NAMES = ("name", "tool_call_id")
+_FLAGS = "weight loss_weight train trained trainable train_on_turn training loss loss_mask".split()
+"""Keys that say whether a turn is trained on."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
 
@@ -44,10 +54,17 @@ def text_of(value: Any, name: str, role: str = "") -> str:
     return value
 
 
-def normalised_turns(turns: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+def normalised_turns(turns: Sequence[Message]) -> tuple[tuple[str, ...], ...]:
     """Turns as a reader sees them, for comparison: blanks around a text and at line ends, the kind of line ends and the
     composition of letters make no difference. Other blanks do, since code and lists depend on them."""
-    return tuple((turn["role"], _normalised(turn["content"])) for turn in turns)
+    return tuple((turn["role"], _normalised(turn["content"]), *_beside_content(turn)) for turn in turns)
+
+
+def _beside_content(turn: Message) -> tuple[str, ...]:
+    """What else a turn says: its reasoning and its calls."""
+    keys = ("reasoning_content", "tool_calls", *_NAMES)
+    rest = {key: value for key in keys if (value := turn.get(key))}
+    return (json.dumps(rest, sort_keys=True, default=str),) if rest else ()
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
@@ -57,7 +74,11 @@ def messages_of(value: Any, name: str) -> list[Message]:
         raise RowError(f"'{name}' is not a list of turns; write [{{'role': 'user', 'content': …}}, …]", "bad turns")
     if not turns:
         raise RowError(f"'{name}' is an empty list; write its turns or drop the row", "bad turns")
-    return [_message(turn, f"{name}[{number}]") for number, turn in enumerate(turns)]
+    messages = [_message(turn, f"{name}[{number}]") for number, turn in enumerate(turns)]
+    spoken = [turn for turn in messages if turn["role"] != "system" or turn["content"]]
+    if not spoken:
+        raise RowError(f"'{name}' has an empty system turn alone; write its turns or drop the row", "bad turns")
+    return spoken
 
 
 def turns_of(value: Any, name: str, role: str) -> list[Message]:
@@ -112,7 +133,8 @@ def _normalised(text: str) -> str:
 def _message(turn: dict[str, Any], name: str) -> Message:
     role_key = next((key for key in _ROLE_KEYS if key in turn), None)
     content_key = next((key for key in _CONTENT_KEYS if key in turn), None)
-    if role_key is None or content_key is None:
+    call_key = next((key for key in _CALL_KEYS if turn.get(key)), None)
+    if role_key is None or (content_key is None and call_key is None):
         problem = f"'{name}' has the keys {', '.join(turn)}; each turn needs role and content (or from and value)"
         raise RowError(problem, "bad turns")
     word = turn[role_key]
@@ -120,10 +142,46 @@ def _message(turn: dict[str, Any], name: str) -> Message:
     if role is None:
         problem = f"'{name}' has the role {word!r}{nearest(str(word), ROLES) or '; use user, assistant or system'}"
         raise RowError(problem, "bad turns")
-    if turn.get("tool_calls"):
-        problem = f"'{name}' calls tools, which are not supported; write the call as text in its content"
-        raise RowError(problem, "calls tools")
-    return Message(role=role, content=text_of(turn[content_key], f"{name}.{content_key}", role))
+    content, where = turn.get(content_key or ""), f"{name}.{content_key}"
+    calls = calls_of(turn[call_key], f"{name}.{call_key}") if call_key else []
+    if word.strip().lower() in _CALL_ROLES:
+        calls, content = [*calls, *calls_of(text_of(content, where), where)], ""
+    may_be_empty = bool(calls) or role in ("system", "tool")
+    message = Message(role=role, content="" if may_be_empty and _is_blank(content) else text_of(content, where, role))
+    if calls:
+        message["tool_calls"] = calls
+    reasoning = next((key for key in _REASONING_KEYS if not _is_blank(turn.get(key))), None)
+    if reasoning:
+        message["reasoning_content"] = text_of(turn[reasoning], f"{name}.{reasoning}")
+    for key in _NAMES:
+        if not _is_blank(turn.get(key)):
+            message[key] = text_of(turn[key], f"{name}.{key}")  # type: ignore[literal-required]
+    if _flag(turn, name, role) is False and role == "assistant":
+        message["trained"] = False
+    read = {role_key, content_key, call_key, reasoning, *_NAMES, *_FLAGS}
+    name_the_rest(turn, {key for key in read if key is not None}, "messages[].")
+    return message
+
+
+def _flag(turn: Mapping[str, Any], name: str, role: str) -> bool | None:
+    """Whether a turn says of itself that it is trained on; None where it says nothing."""
+    flags = {key: turn[key] for key in _FLAGS if turn.get(key) is not None}
+    for key, value in flags.items():
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            problem = f"'{name}.{key}' is {value!r:.40}; a turn is trained or it is not: write 1 or 0, true or false"
+            raise RowError(problem, "bad flag")
+        if value and role != "assistant":
+            problem = (
+                f"'{name}.{key}' asks to train on a {role} turn; only assistant turns are trained: drop it or write 0"
+            )
+            raise RowError(problem, "bad flag")
+    if len(set(map(bool, flags.values()))) > 1:
+        raise RowError(f"'{name}' has flags that contradict each other ({', '.join(flags)}); keep one", "bad flag")
+    return bool(next(iter(flags.values()))) if flags else None
+
+
+def _is_blank(value: Any) -> bool:
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
 
 
 def _is_parts(value: Any) -> bool:
@@ -131,10 +189,21 @@ def _is_parts(value: Any) -> bool:
 
 
 def _joined(parts: list[Any], name: str) -> str:
-    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        problem = f"'{name}' is a list that is not all text parts; only text can be trained on, drop the row"
-        raise RowError(problem, "not a text")
-    return "".join(str(part.get("text", "")) for part in parts)
+    """The text of content in parts, `{"type": "text", "text": …}` each."""
+    texts = []
+    for number, part in enumerate(parts):
+        key = next((key for key in ("text", "value", "content") if isinstance(part, dict) and key in part), None)
+        said = part.get(key) if key else None
+        if said is None or not isinstance(said, str) or part.get("type") not in ("text", "input_text", "output_text"):
+            kind = f"a part of type {part['type']!r}" if isinstance(part, dict) and "type" in part else f"{part!r:.40}"
+            problem = f"'{name}[{number}]' is {kind}; only text can be trained on: write text parts or drop the row"
+            raise RowError(problem, "not a text")
+        if flag := next((flag for flag in _FLAGS if part.get(flag) is not None), None):
+            problem = f"'{name}[{number}].{flag}': a turn is trained whole or not at all; put the flag beside its role"
+            raise RowError(problem, "bad flag")
+        name_the_rest(part, ("type", str(key)), "messages[].content[].")
+        texts.append(said)
+    return "".join(texts)
 
 
 def _after(before: str) -> str:

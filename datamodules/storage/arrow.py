@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -53,14 +53,21 @@ class Report:
     instructions, the answers that are not the best"""
     not_read: dict[str, list[int]] = field(default_factory=dict)
     """Columns and keys of messages that are not read: as `formats.not_read.count` has them"""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What the chat template did to kept rows that a user should know -> rows"""
     rejected: list[tuple[str, str]] = field(default_factory=list)
     """(`file:line`, what is wrong), for rows that were skipped"""
-    notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     """What readers of files detected or left out"""
 
     def drop(self, reason: str) -> None:
         """Count a row that is not kept."""
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def note(self, notes: Iterable[str]) -> None:
+        """Count a row that there is something to say about."""
+        for note in notes:
+            self.notes[note] = self.notes.get(note, 0) + 1
 
     def line(self, use: str = "compared") -> str:
         """One line for the terminal; `use` is what does not happen to the responses that are left out."""

@@ -284,7 +284,7 @@ class Algorithm(OptimizerStep):
             groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
         return [
             {
-                "prompt": example.messages,
+                **example.prompt_columns(),
                 "response": group[0].text,
                 "finished": group[0].finished,
                 "row": dict(example.row),

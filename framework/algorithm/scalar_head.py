@@ -106,12 +106,12 @@ class WithScalarHead(Algorithm):
 def _row(example: Example, scores: list[float]) -> dict[str, Any]:
     texts = [_text(turns) for turns in example.responses]
     answers = {"responses": texts, "scores": scores} if len(texts) > 1 else {"response": texts[0], "score": scores[0]}
-    return {"prompt": example.messages, **answers, "row": dict(example.row)}
+    return {**example.prompt_columns(), **answers, "row": dict(example.row)}
 
 
 def _text(turns: list[Message]) -> str | list[Message]:
-    """One answer as its text; a conversation that goes on as its turns."""
-    return turns[0]["content"] if len(turns) == 1 else turns
+    """One answer as its text; as its turns where it goes on, or is more than a text."""
+    return turns[0]["content"] if len(turns) == 1 and turns[0].keys() == {"role", "content"} else turns
 
 
 def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]:

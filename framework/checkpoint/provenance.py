@@ -90,8 +90,8 @@ class Provenance:
             )
         if training and entry["template"] != facts["template"]:
             raise UserError(
-                "the checkpoint was trained with another chat template; set --data.chat_template to the one that it "
-                "was trained with, or start a new run"
+                "the checkpoint was trained with another chat template; set --data.chat_template and "
+                "--data.chat_template_args to what it was trained with, or start a new run"
             )
         if weights is not None:
             _check_shapes(checkpoint["state_dict"], weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from leyden.errors import UserError, nearest
 
@@ -32,6 +32,22 @@ class Parser(argparse.ArgumentParser):
             hint = nearest(word, flags) if word.startswith("-") else ""
             raise UserError(f"{self.prog}: '{word}' is not known{hint or f'; see {self.prog} --help'}")
         return options
+
+    def mapping(self, *flags: str, metavar: str, help: str) -> None:
+        """A flag with names and values in braces, as YAML or JSON."""
+
+        def read(value: str) -> dict[str, Any]:
+            import yaml
+
+            try:
+                content = yaml.safe_load(value)
+            except yaml.YAMLError:
+                content = None
+            if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+                raise UserError(f"{flags[0]} {value}: write names and values in braces, {metavar}")
+            return content
+
+        self.add_argument(*flags, dest=flags[0].strip("-").replace("-", "_"), type=read, metavar=metavar, help=help)
 
     def choice(self, flag: str, options: Sequence[str], default: str | None = None, help: str = "") -> None:
         """A flag with one of a few values."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leyden.errors import UserError, nearest
 from leyden.paths import resolve
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROBE = "leyden-probe"
+_BOS = "{{ bos_token }}"
 PLAIN = (
-    "{{ bos_token }}"
+    f"{_BOS}"
     "{% for message in messages %}"
     "{{ message.role | capitalize }}:\n{{ message.content }}"
     "{{ eos_token + '\n' if message.role == 'assistant' else '\n\n' }}"
@@ -31,7 +32,8 @@ PLAIN = (
     Assistant:
     Fine.</s>
 
-The line end after `Assistant:` keeps the cut between prompt and answer on a token boundary in every tokenizer.
+The line end after `Assistant:` keeps the cut between prompt and answer on a token boundary in every tokenizer. By its
+name, `plain`, it is without BOS where the tokenizer has one that it never puts before a text.
 """
 
 
@@ -75,20 +77,61 @@ def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, token: int, embeddings
     return f"{name}, beyond the model's {embeddings} embeddings; {mend}"
 
 
-def chat_source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
-    """The Jinja text of the chat template, or None where a tokenizer has none."""
+def chat_source(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, args: Mapping[str, Any] | None = None
+) -> str | None:
+    """The Jinja text of the chat template, or None where a tokenizer has none.
+
+    Args:
+        tokenizer: whose template it is.
+        chat_template: as `ChatTemplate` takes it.
+        args: values of variables of the template, which are set where it begins.
+    """
+    source = _source(tokenizer, chat_template)
+    if not args:
+        return source
+    if source is None:
+        raise UserError(
+            f"chat_template_args: {tokenizer.name_or_path} has no chat template that could take them; leave them out, "
+            "or add --data.chat_template"
+        )
+    known = template_variables(source)
+    for name in args:
+        if name not in known:
+            there = f"it has {', '.join(known)}" if known else "it has none; leave this out"
+            raise UserError(f"chat_template_args {name}: the chat template has no such argument; {there}")
+    set_first = "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}" for name, value in args.items()
+    )
+    return source if source.startswith(set_first) else f"{set_first}\n{source}"  # Jinja drops that line end
+
+
+def template_variables(source: str) -> list[str]:
+    """The variables of a chat template that its caller may set: all that it reads but does not set itself, without the
+    conversation and what transformers always gives."""
+    from jinja2 import meta
+    from transformers.utils.chat_template_utils import _compile_jinja_template  # type: ignore[attr-defined]
+
+    given = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now", "tojson"}
+    environment = _compile_jinja_template(source).environment
+    variables = meta.find_undeclared_variables(environment.parse(source)) - given - set(environment.globals)
+    return sorted(name for name in variables if not name.endswith("_token"))
+
+
+def _source(tokenizer: PreTrainedTokenizerBase, chat_template: str | None) -> str | None:
+    own = tokenizer.chat_template
+    named = own if isinstance(own, dict) else {"default": own}
     if chat_template == "plain":
-        return PLAIN
-    if chat_template is None:
-        own = tokenizer.chat_template
-        return own.get("default") if isinstance(own, dict) else own
+        return PLAIN if added_prefix(tokenizer)[:1] == [tokenizer.bos_token_id] else PLAIN.removeprefix(_BOS)
+    if chat_template is None or chat_template in named:
+        return named.get(chat_template or "default")
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
     path = Path(chat_template).expanduser()
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        names = [*(file.name for file in path.parent.glob("*")), "plain"]
+        names = [*(file.name for file in path.parent.glob("*")), "plain", *(named if isinstance(own, dict) else ())]
         hint = nearest(path.name, names) or "; type plain, or the path of a Jinja file"
         raise UserError(f"chat_template {chat_template}: no such file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -101,16 +144,21 @@ def set_template(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     tokenizer.chat_template = own | {"default": source} if isinstance(own, dict) else source
 
 
+def added_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a tokenizer itself puts before a text: BOS, or none. To have a BOS token is not to add it."""
+    text, whole = tokenizer(PROBE, add_special_tokens=False).input_ids, tokenizer(PROBE).input_ids
+    starts = (at for at in range(len(whole) - len(text) + 1) if whole[at : at + len(text)] == text)
+    return [int(i) for i in whole[: next(starts, 0)]]
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> int | None:
     """The special token that a chat template writes after an assistant's words, or None if it writes none.
 
     Found by rendering a conversation and looking at what follows the answer: it need not be the EOS token (Gemma
     ends turns with `<end_of_turn>`), and a model that is never trained on it never stops.
     """
-    template = chat_template or chat_source(tokenizer, None)
-    if not isinstance(template, str):
-        return None
-    return _turn_end(tokenizer, template)
+    template = chat_template or _source(tokenizer, None)
+    return None if template is None else _turn_end(tokenizer, template)
 
 
 @lru_cache(maxsize=32)

@@ -34,7 +34,8 @@ class AnsweredPrompt:
     def samples(self) -> list[Sample]:
         """The responses as a reward sees them."""
         example = self.prompt.example
-        return [Sample(example.messages, r.text, example.row, r.finished, example.source) for r in self.responses]
+        told = (example.source, example.tools)
+        return [Sample(example.messages, r.text, example.row, r.finished, *told) for r in self.responses]
 
     def keep(self, numbers: Sequence[int]) -> AnsweredPrompt:
         """The same prompt with these of its responses, in this order."""
@@ -59,7 +60,7 @@ class AnsweredPrompt:
             fingerprint: of what the responses depend on.
         """
         return {
-            "prompt": self.prompt.example.messages,
+            **self.prompt.example.prompt_columns(),
             "responses": [r.text for r in self.responses],
             "scores": self.scores,
             **({"terms": self.terms} if self.terms else {}),

@@ -32,6 +32,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the same seed and lines give the same answers; default 0")
     parser.choice("--dtype", ("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU, else float32")
     parser.add_argument("--chat-template", "--chat_template", metavar="plain|FILE", help="instead of the model's own")
+    names = ("--chat-template-args", "--chat_template_args")
+    parser.mapping(*names, metavar="'{NAME: VALUE}'", help="arguments of the chat template")
     options = parser.read(argv)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -66,7 +68,7 @@ def _talk(options: Namespace) -> int:
 
     policy = load(options.model, options.dtype, options.base)
     sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
-    template = _template(policy, options.chat_template)
+    template = _template(policy, options.chat_template, options.chat_template_args)
     conversation = Conversation(template, policy.positions, sampling.max_new_tokens, options.system)
     return Talk(policy, conversation, sampling).run()
 
@@ -96,11 +98,11 @@ def load(path: str, dtype: str | None = None, base: str | None = None) -> Causal
     return policy.to(device)
 
 
-def _template(policy: CausalLM, given: str | None) -> ChatTemplate:
+def _template(policy: CausalLM, given: str | None, args: dict[str, Any] | None) -> ChatTemplate:
     from leyden.data.chat_template import ChatTemplate
     from leyden.data.tokenizer import set_template
 
-    template = ChatTemplate(policy.tokenizer, given, stop=policy.stop)
+    template = ChatTemplate(policy.tokenizer, given, stop=policy.stop, args=args)
     if template.source is None:
         raise UserError(
             f"{policy.path}: a base model, without a chat template; add --chat-template plain, or a Jinja file's path"
