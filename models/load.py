@@ -126,7 +126,10 @@ def check_continued(path: str, adapter: PeftConfig) -> str:
         )
     names = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_dora", "use_rslora")
     rank = f" (r {own.r}, alpha {own.lora_alpha})" if hasattr(own, "lora_alpha") else ""
-    other = [name for name in names if _plain(getattr(own, name, None)) != _plain(getattr(adapter, name, None))]
+    pairs = {name: (_plain(getattr(own, name, None)), _plain(getattr(adapter, name, None))) for name in names}
+    if isinstance(pairs["target_modules"][1], str):  # `all-linear` or a pattern, which the folder has as names
+        del pairs["target_modules"]
+    other = [name for name, (mine, theirs) in pairs.items() if mine != theirs]
     kept = f"; its own {', '.join(other)} hold, not those of --model.policy.adapter" if other else ""
     return f"{path}: an adapter already, which is trained on{rank}{kept}"
 

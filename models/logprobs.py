@@ -204,7 +204,8 @@ def logprobs(
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
         options = squash, temperature, extra, dtype, torch.is_grad_enabled()
         return _LogProbs.apply(hidden, head.weight, head.bias, target, *options)  # type: ignore[no-any-return, no-untyped-call]
-    size = max(1, CHUNK_BYTES // (4 * int(cast(nn.Linear, head).out_features)))
+    plain = getattr(head, "original_module", head)  # below PEFT's trainable tokens
+    size = max(1, CHUNK_BYTES // (4 * int(cast(nn.Linear, plain).out_features)))
     parts = [
         checkpoint(_through_module, head, hidden[s], target[s], squash, temperature, use_reentrant=False)
         for s in (slice(at, at + size) for at in range(0, len(hidden), size))
