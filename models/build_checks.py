@@ -1,24 +1,37 @@
 """Checks of a model when it is built, by forward passes over a handful of tokens.
 
-Two assumptions would fail silently: that the head on hidden states gives the model's own logits (Cohere, Granite and
-Gemma 2 scale or cap them), and that the forest's mask reaches every layer (recurrent and linear attention mix all
-tokens of a row).
+Some assumptions would fail silently: that the head on hidden states gives the model's own logits (Cohere, Granite and
+Gemma 2 scale or cap them); that the forest's mask reaches every layer (recurrent and linear attention mix all tokens of
+a row), with the layer's window; that the KV cache of sampling holds what a layer attends to; that no token sees later
+ones. Closeness alone proves none of this, since what leaks may be small at first and grow with training. So a leak is
+looked for in gradients, where no leak is exactly zero, and windows are made so short that a few tokens cross them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
+from leyden.models.attention.cached import DecodeStep, Prefill
+from leyden.models.attention.kv_cache import Cache, close
 from leyden.models.backbone import Backbone
 
+SHORT = 3
+"""Sliding window of the probes, in tokens"""
+AMPLIFIED = 1e4
+"""Factor on the head's output in `check_head`. A cap hardly changes the small logits of an untrained model."""
 
-def probe_batch(vocabulary: int) -> Batch:
+
+def probe_trees(vocabulary: int) -> list[Tree]:
     """Two trees with shared prompts, small enough that even the largest model runs them in a moment."""
-    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(13)]
-    return pack([Tree(ids[:3], [ids[3:5], ids[5:8]]), Tree(ids[8:10], [ids[10:13]])])
+    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(21)]
+    return [Tree(ids[:5], [ids[5:7], ids[7:13]]), Tree(ids[13:16], [ids[16:21]])]
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -33,23 +46,132 @@ def check_head(backbone: Backbone, tolerance: float) -> None:
     Raises:
         UserError: they differ, so log-probabilities would be wrong.
     """
-    base = backbone.base
+    base, head = backbone.base, backbone.head
     tokens = torch.tensor([[5, 17, 3, 11]], device=backbone.device) % backbone.config.vocab_size
-    logits = base(input_ids=tokens, use_cache=False).logits
-    ours = backbone.squash(backbone.head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state))
-    if _distance(ours, logits) > tolerance:
+    ours = head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state)
+    factor = AMPLIFIED / float(ours.abs().max().clamp_min(1e-6))
+    hook = head.register_forward_hook(lambda module, args, out: out * factor)
+    try:
+        logits = base(input_ids=tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+    if _distance(backbone.squash(ours * factor), logits) > tolerance:
         raise UserError(
             f"{backbone.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
             "that is not known here; use another model"
         )
 
 
-@torch.no_grad()
 def takes_forest(backbone: Backbone, tolerance: float) -> bool:
-    """Whether hidden states over a packed forest equal those of separate rows."""
-    batch = probe_batch(backbone.config.vocab_size).to(backbone.device)
+    """Whether packed forests, in training and in sampling, give the hidden states of separate rows, and nothing leaks
+    from one response or tree into another."""
+    trees = probe_trees(backbone.config.vocab_size)
+    batch = pack(trees).to(backbone.device)
     try:
-        packed = backbone.hidden(batch)
-    except (RuntimeError, TypeError, ValueError, AttributeError):  # the keyword or the mask did not reach the layers
-        return False
-    return _distance(packed, backbone.hidden_by_rows(batch)) <= tolerance
+        with short_windows(backbone):
+            with torch.no_grad():
+                expected = backbone.hidden_by_rows(batch)
+                own = torch.cat([expected[i:j] for span in batch.structure() for _, i, j in span.responses])
+                close_by = [_distance(backbone.hidden(batch), expected), _distance(decoded(backbone, trees), own)]
+            return max(close_by) <= tolerance and not leaks(backbone, batch)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+        return False  # the keyword or the mask did not reach the layers
+
+
+@contextmanager
+def short_windows(backbone: Backbone) -> Iterator[None]:
+    """Shorten all sliding windows and chunks of attention to `SHORT` tokens, so that a few tokens cross them."""
+    modules = list(backbone.body.modules())
+    configs = {id(c): c for m in modules if (c := getattr(m, "config", None)) is not None}
+    kept = [
+        (owner, name, value)
+        for owner in (*({id(backbone.config): backbone.config} | configs).values(), *modules)
+        for name, value in vars(owner).items()
+        if ("window" in name or name == "attention_chunk_size") and name != "max_window_layers"
+        if type(value) is int and value > SHORT
+    ]
+    try:
+        for owner, name, _ in kept:
+            setattr(owner, name, SHORT)
+        yield
+    finally:
+        for owner, name, value in kept:
+            setattr(owner, name, value)
+
+
+def leaks(backbone: Backbone, batch: Batch) -> bool:
+    """Whether a hidden state of a packed forest depends on a token that its own token does not see.
+
+    The gradient of a hidden state in the embedding of an unseen token is exactly zero, however small a leak would be.
+    Two sums of hidden states cover all pairs of responses, trees, and earlier and later tokens of a response.
+    """
+    found: list[Tensor] = []
+
+    def watch(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        found.append(out.detach().requires_grad_())
+        return found[-1]
+
+    hook = backbone.base.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            hidden = backbone.hidden(batch)
+    finally:
+        hook.remove()
+    direction = torch.linspace(1, 9, hidden.shape[1], device=hidden.device).sin().to(hidden.dtype)
+    one, other = batch.structure()
+    (_, _, first_stop), (_, second, _) = one.responses
+    seen = batch.mask
+    for queries in ([first_stop - 1, other.cut - 1], [second, other.stop - 1]):
+        (gradient,) = torch.autograd.grad((hidden[queries] @ direction).sum(), found, retain_graph=True)
+        depends = (gradient[0] != 0).any(-1)
+        if bool((depends & ~seen[queries].any(0)).any()) or not bool(depends[batch.parent[queries]].all()):
+            return True
+    return False
+
+
+def decoded(backbone: Backbone, trees: list[Tree]) -> Tensor:
+    """Hidden states of all tokens of the responses, one decode step after another with the KV cache: [R, H]."""
+    device = backbone.device
+    cache = Cache(sum(len(tree.responses) for tree in trees), len(trees), max(len(t.prompt) for t in trees), device)
+
+    def run(tokens: Tensor, position: Tensor, forest: Prefill | DecodeStep) -> Tensor:
+        out = backbone.body(input_ids=tokens[None], position_ids=position[None], use_cache=False, forest=forest)
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    prompts = pack([Tree(tree.prompt, []) for tree in trees]).to(device)
+    run(prompts.tokens, prompts.position, Prefill(prompts, backbone.backend(device), cache))
+    rows = [(i, len(tree.prompt), response, list[Tensor]()) for i, tree in enumerate(trees) for response in tree.responses]
+    live = rows[:]
+    cache.enter([i for i, *_ in live])
+    while live:
+        newest = [(response[len(states)], before + len(states)) for _, before, response, states in live]
+        tokens, position = torch.tensor(newest, device=device).T
+        hidden = run(tokens, position, DecodeStep(cache))
+        for (*_, states), state in zip(live, hidden, strict=True):
+            states.append(state)
+        gone = [place for place, (_, _, response, states) in enumerate(live) if len(states) == len(response)]
+        cache.leave(gone)
+        close(live, gone)
+    return torch.stack([state for *_, states in rows for state in states])
+
+
+@torch.no_grad()
+def check_rows(backbone: Backbone, tolerance: float) -> None:
+    """Compare a padded row with the same row alone, and with one that ends otherwise.
+
+    Raises:
+        UserError: they differ where they should not: the model is not causal, or mixes the rows of a batch.
+    """
+    trees = probe_trees(backbone.config.vocab_size)
+    first = Tree(trees[0].prompt, trees[0].responses[:1])
+
+    def hidden(trees: list[Tree]) -> Tensor:
+        return backbone.hidden_by_rows(pack(trees).to(backbone.device))[: len(first)]
+
+    expected, alone = hidden(trees), hidden([first])
+    changed = hidden([Tree(first.prompt, [[*first.responses[0][:-1], first.prompt[0]]])])
+    name = type(backbone.base).__name__
+    if _distance(changed[:-1], alone[:-1]) > tolerance:
+        raise UserError(f"{backbone.path}: {name} is not causal here: its tokens see later ones; use another model")
+    if _distance(alone, expected) > tolerance:
+        raise UserError(f"{backbone.path}: {name} mixes the rows of a batch; use another model")

@@ -16,7 +16,7 @@ from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
 from leyden.models.backbone import Backbone
-from leyden.models.build_checks import check_head, takes_forest
+from leyden.models.build_checks import check_head, check_rows, takes_forest
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
@@ -140,12 +140,12 @@ class CausalLM(Policy):
     def _choose_attention(self) -> None:
         """Choose the attention for packed batches, and check it on a few tokens."""
         exact = self.dtype == torch.float32 and not any(quantized.layers(self.model))
-        tolerance = 1e-3 if exact else 5e-2
+        tolerance = 1e-4 if exact else 5e-2
         check_head(self.backbone, tolerance)
         base = self.backbone.base
         self._native = base.config._attn_implementation
         if self.attention == "rows":
-            return
+            return check_rows(self.backbone, tolerance)
         configured = self.attention
         if configured != "auto":  # weights may be on their way to the GPU
             self.backbone.backend(torch.device("cuda") if torch.cuda.is_available() else self.device)
@@ -159,6 +159,7 @@ class CausalLM(Policy):
             raise UserError(
                 f"{self.path}: {name} cannot take attention {configured}; use --model.policy.attention rows"
             )
+        check_rows(self.backbone, tolerance)
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
 
     def _enable_checkpointing(self) -> None:
