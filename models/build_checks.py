@@ -21,11 +21,15 @@ from leyden.errors import UserError
 from leyden.models.attention.cached import DecodeStep, Prefill
 from leyden.models.attention.kv_cache import Cache, close
 from leyden.models.backbone import Backbone
+from leyden.run.flops import experts
 
 SHORT = 3
 """Sliding window of the probes, in tokens"""
 AMPLIFIED = 1e4
 """Factor on the head's output in `check_head`. A cap hardly changes the small logits of an untrained model."""
+
+UNFIT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
+"""What a model raises that does not take what it is given."""
 
 
 def probe_trees(vocabulary: int) -> list[Tree]:
@@ -48,14 +52,27 @@ def check_head(backbone: Backbone, tolerance: float) -> None:
     """
     base, head = backbone.base, backbone.head
     tokens = torch.tensor([[5, 17, 3, 11]], device=backbone.device) % backbone.config.vocab_size
-    ours = head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state)
-    factor = AMPLIFIED / float(ours.abs().max().clamp_min(1e-6))
-    hook = head.register_forward_hook(lambda module, args, out: out * factor)
     try:
-        logits = base(input_ids=tokens, use_cache=False).logits
-    finally:
-        hook.remove()
-    if _distance(backbone.squash(ours * factor), logits) > tolerance:
+        base(input_ids=tokens, use_cache=False)
+    except torch.OutOfMemoryError:
+        raise
+    except UNFIT as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{backbone.path}: {type(base).__name__} does not run on tokens alone ({reason}); use another model"
+        ) from error
+    try:
+        ours = head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state)
+        factor = AMPLIFIED / float(ours.abs().max().clamp_min(1e-6))
+        hook = head.register_forward_hook(lambda module, args, out: out * factor)
+        try:
+            logits = base(input_ids=tokens, use_cache=False).logits
+        finally:
+            hook.remove()
+        known = _distance(backbone.squash(ours * factor), logits) <= tolerance
+    except UNFIT:  # another module stands between the two
+        known = False
+    if not known:
         raise UserError(
             f"{backbone.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
             "that is not known here; use another model"
@@ -74,8 +91,25 @@ def takes_forest(backbone: Backbone, tolerance: float) -> bool:
                 own = torch.cat([expected[i:j] for span in batch.structure() for _, i, j in span.responses])
                 close_by = [_distance(backbone.hidden(batch), expected), _distance(decoded(backbone, trees), own)]
             return max(close_by) <= tolerance and not leaks(backbone, batch)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+    except UNFIT:
         return False  # the keyword or the mask did not reach the layers
+
+
+def cautions(backbone: Backbone) -> tuple[str, ...]:
+    """What training this model does otherwise than one may expect; see `Policy.cautions`."""
+    lines, longest = [], getattr(backbone.config, "max_position_embeddings", None)
+    if (limit := backbone.rope_limit) is not None and limit < (longest or limit + 1):
+        lines.append(
+            f"{backbone.path}: no row may be longer than {limit:,} tokens, beyond which its rotary frequencies "
+            "(longrope) would depend on the longest row of a batch"
+        )
+    routed = experts(backbone.config)
+    if routed is not None and not backbone.adapted:
+        lines.append(
+            f"{backbone.path}: its router chooses among {routed[0]} experts and is trained without the auxiliary loss "
+            "that balances them; with an adapter (--config lora) the router stays as it is"
+        )
+    return tuple(lines)
 
 
 @contextmanager
@@ -140,7 +174,9 @@ def decoded(backbone: Backbone, trees: list[Tree]) -> Tensor:
 
     prompts = pack([Tree(tree.prompt, []) for tree in trees]).to(device)
     run(prompts.tokens, prompts.position, Prefill(prompts, backbone.backend(device), cache))
-    rows = [(i, len(tree.prompt), response, list[Tensor]()) for i, tree in enumerate(trees) for response in tree.responses]
+    rows = [
+        (i, len(tree.prompt), response, list[Tensor]()) for i, tree in enumerate(trees) for response in tree.responses
+    ]
     live = rows[:]
     cache.enter([i for i, *_ in live])
     while live:

@@ -16,7 +16,7 @@ from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
 from leyden.models.backbone import Backbone
-from leyden.models.build_checks import check_head, check_rows, takes_forest
+from leyden.models.build_checks import cautions, check_head, check_rows, takes_forest
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
@@ -107,7 +107,7 @@ class CausalLM(Policy):
     def _load(self) -> None:
         advise(self.dtype, f"{self.path} in bfloat16", "--model.policy.dtype float32")
         self.model = load_model(self.path, self.dtype, self.adapter, **self.source)
-        self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        self.positions, self.cautions = self.backbone.positions, cautions(self.backbone)
         embeddings = self.backbone.base.get_input_embeddings().num_embeddings
         # added tokens that text never uses may lie beyond the embedding (the image token of the smallest Gemma 3)
         if self.tokenizer.vocab_size > embeddings or max(self.stop, default=0) >= embeddings:

@@ -31,7 +31,8 @@ from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, Rol
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
 from leyden.on_policy.rollout_loader import check_room
 from leyden.policy import Response, Sampling
-from leyden.run.callbacks import FinalValidation, Throughput, flops_per_token
+from leyden.run.callbacks import FinalValidation, Throughput
+from leyden.run.flops import flops_per_token
 from leyden.run.progress import Progress, RunEstimate
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -23,6 +24,9 @@ from leyden.policy.reference import OtherPolicy
 from leyden.sharding import assembled, shard
 
 GREEDY = Sampling(temperature=0.0)
+
+
+log = logging.getLogger(__name__)
 
 
 class Algorithm(OptimizerStep):
@@ -110,6 +114,8 @@ class Algorithm(OptimizerStep):
         self.shard_policy(self.policy)
         while self.when_built:
             self.when_built.pop()()
+        for line in self.policy.cautions if self.trainer.state.fn == "fit" else ():
+            log.warning(line)
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(

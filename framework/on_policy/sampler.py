@@ -134,9 +134,14 @@ def answer_prompts(
     reward: Any,
     engine: Engine | None = None,
 ) -> list[AnsweredPrompt]:
-    """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed."""
-    engine = engine or Native()
-    engine.sync(policy)
+    """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed.
+
+    Args:
+        engine: already in step with the policy; by default the policy answers itself.
+    """
+    if engine is None:
+        engine = Native()
+        engine.sync(policy)
     tokens, keys = [prompt.tokens for prompt in prompts], [prompt.row for prompt in prompts]
     groups = engine.generate(tokens, 1, sampling, keys, count_answers(trainer, len(prompts)))
     answered = [AnsweredPrompt(p, p.row, group) for p, group in zip(prompts, groups, strict=True)]

@@ -108,6 +108,8 @@ class Policy(nn.Module, ABC):
     """Hub name or folder of the weights: also where the tokenizer comes from."""
     positions: int | None = None
     """The longest sequence the model has positions for, where there is such a limit; known once it is built."""
+    cautions: tuple[str, ...] = ()
+    """What the start of a training should say of this model, one line each; known once it is built."""
     fresh: frozenset[str] = frozenset()
     """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 
