@@ -175,7 +175,7 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
 
 def _inside_larger(base: PreTrainedModel) -> bool:
     """Whether the text model stands inside a larger model, beside a vision tower for one."""
-    return text_model(base) not in (base, base.base_model, *base.children())
+    return text_model(base) is base.get_decoder() is not base.base_model
 
 
 def _text_targets(base: PreTrainedModel, targets: Any) -> Any:
