@@ -34,8 +34,8 @@ UNFIT = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, Asser
 
 def probe_trees(vocabulary: int) -> list[Tree]:
     """Two trees with shared prompts, small enough that even the largest model runs them in a moment."""
-    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(21)]
-    return [Tree(ids[:5], [ids[5:7], ids[7:13]]), Tree(ids[13:16], [ids[16:21]])]
+    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(17)]
+    return [Tree(ids[:5], [ids[5:7], ids[7:11]]), Tree(ids[11:14], [ids[14:17]])]
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
@@ -53,15 +53,6 @@ def check_head(backbone: Backbone, tolerance: float) -> None:
     base, head = backbone.base, backbone.head
     tokens = torch.tensor([[5, 17, 3, 11]], device=backbone.device) % backbone.config.vocab_size
     try:
-        base(input_ids=tokens, use_cache=False)
-    except torch.OutOfMemoryError:
-        raise
-    except UNFIT as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{backbone.path}: {type(base).__name__} does not run on tokens alone ({reason}); use another model"
-        ) from error
-    try:
         ours = head(backbone.body(input_ids=tokens, use_cache=False).last_hidden_state)
         factor = AMPLIFIED / float(ours.abs().max().clamp_min(1e-6))
         hook = head.register_forward_hook(lambda module, args, out: out * factor)
@@ -70,13 +61,28 @@ def check_head(backbone: Backbone, tolerance: float) -> None:
         finally:
             hook.remove()
         known = _distance(backbone.squash(ours * factor), logits) <= tolerance
+    except torch.OutOfMemoryError:
+        raise
     except UNFIT:  # another module stands between the two
         known = False
     if not known:
+        _check_runs(backbone, tokens)
         raise UserError(
             f"{backbone.path}: the logits of {type(base).__name__} are not its head on its hidden states, by a rule "
             "that is not known here; use another model"
         )
+
+
+def _check_runs(backbone: Backbone, tokens: Tensor) -> None:
+    """That the model runs on token ids [1, T] at all."""
+    try:
+        backbone.base(input_ids=tokens, use_cache=False)
+    except UNFIT as error:
+        reason = str(error).strip().partition("\n")[0]
+        name = type(backbone.base).__name__
+        raise UserError(
+            f"{backbone.path}: {name} does not run on tokens alone ({reason}); use another model"
+        ) from error
 
 
 def takes_forest(backbone: Backbone, tolerance: float) -> bool:
