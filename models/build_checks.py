@@ -79,9 +79,8 @@ def _check_runs(backbone: Backbone, tokens: Tensor) -> None:
         backbone.base(input_ids=tokens, use_cache=False)
     except UNFIT as error:
         reason = str(error).strip().partition("\n")[0]
-        name = type(backbone.base).__name__
         raise UserError(
-            f"{backbone.path}: {name} does not run on tokens alone ({reason}); use another model"
+            f"{backbone.path}: {type(backbone.base).__name__} does not run on tokens alone ({reason}); use another model"
         ) from error
 
 
@@ -96,7 +95,7 @@ def takes_forest(backbone: Backbone, tolerance: float) -> bool:
                 expected = backbone.hidden_by_rows(batch)
                 own = torch.cat([expected[i:j] for span in batch.structure() for _, i, j in span.responses])
                 close_by = [_distance(backbone.hidden(batch), expected), _distance(decoded(backbone, trees), own)]
-            return max(close_by) <= tolerance and not leaks(backbone, batch)
+            return all(apart <= tolerance for apart in close_by) and not leaks(backbone, batch)
     except UNFIT:
         return False  # the keyword or the mask did not reach the layers
 
@@ -213,7 +212,7 @@ def check_rows(backbone: Backbone, tolerance: float) -> None:
     expected, alone = hidden(trees), hidden([first])
     changed = hidden([Tree(first.prompt, [[*first.responses[0][:-1], first.prompt[0]]])])
     name = type(backbone.base).__name__
-    if _distance(changed[:-1], alone[:-1]) > tolerance:
+    if not _distance(changed[:-1], alone[:-1]) <= tolerance:
         raise UserError(f"{backbone.path}: {name} is not causal here: its tokens see later ones; use another model")
-    if _distance(alone, expected) > tolerance:
+    if not _distance(alone, expected) <= tolerance:
         raise UserError(f"{backbone.path}: {name} mixes the rows of a batch; use another model")

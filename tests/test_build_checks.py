@@ -101,6 +101,9 @@ def test_no_row_changes_beside_a_longer_one(factors: str) -> None:
     logp = [policy(pack(trees)).logp[: len(short)] for trees in ([short], [short, long])]
     assert len(long) == limit
     torch.testing.assert_close(*logp)
+    if factors == "longrope":  # one token more, and the short response moves
+        longer = Tree([1, *long.prompt], long.responses)
+        assert (policy(pack([short, longer])).logp[: len(short)] - logp[0]).abs().max() > 1e-3
     assert [line for line in cautions(policy.backbone) if "no row may be longer than 16 tokens" in line] == (
         cautions(policy.backbone)[:1] if factors == "longrope" else []
     )
