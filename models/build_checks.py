@@ -80,7 +80,8 @@ def _check_runs(backbone: Backbone, tokens: Tensor) -> None:
     except UNFIT as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"{backbone.path}: {type(backbone.base).__name__} does not run on tokens alone ({reason}); use another model"
+            f"{backbone.path}: {type(backbone.base).__name__} does not run on tokens alone ({reason}); "
+            "use another model"
         ) from error
 
 
