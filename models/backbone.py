@@ -14,10 +14,16 @@ from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.models.attention.dispatch import choose
 from leyden.models.attention.forest import Forest
+from leyden.models.load import text_model
 from leyden.models.logprobs import Squash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+"""Names of what logits are divided by (Granite, Inkling)"""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""Names of the logits' soft cap in configurations (Gemma 2, RecurrentGemma, xLSTM)"""
 
 
 def base_of(model: Any) -> PreTrainedModel:
@@ -74,8 +80,7 @@ class Backbone:
     @property
     def body(self) -> nn.Module:
         """The base model without its head: tokens to hidden states."""
-        body: nn.Module = self.base.get_decoder()
-        return body
+        return text_model(self.base)
 
     @property
     def head(self) -> nn.Module:
@@ -90,11 +95,30 @@ class Backbone:
         return head
 
     @property
+    def rope_limit(self) -> int | None:
+        """Length beyond which rotary frequencies depend on the longest sequence of a batch (longrope)."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # some have one for each layer type
+        limits = [one.get("original_max_position_embeddings") for one in kinds if one.get("rope_type") == "longrope"]
+        return min((limit for limit in limits if limit), default=None)
+
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that the model can read, whatever stands beside it; None without a limit.
+
+        `dynamic` frequencies change beyond `max_position_embeddings` alone.
+        """
+        limits = [getattr(self.config, "max_position_embeddings", None), self.rope_limit]
+        return min((limit for limit in limits if limit), default=None)
+
+    @property
     def squash(self) -> Squash:
         """Scaling and soft cap that the model applies between its head and its logits."""
         scale = getattr(self.config, "logit_scale", None) or 1.0
-        scale /= getattr(self.config, "logits_scaling", None) or 1.0
-        return Squash(scale, getattr(self.config, "final_logit_softcapping", None))
+        for name in DIVISORS:
+            scale /= getattr(self.config, name, None) or 1.0
+        caps = (getattr(self.config, name, None) for name in CAPS)
+        return Squash(scale, next(filter(None, caps), None))
 
     def blocks(self) -> list[nn.Module]:
         """The decoder layers of the body: the modules that transformers keeps whole (`_no_split_modules`)."""

@@ -17,7 +17,7 @@ from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
 from leyden.models.backbone import Backbone, innermost
-from leyden.models.build_checks import check_head, check_vocabulary, takes_forest
+from leyden.models.build_checks import cautions, check_head, check_rows, check_vocabulary, takes_forest
 from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
@@ -130,7 +130,7 @@ class CausalLM(Policy):
         self.model = load_model(
             self.path, self.dtype, self.adapter, **self.source, origin=self.base, unpack=self.unpack
         )
-        self.positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        self.positions, self.cautions = self.backbone.positions, cautions(self.backbone)
         self.embeddings = innermost(self.backbone.base.get_input_embeddings()).num_embeddings
         check_vocabulary(self.path, self.tokenizer, self.embeddings, self.stop)
         self.model.eval()  # the checks compare outputs, so dropout must be off
@@ -160,12 +160,12 @@ class CausalLM(Policy):
     def _choose_attention(self) -> None:
         """Choose the attention for packed batches, and check it on a few tokens."""
         exact = self.dtype == torch.float32 and not any(quantized.layers(self.model))
-        tolerance = 1e-3 if exact else 5e-2
+        tolerance = 1e-4 if exact else 5e-2
         check_head(self.backbone, tolerance)
         base = self.backbone.base
         self._native = base.config._attn_implementation
         if self.attention == "rows":
-            return
+            return check_rows(self.backbone, tolerance)
         configured = self.attention
         if configured != "auto":
             self._check_attention()
@@ -180,6 +180,7 @@ class CausalLM(Policy):
             raise UserError(
                 f"{self.path}: {name} cannot take attention {configured}; use --model.policy.attention rows"
             )
+        check_rows(self.backbone, tolerance)
         log.warning("%s cannot attend to a packed batch: it runs one padded row per response, which is slower", name)
 
     def _check_attention(self) -> None:

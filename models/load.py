@@ -203,6 +203,21 @@ def _quiet(reward: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def text_model(base: PreTrainedModel) -> nn.Module:
+    """The part of a causal LM from tokens to hidden states.
+
+    `get_decoder` finds it by names, and for some models it gives the whole model (Llama 4) or the head (ModernBERT).
+    There the part is taken that holds the embeddings.
+    """
+    body: nn.Module = base.get_decoder()
+    embeddings = base.get_input_embeddings()
+    if body is not base and any(part is embeddings for part in body.modules()):
+        return body
+    holders = (child for child in base.children() if child is not embeddings and embeddings in list(child.modules()))
+    found: nn.Module = next(holders, base)
+    return found
+
+
 def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
     from peft import get_peft_model
 
@@ -213,7 +228,7 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
         )
     _check_adapter(base, adapter)
     adapter = dataclasses.replace(adapter, task_type=adapter.task_type or "CAUSAL_LM")
-    if base.get_decoder() is not base.base_model:  # a text model inside a larger one
+    if _inside_larger(base):  # a text model inside a larger one
         adapter.target_modules = _text_targets(base, adapter.target_modules)
     try:
         model: nn.Module = get_peft_model(base, adapter)
@@ -244,9 +259,14 @@ def _check_adapter(base: PreTrainedModel, adapter: PeftConfig) -> None:
         raise UserError(f"{type(adapter).__name__}: lora_alpha 0 changes nothing; give as much as r, or more")
 
 
+def _inside_larger(base: PreTrainedModel) -> bool:
+    """Whether the text model stands inside a larger model, beside a vision tower for one."""
+    return text_model(base) is base.get_decoder() is not base.base_model
+
+
 def _text_targets(base: PreTrainedModel, targets: Any) -> Any:
     """Full names of the text model's linear layers that match `targets`, so that no vision tower gets an adapter."""
-    text_modules = set(base.get_decoder().modules())
+    text_modules = set(text_model(base).modules())
     names = [name for name, module in base.named_modules() if module in text_modules and isinstance(module, _LINEAR)]
     if targets is None or targets == "all-linear":
         return names
@@ -259,9 +279,9 @@ def _text_targets(base: PreTrainedModel, targets: Any) -> Any:
 
 def _freeze_unreachable(base: PreTrainedModel) -> None:
     """Freeze parts that text never reaches (a vision tower), so that no optimizer or strategy waits for gradients."""
-    if base.get_decoder() is base.base_model:
+    if not _inside_larger(base):
         return
     base.requires_grad_(False)
-    for part in (base.get_decoder(), base.get_output_embeddings()):
+    for part in (text_model(base), base.get_output_embeddings()):
         for parameter in part.parameters():
             parameter.requires_grad_(parameter.is_floating_point())  # packed four-bit weights cannot be trained

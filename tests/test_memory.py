@@ -189,14 +189,13 @@ def test_the_cache_takes_what_is_planned() -> None:
     shape = Shape(2, 32, 32, 16, 48, True, 64, 0, 2, 97, 0, 0)
     cache = Cache(rows=5, prompts=3, longest=11, device=torch.device("cpu"))
     key = torch.zeros(1, 2, 7, 8)  # two key heads of width 8
-    layers = [torch.nn.Identity(), torch.nn.Identity()]
-    for layer in layers:
-        cache.layer(layer, key, key)
+    for call in range(2):
+        cache.layer(call, key, key)
     cache.open([4])
     cache.enter([0] * 5)
     for _ in range(70):
         cache.advance()
-    held = sum(x.numel() * x.element_size() for layer in cache.layers.values() for x in (*layer.prompts, *layer.own))
+    held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (*layer.prompts, *layer.own))
     assert cache.columns == 128
     assert memory.cache(5, 3, 11, 70, shape, Arithmetic()) == held
     assert memory.cache(5, 3, 11, 32, shape, Arithmetic()) < memory.cache(5, 3, 11, 33, shape, Arithmetic())

@@ -31,7 +31,8 @@ from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, Rol
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
 from leyden.on_policy.rollout_loader import check_room
 from leyden.policy import Response, Sampling
-from leyden.run.callbacks import FinalValidation, Throughput, flops_per_token
+from leyden.run.callbacks import FinalValidation, Throughput
+from leyden.run.flops import flops_per_token
 from leyden.run.progress import Progress, RunEstimate
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7)
@@ -351,6 +352,47 @@ def test_an_engine_gives_a_log_prob_for_each_token() -> None:
 
     with pytest.raises(UserError, match="Silent: a response of . tokens with 0 log-probs"):
         fit(algorithm(PPO, {}, engine=Silent()), Questions(), max_epochs=1)
+
+
+class Meeting(Native):
+    """An engine whose processes wait for each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def sync(self, policy: Any) -> None:
+        self.calls.append("sync")
+        torch.distributed.barrier()
+        super().sync(policy)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append("generate")
+        return super().generate(*args, **kwargs)
+
+
+class Uneven(Questions):
+    """One prompt is held out, and the first process alone has it, in two batches of which one is empty."""
+
+    def val_dataloader(self) -> Any:
+        mine = self.held if self._trainer().global_rank == 0 else []
+        return torch.utils.data.DataLoader([mine, []], batch_size=None)  # type: ignore[arg-type]
+
+
+def meeting_on_rank() -> list[str]:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    found = algorithm(PPO, {}, engine=Meeting())
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=True)
+    options = dict(devices=2, strategy=strategy, use_distributed_sampler=False, num_sanity_val_steps=0)
+    fit(found, Uneven(held=1), max_epochs=1, **options)
+    return found.engine.calls  # type: ignore[no-any-return]
+
+
+def test_an_engine_is_synced_on_every_process_once(ranks: Ranks) -> None:
+    first, second = ranks(meeting_on_rank, timeout=60.0)
+    assert first == ["sync", "generate"] * 2  # the rollout, the validation
+    assert second == ["sync", "generate", "sync"]
 
 
 def test_the_samplers_own_account_travels_and_is_compared(tmp_path: Path) -> None:

@@ -37,6 +37,9 @@ log = logging.getLogger("leyden")
 GREEDY = Sampling(temperature=0.0)
 
 
+log = logging.getLogger(__name__)
+
+
 class Algorithm(OptimizerStep):
     """A policy and a loss, with building, optimizer, validation, prediction and checkpoints around them. How a step is
     taken, `loss` and `note` stand in `OptimizerStep`.
@@ -137,6 +140,8 @@ class Algorithm(OptimizerStep):
         while self.when_built:
             self.when_built.pop()()
         self._check_tokens()
+        for line in self.policy.cautions if self.trainer.state.fn == "fit" else ():
+            log.warning(line)
         longest, room = getattr(self.data, "longest_row", 0), self.policy.positions
         if room is not None and longest > room:
             raise UserError(

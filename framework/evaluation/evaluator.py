@@ -185,6 +185,8 @@ class Evaluator(Callback, ABC):
         whole = averaged(trainer, module), assembled(module), assembled(reference or nn.Module())
         with eval_mode(module), whole[0], whole[1], whole[2], trainer.precision_plugin.forward_context():
             engine = getattr(module, "engine", None)
+            if engine is not None:  # on every process, also where it has no prompts
+                engine.sync(module.policy)
             answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
             mine = list(map(answer_row, answered))
             self._ensure_reference_answers(trainer, module, prompts, mine)

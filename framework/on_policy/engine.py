@@ -18,7 +18,8 @@ class Engine(ABC):
     @abstractmethod
     def sync(self, policy: Policy) -> None:
         """Take over the policy's weights as they are now; sharded ones are whole inside the call, and
-        `policy.save(folder)` writes them. Called before every rollout and every validation, on every process."""
+        `policy.save(folder)` writes them. Called once before every rollout, every validation and every evaluation, on
+        every process, with or without prompts to answer: it may wait for the others."""
 
     @abstractmethod
     def generate(

@@ -205,6 +205,14 @@ class OnPolicy(WithReference):
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
     @torch.no_grad()
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        with assembled(self):  # here, and not where prompts are answered: a process may have none of them
+            self.engine.sync(self.policy)
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    @torch.no_grad()
     def validation_sums(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
         """One answer to each held-out prompt, with the same noise every time; sums over them."""
         with assembled(self):

@@ -135,9 +135,13 @@ def answer_prompts(
     engine: Engine | None = None,
 ) -> list[AnsweredPrompt]:
     """One scored answer to each prompt, with noise that depends on the number of the prompt alone; nothing is filed.
-    To be called on every process, also where it has no prompts: an engine may wait for all of them."""
-    engine = engine or Native()
-    engine.sync(policy)
+
+    Args:
+        engine: already in step with the policy; by default the policy answers itself.
+    """
+    if engine is None:
+        engine = Native()
+        engine.sync(policy)
     if not prompts:
         return []
     tokens, keys = [prompt.tokens for prompt in prompts], [prompt.row for prompt in prompts]

@@ -116,6 +116,8 @@ class Policy(nn.Module, ABC):
     """The longest sequence the model has positions for, where there is such a limit; known once it is built."""
     embeddings: int | None = None
     """Token ids below this number have an embedding, where the tokenizer may have more; known once it is built."""
+    cautions: tuple[str, ...] = ()
+    """What the start of a training should say of this model, one line each; known once it is built."""
     fresh: frozenset[str] = frozenset()
     """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 

@@ -13,59 +13,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from leyden.atomic import remove_unfinished, replacing, write_whole, writing
 from leyden.lightning_loop import is_accumulating, is_last_planned_step, pending_metrics, validation_follows
+from leyden.run.flops import flops_per_token, peak_flops
 from leyden.run.folder import changed_settings, revision
 from leyden.run.metrics_csv import MetricsCSV, Tracker
-
-PEAKS = {
-    "B200": 2250.0,
-    "GH200": 989.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "A10": 125.0,
-    "L40S": 362.0,
-    "L4": 121.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
-}
-"""Name in a GPU's name -> 10^12 operations a second of dense bf16 matrix products, by its maker; longer names first."""
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Peak operations a second of a device in bf16; None where not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((tera * 1e12 for known, tera in PEAKS.items() if known in name), None)
-
-
-def flops_per_token(module: nn.Module, has_reference: bool = False) -> float:
-    """Operations of training on one token, without attention itself and recomputed activations.
-
-    A weight costs 2 forward, 2 for the gradient of its input and, where it is trained, 2 for its own (Kaplan et al.
-    2020, table 1): 6 a weight for full weights, 4 for what an adapter stands on. Four-bit weights count unpacked, since
-    they are unpacked before they are used; embeddings that are only looked up cost nothing.
-
-    Args:
-        module: the policy.
-        has_reference: whether a reference of the same size reads every token too.
-    """
-    looked_up = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    used = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
-    total = 0.0
-    trains = any(parameter.requires_grad for parameter in module.parameters())
-    for parameter in module.parameters():
-        if id(parameter) in looked_up - used:  # tied embeddings are a head as well
-            continue
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
-        total += count * (2 + 2 * trains + 2 * parameter.requires_grad + 2 * has_reference)
-    return total
 
 
 class Throughput(Callback):

@@ -8,8 +8,10 @@ prompt and those of its own row; attention over each is computed separately, and
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from leyden.batch.forest import Batch
 from leyden.models.attention.forest import AttentionArgs, Forest
@@ -34,10 +36,11 @@ class Prefill(Forest):
         super().__init__(batch, backend)
         self.cache, self.spans = cache, [(span.start, span.cut) for span in batch.structure()]
         self.first = cache.open([stop - start for start, stop in self.spans])
+        self.calls = count()
 
-    def keep(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
-        """Store the keys and values of a layer, [1, K, T, D] each, in the KV cache."""
-        layer = self.cache.layer(module, key, value)
+    def keep(self, key: Tensor, value: Tensor) -> None:
+        """Store the keys and values of the next layer, [1, K, T, D] each, in the KV cache."""
+        layer = self.cache.layer(next(self.calls), key, value)
         for buffer, x in zip(layer.prompts, (key, value), strict=True):
             for place, (start, stop) in enumerate(self.spans, self.first):
                 buffer[place, :, : stop - start] = x[0, :, start:stop]
@@ -55,6 +58,7 @@ class DecodeStep:
         self.whole = first >= 0 and self.plan.oldest == self.plan.youngest
         """Whether every row sees all of these columns"""
         self._masks: dict[int | None, Masks] = {}
+        self.calls = count()
 
     def masks(self, window: int | None) -> Masks:
         """Masks to add to the scores of prompts' keys, [P, 1, m or 1, L], and of own keys, [R, 1, 1, C].
@@ -83,9 +87,9 @@ class DecodeStep:
                 )
         return self._masks[window]
 
-    def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, args: AttentionArgs) -> Tensor:
-        """A layer's attention in a decode step: queries [1, H, R, D], keys and values [1, K, R, D] to [1, R, H, D]."""
-        layer, heads, rows = self.cache.layer(module, key, value), key.shape[1], query.shape[2]
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, args: AttentionArgs) -> Tensor:
+        """The next layer's attention: queries [1, H, R, D], keys and values [1, K, R, D] to [1, R, H, D]."""
+        layer, heads, rows = self.cache.layer(next(self.calls), key, value), key.shape[1], query.shape[2]
         for buffer, x in zip(layer.own, (key, value), strict=True):
             buffer[:rows, :, self.cache.at] = x[0].transpose(0, 1)
         prompt_mask, own_mask = self.masks(args.window)

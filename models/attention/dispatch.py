@@ -26,7 +26,7 @@ from leyden.errors import UserError, nearest
 from leyden.models.attention.backend import Backend, Needs
 from leyden.models.attention.cached import DecodeStep, Prefill
 from leyden.models.attention.flex import Flex
-from leyden.models.attention.forest import AttentionArgs, Forest
+from leyden.models.attention.forest import AttentionArgs, Forest, MaskWindow
 from leyden.models.attention.segments import Segments
 from leyden.models.attention.varlen import Varlen
 
@@ -105,7 +105,7 @@ def forest_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | MaskWindow | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -117,25 +117,31 @@ def forest_attention(
 
     Args:
         query: [1, H, T, D]; key and value: [1, H or fewer, T, D]
+        attention_mask: the window of the layer's mask, from `forest_mask`; it holds before `sliding_window`.
         forest: the packed forest that was passed to the model's forward; while sampling, one with a KV cache.
 
     Returns:
         [1, T, H, D], and no attention weights.
 
     Raises:
-        RuntimeError: the forest did not arrive, or the model uses an option that no back-end supports.
+        RuntimeError: the forest did not arrive, or the model uses an option that no back-end supports: sinks, a mask
+            or bias of its own, keys that are not the queries' own, attention to later tokens.
     """
     if forest is None:
         raise RuntimeError(f"{type(module).__name__}: the forest did not reach the attention function")
     if kwargs.get("s_aux") is not None:
         raise RuntimeError(f"{type(module).__name__}: attention sinks are not known here")
+    if isinstance(attention_mask, Tensor) or kwargs.get("is_causal") is False or key.shape[2] != query.shape[2]:
+        raise RuntimeError(f"{type(module).__name__}: a mask that is no causal one is not known here")
+    if attention_mask is not None:
+        sliding_window = attention_mask.size
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # autocast does not cover every kernel, and rotary embeddings return fp32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
     if isinstance(forest, DecodeStep):
-        return forest.attend(module, query, key, value, AttentionArgs(scaling, 0.0, sliding_window, softcap)), None
+        return forest.attend(query, key, value, AttentionArgs(scaling, 0.0, sliding_window, softcap)), None
     if isinstance(forest, Prefill):
-        forest.keep(module, key, value)
+        forest.keep(key, value)
     args = AttentionArgs(scaling, dropout, sliding_window, softcap)
     asked = (args.softcap is not None, args.window is not None, dropout > 0)
     needs = Needs(query.device, query.dtype, *asked, query.shape[-1], value.shape[-1])
@@ -154,5 +160,10 @@ def server(name: str, needs: Needs) -> Backend:
     return backend if problem is None else next(one for one in BACKENDS.values() if one.lacks(needs) is None)
 
 
+def forest_mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> MaskWindow | None:
+    """What transformers calls where a model builds a mask. The forest is the mask, but for a window."""
+    return None if local_size is None else MaskWindow(local_size)
+
+
 AttentionInterface.register(FOREST, forest_attention)
-AttentionMaskInterface.register(FOREST, lambda *args, **kwargs: None)  # the forest is the mask
+AttentionMaskInterface.register(FOREST, forest_mask)  # type: ignore[arg-type]

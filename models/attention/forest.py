@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,16 @@ class AttentionArgs(NamedTuple):
     """sliding window: a query sees only keys that lie fewer than this many positions back"""
     softcap: float | None = None
     """scores z become softcap · tanh(z / softcap) before the softmax (Gemma 2)"""
+
+
+@dataclass(frozen=True)
+class MaskWindow:
+    """What a layer gets in place of the sliding mask that its model would build: the mask's window.
+
+    Some models tell the attention function of no window (Qwen2-MoE): only their masks know it.
+    """
+
+    size: int
 
 
 class Segment(NamedTuple):

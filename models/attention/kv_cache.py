@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 COLUMNS = 32
 """Initial number of columns of a ring; it doubles when a row grows longer."""
@@ -57,7 +57,8 @@ class Cache:
 
     def __init__(self, rows: int, prompts: int, longest: int, device: torch.device) -> None:
         self.rows, self.prompts, self.longest, self.device = rows, prompts, longest, device
-        self.layers: dict[int, Layer] = {}
+        self.layers: list[Layer] = []
+        """By the order in which a forward pass calls attention."""
         self.lengths: list[int] = []
         """Number of tokens of each prompt."""
         self.owner: list[int] = []
@@ -81,16 +82,19 @@ class Cache:
             self._plan = RowMap(self)
         return self._plan
 
-    def layer(self, module: nn.Module, key: Tensor, value: Tensor) -> Layer:
-        """Keys and values of an attention layer; allocated on its first call."""
-        if id(module) not in self.layers:
-            self.layers[id(module)] = Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns))
-        return self.layers[id(module)]
+    def layer(self, call: int, key: Tensor, value: Tensor) -> Layer:
+        """Keys and values of attention call number `call` of a forward pass; allocated the first time.
+
+        Calls are counted, not modules: one module may attend several times in a forward pass (DiffLlama).
+        """
+        if call == len(self.layers):
+            self.layers.append(Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns)))
+        return self.layers[call]
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token of one row, in all layers."""
-        buffers = (x for layer in self.layers.values() for x in layer.own)
+        buffers = (x for layer in self.layers for x in layer.own)
         return sum(x.shape[1] * x.shape[3] * x.element_size() for x in buffers)
 
     def open(self, lengths: Sequence[int]) -> int:
@@ -108,14 +112,14 @@ class Cache:
     def leave(self, gone: Sequence[int]) -> None:
         """End the rows in the places `gone`; the gaps are filled as in `close`."""
         self._plan = None
-        self._move([x for layer in self.layers.values() for x in layer.own], len(self.owner), gone)
+        self._move([x for layer in self.layers for x in layer.own], len(self.owner), gone)
         close(self.owner, gone)
         close(self.born, gone)
 
     def forget(self, gone: Sequence[int]) -> None:
         """Drop prompts that have no rows left; the gaps are filled as in `close`."""
         self._plan = None
-        self._move([x for layer in self.layers.values() for x in layer.prompts], len(self.lengths), gone)
+        self._move([x for layer in self.layers for x in layer.prompts], len(self.lengths), gone)
         moved = {source: to for to, source in closing(len(self.lengths), gone)}
         self.owner = [moved.get(prompt, prompt) for prompt in self.owner]
         close(self.lengths, gone)
@@ -139,7 +143,7 @@ class Cache:
         """Double the columns, with the oldest first, so that the next one to write is always the oldest."""
         old, rows = self.columns, len(self.owner)
         order = (torch.arange(old, device=self.device) + self.at + 1) % old
-        for layer in self.layers.values():
+        for layer in self.layers:
             for i, x in enumerate(layer.own):
                 layer.own[i] = x.new_zeros(*x.shape[:2], 2 * old, x.shape[3])
                 layer.own[i][:rows, :, :old] = x[:rows][:, :, order]

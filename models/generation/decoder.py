@@ -201,15 +201,19 @@ def places(backbone: Backbone, groups: int, samples: int, longest: int, limit: i
 
 def most_rows(backbone: Backbone, tokens: int) -> int:
     """Number of rows of `tokens` tokens each that are decoded side by side."""
-    config, device = backbone.config, backbone.device
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    memory = MEMORY
+    device, memory = backbone.device, MEMORY
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         memory = (torch.cuda.mem_get_info(device)[0] + unused) // 2
-    row: int = tokens * config.num_hidden_layers * 2 * heads * width * backbone.dtype.itemsize
-    return max(1, min(ROWS.get(device.type, ROWS["cuda"]), memory // row))
+    return max(1, min(ROWS.get(device.type, ROWS["cuda"]), memory // (tokens * token_bytes(backbone))))
+
+
+def token_bytes(backbone: Backbone) -> int:
+    """Bytes of one token in the KV cache, found by reading one: layers may differ in heads and widths."""
+    cache, batch = Cache(1, 1, 1, backbone.device), pack([Tree([0], [])]).to(backbone.device)
+    forest = Prefill(batch, backbone.backend(backbone.device), cache)
+    backbone.body(input_ids=batch.tokens[None], position_ids=batch.position[None], use_cache=False, forest=forest)
+    return cache.token_bytes
 
 
 def decode_by_rows(writer: Writer, groups: Sequence[DraftGroup]) -> None:

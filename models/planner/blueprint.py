@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from leyden.errors import UserError
 from leyden.models.backbone import base_of
-from leyden.models.load import add_adapter
+from leyden.models.load import add_adapter, text_model
 from leyden.models.planner.memory import Kept, Shape
 from leyden.paths import resolve
 
@@ -122,7 +122,7 @@ def _blank(path: str, flag: str, source: tuple[tuple[str, Any], ...]) -> PreTrai
 
 
 def _count(model: PreTrainedModel, keep: Sequence[str]) -> Blueprint:
-    body, head = model.get_decoder(), model.get_output_embeddings()
+    body, head = text_model(model), model.get_output_embeddings()
     if head is None:
         raise UserError(f"{model.config.name_or_path}: {type(model).__name__} has no language-model head")
     linear = [module for module in body.modules() if isinstance(module, _LINEAR)]
@@ -169,7 +169,7 @@ def _quantised(model: PreTrainedModel, keep: Sequence[str]) -> int:
 
 def _decoder_layer(model: PreTrainedModel) -> nn.Module:
     """A decoder layer of the model: the first module of its longest list of modules."""
-    lists = [module for module in base_of(model).get_decoder().modules() if isinstance(module, nn.ModuleList)]
+    lists = [module for module in text_model(base_of(model)).modules() if isinstance(module, nn.ModuleList)]
     longest = max(lists, key=len, default=None)
     if not longest:
         raise UserError(
