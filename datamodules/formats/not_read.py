@@ -39,10 +39,6 @@ class TakenRow(dict[str, Any]):
         self.taken.add(name)
         return super().get(name, default)
 
-    def peek(self, name: str) -> Any:
-        """The value of a column, or None, which does not count as taken."""
-        return super().get(name)
-
     def __iter__(self) -> Iterator[str]:  # defined here so that `dict(row)` and `{**row}` go through `__getitem__`
         return super().__iter__()
 
