@@ -70,18 +70,11 @@ class ScoredRows(Scored):
 
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
         """One row with the lists `responses` and `scores` for each prompt."""
-<<<<<<< HEAD
         for _, same in groupby(rows, lambda item: _question(item[0], item[1], columns)):
-            places, group = zip(*same, strict=True)
-            if isinstance(group[0], RowError):
-                yield places[0], group[0]
-=======
-        for _, same in groupby(rows, lambda item: _question(*item, columns)):
             together = list(same)
             place, first = together[0]
             if isinstance(first, RowError):
                 yield place, first
->>>>>>> w/rows
                 continue
             group = [row for _, row in together if not isinstance(row, RowError)]
             named = [names_of(row, columns) for row in group]
