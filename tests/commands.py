@@ -2,7 +2,8 @@
 
 The tests run the same pages at sizes that take seconds, so they cannot see that a size which a reader types does not
 work. Here only training is cut short: a run stops after its first optimizer step, by a callback that it is not told of,
-so that its data, plan, schedule and rollouts are those of the whole run; and `predict` answers its first 64 prompts.
+so that its data, plan, schedule and rollouts are those of the whole run. `predict` answers its first 64 prompts, and an
+answer breaks off after 8 tokens, since a model of one step would seldom end one.
 
 What is run is read from the pages. A block of code is written to the file that the paragraph before it names, or run as
 Python where it names none; the lines of a `bash` block are run in a shell's way, one after the other. Every page has a
@@ -25,6 +26,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,10 +97,24 @@ def stop_after_one_step() -> None:
 
     def with_end(self: CLI, config: dict[str, Any]) -> list[Any]:
         if self.verb == "predict":
-            config["limit_predict_batches"] = 1  # of 64 prompts: a model of one step seldom ends an answer
+            config["limit_predict_batches"] = 1  # of 64 prompts
         return [*usual(self, config), *([FirstStep()] if self.verb == "fit" else [])]
 
     CLI._own_callbacks = with_end  # type: ignore[method-assign]
+
+
+def break_off_answers() -> None:
+    """Let policies sample a few tokens of an answer, whatever their plans made room for."""
+    from leyden.models import CausalLM
+    from leyden.policy import Sampling
+
+    whole = CausalLM.generate
+
+    def short(self: CausalLM, prompts: Any, n: int = 1, sampling: Sampling | None = None, *rest: Any) -> Any:
+        asked = sampling or Sampling()
+        return whole(self, prompts, n, replace(asked, max_new_tokens=min(8, asked.max_new_tokens)), *rest)
+
+    CausalLM.generate = short  # type: ignore[method-assign, assignment]
 
 
 def run(line: str) -> int:
@@ -160,6 +176,7 @@ def main(names: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as place:
         os.environ["LEYDEN_CACHE"] = str(Path(place, "cache"))
         stop_after_one_step()
+        break_off_answers()
         folders = [Path(place, page.stem) for page in chosen]
         failed = [one for n, page in enumerate(chosen) for one in run_page(page, folders[n], folders[:n])]
         os.chdir(ROOT)
