@@ -22,6 +22,7 @@ from leyden.checkpoint.signals import GracefulStop
 from leyden.cli.check_keys import check_keys, explain
 from leyden.cli.command import Command
 from leyden.cli.console import no_loading_bars, quiet_libraries
+from leyden.cli.replaced import drop_replaced
 from leyden.data.datamodule import DataModule
 from leyden.diagnostics.callback import Diagnostics
 from leyden.errors import UserError
@@ -119,6 +120,7 @@ class CLI(LightningCLI):
             "checkpoint": Checkpoint,
             "eval": Evaluator,
         }
+        drop_replaced(self.command)
         check_keys(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
         self.config = parser.parse_args(self.command.arguments())
 
@@ -156,7 +158,8 @@ class CLI(LightningCLI):
         except ValueError as error:  # the parser wraps errors in its own
             root = _root_cause(error)
             if isinstance(root, (UserError, ValueError, ImportError)):
-                raise UserError(str(root).splitlines()[0]) from error
+                flag = "--eval.reward" if f".{Evaluator.__name__}'" in str(error) else "--model.reward"
+                raise UserError(str(root).splitlines()[0].replace("--model.reward", flag)) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
