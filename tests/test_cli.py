@@ -7,12 +7,15 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from leyden.class_paths import import_object
 from leyden.cli import class_names
+from leyden.cli.check_keys import parameters
 from leyden.cli.command import read_command
 from leyden.cli.config_keys import flag_keys, flags, read
 from leyden.errors import UserError
@@ -175,6 +178,72 @@ def test_causal_lm_is_the_policy_where_only_its_path_is_given(leyden) -> None:
     config = resolved(leyden, *"--model SFT --data toy.ToyData --data.path x --model.policy.path y".split())
     policy = config["model"]["init_args"]["policy"]
     assert policy["class_path"] == "leyden.models.CausalLM" and policy["init_args"]["path"] == "y"
+
+
+OWN = """
+from leyden.algorithm import Algorithm
+from leyden.datamodules import PreferenceData
+
+
+class ORPO(Algorithm):
+    def __init__(self, *args, lam: float = 0.1, **kwargs):
+        super().__init__(*args, **kwargs)
+
+    def loss(self, batch):
+        return batch.token_mean(-self.policy(batch).logp)
+
+
+class Rows(PreferenceData):
+    def __init__(self, path: str, tokenizer: str, batch_size: int = 4, seed: int = 0) -> None:
+        super().__init__(path=path, tokenizer=tokenizer, batch_size=batch_size, seed=seed)
+"""
+
+
+@pytest.fixture
+def own(workplace: Path) -> Iterator[str]:
+    """A module of the user's with an algorithm and data."""
+    (workplace / "own_parts.py").write_text(OWN)
+    yield "own_parts"
+    sys.modules.pop("own_parts", None)
+
+
+@pytest.mark.parametrize("config", ["dpo", "reward_model", "ppo", "grpo", "rejection_sampling", "sft"])
+@pytest.mark.parametrize("first", [True, False])
+def test_keys_of_a_class_that_was_replaced_are_left_out(leyden, own: str, config: str, first: bool) -> None:
+    """Those that a shipped config says and nobody typed, whatever the order; the others are taken from there."""
+    ours = ["--model", f"{own}.ORPO", "--data", f"{own}.Rows", "--data.path", "p.jsonl"]
+    theirs = ["--config", config]
+    found = resolved(leyden, *(ours + theirs if first else theirs + ours), "--model.lam", "0.3")
+    assert found["model"]["class_path"] == f"{own}.ORPO" and found["model"]["init_args"]["lam"] == 0.3
+    shipped = yaml.safe_load(class_names.config_file(config).read_text(encoding="utf-8"))
+    for part, cls in (("model", f"{own}.ORPO"), ("data", f"{own}.Rows")):
+        known = set(parameters(import_object(cls, "test", "own_parts")))
+        assert set(found[part]["init_args"]) <= known
+    rate = shipped["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+    assert found["model"]["init_args"]["optimizer"]["init_args"]["lr"] == float(rate)
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        (["--model.objective.beta", "0.2"], "ORPO has no key 'objective'"),
+        (["--model.objective", "Hinge"], "ORPO has no key 'objective'"),
+        (["--model.reference", "copy"], "ORPO has no key 'reference'"),
+        (["--config", "mine.yaml"], "mine.yaml:3: model.sft_weight: ORPO has no key 'sft_weight'"),
+    ],
+)
+def test_keys_that_the_user_typed_are_never_left_out(leyden, workplace: Path, own: str, typed: list[str], problem: str):
+    (workplace / "mine.yaml").write_text("model:\n  init_args:\n    sft_weight: 0.1\n")
+    code, _, err = leyden("fit", "--config", "dpo", "--model", f"{own}.ORPO", "--data.path", "p.jsonl", *typed)
+    assert code == 2 and problem in err
+
+
+def test_what_is_left_out_is_said(leyden, own: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "leyden"):
+        resolved(leyden, "--config", "dpo", "--model", f"{own}.ORPO", "--data.path", "p.jsonl")
+        resolved(leyden, "--config", "dpo", "--data.path", "p.jsonl")
+    said = [message for message in caplog.messages if "left out" in message]
+    assert said == ["--config dpo: objective is a key of DPO, not of ORPO; left out"]
 
 
 FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2", "eval", "wandb"), "sft") | {"one_base": "ppo"}

@@ -52,14 +52,16 @@ def check_keys(keys: Iterable[Key], groups: dict[str, Any], free: Iterable[str])
     """
     top = groups | dict.fromkeys(free)
     chosen: dict[tuple[str, ...], Any] = {(name,): kind for name, kind in groups.items()}
+    final: set[tuple[str, ...]] = set()
     for key in keys:
         if key.path in LINKED:
             raise UserError(f"{key.where}: {'.'.join(key.path)} follows {LINKED[key.path]}; leave it out")
         annotation = _follow(key, top, chosen)
         if isinstance(key.value, str) and (key.is_class or (_NAME.match(key.value) and takes_class(annotation))):
             cls = _resolve_class(key, strict=key.is_class or not _mentions(annotation, str))
-            if cls is not None:
+            if cls is not None and key.path not in final:
                 chosen[key.path] = cls
+                final |= {key.path} & {tuple(kind.split(".")) for kind in class_names.KINDS}  # it stands first
 
 
 def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -> Any:
@@ -124,7 +126,7 @@ def _resolve_class(key: Key, strict: bool) -> Any:
     else:
         path = name if "." in name else _library_path(name)
     try:
-        cls = _load(path)
+        cls = load_class(path)
     except (ImportError, AttributeError, ValueError) as error:
         if not strict:
             return None
@@ -142,7 +144,8 @@ def _resolve_class(key: Key, strict: bool) -> Any:
     return cls
 
 
-def _load(path: str) -> Any:
+def load_class(path: str) -> Any:
+    """The object at a class path; an ImportError, AttributeError or ValueError where there is none."""
     module, _, name = path.rpartition(".")
     return getattr(import_module(module), name)
 
@@ -174,7 +177,7 @@ def explain(message: str, keys: list[Key]) -> str:
     where = f"{place}: {path}" if place and place != f"--{path}" else f"--{path}" if place else path
     if refused:
         kinds = re.findall(r"class_path='([\w.]+)'", message[refused.end() :])
-        options = parameters(_load(kinds[0])) if kinds else {}
+        options = parameters(load_class(kinds[0])) if kinds else {}
         return f"{where}: {kinds[0] if kinds else 'this'} has no such key{nearest(refused[1], options)}"
     return f"{where}: {_complaint(message)}".lstrip(": ")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from leyden.cli import class_names
@@ -24,6 +25,8 @@ class Command:
     sets arguments may stand anywhere."""
     files: list[dict[str, Any]] = field(default_factory=list)
     """Content of the config files, merged left to right"""
+    shipped: list[str | None] = field(default_factory=list)
+    """The name of each of these that is a shipped config or was written by a run; None for files of the user"""
     flags: list[list[Any]] = field(default_factory=list)
     """The other flags as [name, value]; they win over files"""
     keys: list[Key] = field(default_factory=list)
@@ -50,8 +53,9 @@ def read_command(verb: str, args: list[str]) -> Command:
     command = Command(verb)
     for name, value in pairs:
         if name == "config":
-            content, keys = read(class_names.config_file(value))
+            content, keys = read(file := class_names.config_file(value))
             command.files.append(content)
+            command.shipped.append(value if file in class_names.configs().values() or _is_written(file) else None)
             command.keys += keys
     # A class is chosen before its arguments are given, in whatever order they were typed.
     order = {kind: kind.count(".") for kind in class_names.KINDS}
@@ -59,6 +63,11 @@ def read_command(verb: str, args: list[str]) -> Command:
     command.keys += flag_keys(command.flags)
     _choose_classes(command)
     return command
+
+
+def _is_written(file: Path) -> bool:
+    """Whether a run wrote this config, so that nobody typed its keys."""
+    return file.read_text(encoding="utf-8-sig").startswith("# leyden ")
 
 
 def _help_on(flag: list[str]) -> list[str]:

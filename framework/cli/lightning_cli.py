@@ -28,6 +28,7 @@ from leyden.cli.check_keys import check_keys, explain
 from leyden.cli.command import Command
 from leyden.cli.console import no_loading_bars, quiet_libraries
 from leyden.cli.hints import kept_rate
+from leyden.cli.replaced import drop_replaced
 from leyden.data.datamodule import DataModule
 from leyden.diagnostics.callback import Diagnostics
 from leyden.errors import UserError
@@ -131,6 +132,7 @@ class CLI(LightningCLI):
             "checkpoint": Checkpoint,
             "eval": Evaluator,
         }
+        drop_replaced(self.command)
         check_keys(self.command.keys, groups, {action.dest.split(".")[0] for action in actions} - {*groups, "help"})
         self.config = parser.parse_args(self.command.arguments())
         if (seed := self.config[self.verb].seed_everything) is not True and not 0 <= int(seed or 0) < 2**32:
@@ -195,7 +197,8 @@ class CLI(LightningCLI):
         except ValueError as error:  # the parser wraps errors in its own
             root = _root_cause(error)
             if isinstance(root, (UserError, ValueError, ImportError)):
-                raise UserError(str(root).splitlines()[0]) from error
+                flag = "--eval.reward" if f".{Evaluator.__name__}'" in str(error) else "--model.reward"
+                raise UserError(str(root).splitlines()[0].replace("--model.reward", flag)) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

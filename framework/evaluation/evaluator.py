@@ -123,7 +123,10 @@ class Evaluator(Callback, ABC):
 
     def _build(self, module: Any) -> None:
         """Make the reference and the reward, before the weights of a checkpoint arrive."""
-        attach(self._reward, module.policy)
+        try:
+            attach(self._reward, module.policy)
+        except UserError as error:  # a reward knows the flag of training
+            raise UserError(str(error).replace("--model.reward", "--eval.reward")) from error
         if self._other is not None:
             self._reference = OtherPolicy(self._other, module.policy)
             module.shard_policy(self._other)
