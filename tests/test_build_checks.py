@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from architectures import tiny_config
@@ -66,8 +68,8 @@ def test_probes_leave_windows_as_they_were() -> None:
     options = LLAMA | dict(sliding_window=30)
     policy = small("mistral", "MistralConfig", options)
     with short_windows(policy.backbone):
-        assert policy.model.config.sliding_window == policy.model.model.layers[0].self_attn.sliding_window == 3
-    assert policy.model.config.sliding_window == policy.model.model.layers[0].self_attn.sliding_window == 30
+        assert policy.model.config.sliding_window == 3
+    assert policy.model.config.sliding_window == 30
 
 
 def test_a_window_that_is_not_kept_is_seen_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,25 +90,26 @@ def test_a_model_that_looks_ahead_is_refused() -> None:
         check_rows(Backbone(model, "bert", torch.float32, "rows", model.config._attn_implementation), 1e-4)
 
 
-@pytest.mark.parametrize("factors", ["longrope", "dynamic"])
-def test_no_row_changes_beside_a_longer_one(factors: str) -> None:
+ROPE = dict(rope_theta=1e4, factor=4.0)
+LONGROPE = ROPE | dict(rope_type="longrope", original_max_position_embeddings=16)
+LONGROPE |= dict(short_factor=[1.0] * 4, long_factor=[3.0] * 4)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "rope", "limit"),
+    [("Phi3Config", LONGROPE, 16), ("LlamaConfig", ROPE | dict(rope_type="dynamic"), 64)],
+)
+def test_no_row_changes_beside_a_longer_one(configuration: str, rope: dict[str, Any], limit: int) -> None:
     """Rotary frequencies that depend on the longest position are used no further than where they begin to."""
-    rope = dict(rope_type=factors, rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)
-    if factors == "longrope":
-        rope |= dict(short_factor=[1.0] * 4, long_factor=[3.0] * 4)
-    policy = small(factors, "Phi3Config", LLAMA | dict(pad_token_id=0, rope_parameters=rope))
-    limit = policy.backbone.positions
-    assert limit == (16 if factors == "longrope" else 64)
+    policy = small("model", configuration, LLAMA | dict(pad_token_id=0, rope_parameters=rope))
+    assert policy.backbone.positions == limit
     short, long = Tree([5, 6], [[7, 8, 9]]), Tree([*range(1, limit - 4)], [[7] * 5])
-    logp = [policy(pack(trees)).logp[: len(short)] for trees in ([short], [short, long])]
-    assert len(long) == limit
-    torch.testing.assert_close(*logp)
-    if factors == "longrope":  # one token more, and the short response moves
-        longer = Tree([1, *long.prompt], long.responses)
-        assert (policy(pack([short, longer])).logp[: len(short)] - logp[0]).abs().max() > 1e-3
-    assert [line for line in cautions(policy.backbone) if "no row may be longer than 16 tokens" in line] == (
-        cautions(policy.backbone)[:1] if factors == "longrope" else []
-    )
+    longer = Tree([1, *long.prompt], long.responses)
+    alone, beside, beyond = (policy(pack([short, *more])).logp[: len(short)] for more in ([], [long], [longer]))
+    torch.testing.assert_close(alone, beside)
+    assert len(long) == limit and (alone - beyond).abs().max() > 1e-4  # one token more, and it moves
+    said = [line for line in cautions(policy.backbone) if f"no row may be longer than {limit} tokens" in line]
+    assert len(said) == (configuration == "Phi3Config")  # elsewhere it is the model's own limit
 
 
 def test_that_no_router_is_balanced_is_said_where_it_is_trained() -> None:
