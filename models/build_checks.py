@@ -220,10 +220,11 @@ def decoded(backbone: Backbone, trees: list[Tree]) -> Tensor:
 
 @torch.no_grad()
 def check_rows(backbone: Backbone, tolerance: float) -> None:
-    """Compare a padded row with the same row alone, and with one that ends otherwise.
+    """Compare a padded row with the same row alone, and with one that ends otherwise; run one in training mode.
 
     Raises:
-        UserError: they differ where they should not: the model is not causal, or mixes the rows of a batch.
+        UserError: they differ where they should not: the model is not causal, or mixes the rows of a batch. Or it
+            trains on rows of a fixed length alone (Reformer).
     """
     trees = probe_trees(backbone.config.vocab_size)
     first = Tree(trees[0].prompt, trees[0].responses[:1])
@@ -238,3 +239,12 @@ def check_rows(backbone: Backbone, tolerance: float) -> None:
         raise UserError(f"{backbone.path}: {name} is not causal here: its tokens see later ones; use another model")
     if not _distance(alone, expected) <= tolerance:
         raise UserError(f"{backbone.path}: {name} mixes the rows of a batch; use another model")
+    backbone.base.train()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            hidden([first])
+    except UNFIT as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{backbone.path}: {name} cannot be trained on rows of any length ({reason})") from error
+    finally:
+        backbone.base.eval()

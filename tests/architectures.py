@@ -82,6 +82,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mamba2": dict(num_heads=8, head_dim=8),
     "lfm2_moe": dict(layer_types=["conv", "full_attention", "conv", "full_attention"]),
     "reformer": dict(axial_pos_embds_dim=[8, 24], axial_pos_shape=[8, 16]),
+    "cohere_compass_text": dict(layer_types=["sliding_attention", "full_attention"] * 2),
+    "xmod": dict(default_language="en_XX"),
     "zaya": dict(num_experts_per_tok=1),
 }
 """What the general sizes get wrong: options by model type."""

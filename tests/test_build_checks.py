@@ -101,7 +101,10 @@ LONGROPE |= dict(short_factor=[1.0] * 4, long_factor=[3.0] * 4)
 )
 def test_no_row_changes_beside_a_longer_one(configuration: str, rope: dict[str, Any], limit: int) -> None:
     """Rotary frequencies that depend on the longest position are used no further than where they begin to."""
-    policy = small("model", configuration, LLAMA | dict(pad_token_id=0, rope_parameters=rope))
+    options = LLAMA | dict(pad_token_id=0, rope_parameters=rope)
+    if configuration == "Phi3Config":  # its own field holds before that of the rotary embedding
+        options["original_max_position_embeddings"] = limit
+    policy = small("model", configuration, options)
     assert policy.backbone.positions == limit
     short, long = Tree([5, 6], [[7, 8, 9]]), Tree([*range(1, limit - 4)], [[7] * 5])
     longer = Tree([1, *long.prompt], long.responses)

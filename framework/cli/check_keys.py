@@ -73,7 +73,7 @@ def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -
             if options is not None and part not in options:
                 whole = f"{'.'.join(key.path)}: " if not key.where.startswith("--") else ""
                 subject = f"{owner} has no key '{part}'" if owner else f"there is no key '{part}'"
-                meant = full_key(part, chosen, _load, parameters)
+                meant = full_key(part, chosen, load_class, parameters)
                 dashes = "--" if key.where.startswith("--") else ""
                 hint = nearest(part, options) if meant is None else f"; did you mean {dashes}{meant}?"
                 raise UserError(f"{key.where}: {whole}{subject}{hint}")
