@@ -118,7 +118,7 @@ class Scored(Format):
     answers = ("responses", "scores")
     unranked = ("prompt", "responses")
     optional = BESIDE
-    kinds = KINDS
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         prompt = asked(row)
