@@ -26,7 +26,7 @@ class ScoredObjects(Format):
     needs = ("prompt", "responses")
     answers = ("responses",)
     optional = BESIDE
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds = KINDS
 
     def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         return all(_objects(row["responses"]) for row in rows)
@@ -62,7 +62,7 @@ class ScoredRows(Scored):
 
     name = "scored-rows"
     needs = ("prompt", "response", "score")
-    kinds: ClassVar[tuple[str, ...]] = ("preference",)
+    kinds = ("preference",)
 
     def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether there are rows to compare: two that follow each other with one prompt, in any place."""
@@ -70,7 +70,7 @@ class ScoredRows(Scored):
 
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
         """One row with the lists `responses` and `scores` for each prompt."""
-        for _, same in groupby(rows, lambda item: _question(item[0], item[1], columns)):
+        for _, same in groupby(rows, lambda item: _question(item, columns)):
             together = list(same)
             place, first = together[0]
             if isinstance(first, RowError):
@@ -127,8 +127,9 @@ class HelpSteer2Preference(Strength):
     optional = BESIDE
 
 
-def _question(place: str, row: Mapping[str, Any] | RowError, columns: Mapping[str, str]) -> Any:
+def _question(item: tuple[str, dict[str, Any] | RowError], columns: Mapping[str, str]) -> Any:
     """What rows of one prompt share."""
+    place, row = item
     if isinstance(row, RowError):
         return place
     names = names_of(row, columns)
