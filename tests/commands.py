@@ -110,9 +110,11 @@ def break_off_answers() -> None:
 
     whole = CausalLM.generate
 
-    def short(self: CausalLM, prompts: Any, n: int = 1, sampling: Sampling | None = None, *rest: Any) -> Any:
+    def short(
+        self: CausalLM, prompts: Any, n: int = 1, sampling: Sampling | None = None, *rest: Any, **named: Any
+    ) -> Any:
         asked = sampling or Sampling()
-        return whole(self, prompts, n, replace(asked, max_new_tokens=min(8, asked.max_new_tokens)), *rest)
+        return whole(self, prompts, n, replace(asked, max_new_tokens=min(8, asked.max_new_tokens)), *rest, **named)
 
     CausalLM.generate = short  # type: ignore[method-assign, assignment]
 
