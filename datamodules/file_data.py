@@ -162,7 +162,10 @@ class FileData(DataModule):
             report.rejected.append((place, str(problem)))
 
     def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
-        return Source(path, kind, self.format, self.columns or {}, self.rank_order).files(say)
+        encode = getattr(type(self), "encode", None)
+        own = encode is not None and encode.__module__.partition(".")[0] != "leyden"  # it may read labels itself
+        source = Source(path, kind, self.format, self.columns or {}, self.rank_order, every_label=own)
+        return source.files(say)
 
     def _paths(self) -> list[str]:
         return [*self.paths, *(p for p in (self.val_path, self.test_path) if p)]

@@ -12,6 +12,7 @@ from leyden.datamodules.formats.format import Rows
 from leyden.datamodules.formats.formats import describe, detect, format_named, parse
 from leyden.datamodules.formats.preference_readers import NO_ORDER, Ranked
 from leyden.datamodules.formats.row_error import LeftOut, RowError
+from leyden.datamodules.formats.unpaired_readers import Unpaired
 from leyden.errors import UserError
 from leyden.example import Example
 
@@ -35,6 +36,7 @@ class Source:
         tokenizer: model folder or hub name; None is the embedded one, if there is one.
         chat_template: None is the tokenizer's own, or `plain`, or another's name, or a Jinja file.
         chat_template_args: what the chat template is given beside the conversation.
+        every_label: whether answers that their label calls bad are instructions too, for a class that reads labels.
     """
 
     path: str
@@ -45,6 +47,7 @@ class Source:
     tokenizer: str | None = None
     chat_template: str | None = None
     chat_template_args: Mapping[str, Any] | None = None
+    every_label: bool = False
 
     def files(self, say: Callable[[str], None] | None = None) -> list[Source]:
         """One source for each file, since the files of a folder may have different formats."""
@@ -94,8 +97,11 @@ class Source:
         else:
             raise UserError(f"{self.path}: {problem}")
         ordered = self.rank_order is not None or all("rank_order" in row for row in rows)
-        if isinstance(format_named(format, kind), Ranked) and kind in ("preference", "instruction") and not ordered:
+        form = format_named(format, kind)
+        if isinstance(form, Ranked) and kind in ("preference", "instruction") and not ordered:
             raise UserError(f"{self.path}: {NO_ORDER}")  # once for the file, not for each row
+        if self.every_label and isinstance(form, Unpaired):
+            format = form.reader.name
         return replace(self, kind=kind, format=format)
 
     def _examples(

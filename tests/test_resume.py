@@ -43,6 +43,16 @@ class Rates(Callback):
         return [rate for rate, _ in self.seen]
 
 
+class StopAt(Callback):
+    """Ends training after so many steps of a longer plan."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step
+
+
 def train(
     scheduler: Any = None,
     rows: int = 8,
@@ -101,7 +111,7 @@ def test_steps_already_taken_count(change: dict[str, Any], total: int, tmp_path:
 
 def test_a_warm_up_goes_on_where_it_was(tmp_path: Path) -> None:
     warm: Any = lambda o: WarmupCosine(o, warmup=4)  # noqa: E731
-    train(warm, save=tmp_path / "a.ckpt", max_epochs=1)
+    train(warm, save=tmp_path / "a.ckpt", max_epochs=3, callbacks=[StopAt(2)])
     _, after = train(warm, resumed=tmp_path / "a.ckpt", max_epochs=2, batch_size=1)
     assert after.rates[:2] == pytest.approx([BASE * 3 / 4, BASE])
     assert after.rates == pytest.approx(cosine(10, warmup=4)[2:])
@@ -112,12 +122,7 @@ def test_a_longer_run_that_is_stopped_again_keeps_its_plan(tmp_path: Path) -> No
     train(save=tmp_path / "a.ckpt", max_epochs=1)
     more: Any = dict(max_epochs=3, batch_size=2)
     _, whole = train(resumed=tmp_path / "a.ckpt", **more)
-
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-            trainer.should_stop = trainer.global_step == 4
-
-    _, before = train(resumed=tmp_path / "a.ckpt", save=tmp_path / "b.ckpt", callbacks=[Stop()], **more)
+    _, before = train(resumed=tmp_path / "a.ckpt", save=tmp_path / "b.ckpt", callbacks=[StopAt(4)], **more)
     _, after = train(resumed=tmp_path / "b.ckpt", **more)
     assert before.seen + after.seen == whole.seen
     assert len(before.seen) == 2 and whole.rates == pytest.approx(cosine(10)[2:])
@@ -127,7 +132,7 @@ SCHEDULES: dict[str, Callable[..., Any]] = {
     "cosine": lambda o, n: torch_schedulers.CosineAnnealingLR(o, T_max=4 * n),
     "linear": lambda o, n: torch_schedulers.LinearLR(o, 1.0, 0.1, total_iters=4 * n),
     "steps": lambda o, n: torch_schedulers.StepLR(o, n + 1, gamma=0.5),
-    "cycle": lambda o, n: torch_schedulers.OneCycleLR(o, 1e-2, total_steps=12 * n),
+    "cycle": lambda o, n: torch_schedulers.OneCycleLR(o, 1e-2, total_steps=24, pct_start=0.2 * n),
     "two": lambda o, n: torch_schedulers.SequentialLR(
         o, [torch_schedulers.ConstantLR(o, 0.5, 3), torch_schedulers.ExponentialLR(o, 0.9**n)], [3]
     ),
@@ -143,13 +148,9 @@ def test_every_schedule_goes_on_as_it_is_configured_now(name: str, tmp_path: Pat
     def scheduled(n: int) -> Any:
         return lambda o: SCHEDULES[name](o, n)
 
-    options: Any = dict(max_steps=6, max_epochs=-1)
-
-    class Stop(Callback):
-        def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-            trainer.should_stop = trainer.global_step == 3
-
-    train(scheduled(1), save=tmp_path / "a.ckpt", callbacks=[Stop()], **options)
+    options: Any = dict(max_steps=24, max_epochs=-1)
+    train(scheduled(1), save=tmp_path / "a.ckpt", callbacks=[StopAt(3)], **options)
+    options |= dict(callbacks=[StopAt(6)])
     for n, lr in ((1, BASE), (2, BASE), (1, 3 * BASE)):
         optimizer = lambda p, lr=lr: adamw(p, lr)  # noqa: E731
         _, whole = train(scheduled(n), optimizer=optimizer, **options)
@@ -255,10 +256,12 @@ def files(run: Path) -> list[str]:
 def test_best_is_what_the_monitor_says(leyden: Any, workplace: Path) -> None:
     run = ["--trainer.default_root_dir", "a b/한글"]  # names with spaces and Hangul
     more = ["--checkpoint.monitor", "train/loss", "--checkpoint.mode", "max", "--checkpoint.save_last", "true"]
+    more += ["--checkpoint.every_n_train_steps", "1"]
     assert leyden(*FIT, *run, *more, "--trainer.max_steps", "4", "--model.optimizer.lr", "1e-1")[0] == 0
     folder = workplace / "a b/한글"
     best = find_checkpoint("best", str(folder))
-    losses = [float(row["train/loss"]) for row in csv.DictReader((folder / "metrics.csv").open(encoding="utf-8"))]
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    losses = [float(row["train/loss"]) for row in csv.DictReader(rows)]
     assert best is not None and best.name == f"step={losses.index(max(losses)) + 1:06}.ckpt"
     assert best != find_checkpoint("last", str(folder))
     assert leyden("validate", *FIT[1:], *run, "--ckpt_path", "best")[0] == 0

@@ -190,7 +190,8 @@ def _complaint(message: str) -> str:
     named += re.findall(r"correspond to a subclass of (\w+)", message)
     kinds = named or ["import path"] * any(kind.startswith("dot import path") for kind in kinds)
     ends = r"(?!NestedArg|Namespace)(.*?)(?:\. Got value|\n|$)"
-    value = re.search(f"Got value: {ends}", message) or re.search(f"Given value: {ends}", message)
+    values = (f"Got value: {ends}", f"Given value: {ends}", r"Import path ([\w.]+) does not correspond")
+    value = next((match for pattern in values if (match := re.search(pattern, message))), None)
     if not kinds:
         return " ".join(message.split())[:300]
     plain = [re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
