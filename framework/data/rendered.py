@@ -27,8 +27,9 @@ Span = tuple[int, int]
 Render = Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], str]
 """Turns and tools to the text that a chat template writes."""
 
-_FIRST = 0xF0000
-_MARKS = re.compile("([\U000f0000-\U000ffffd])")
+_BLOCK = 0x4000
+_BLOCKS = range(0xF0000, 0x10C000, _BLOCK)
+"""First characters of the blocks of private ones. A block is taken that no text has a character of."""
 _TAG = re.compile(r"(<[^<>\s]+>)")
 _CLOSING = re.compile(r"</[^<>\s]+>")
 _SPOKEN = ("name", "description")
@@ -55,12 +56,18 @@ def parts_of(render: Render, turns: Sequence[Message], tools: Sequence[Mapping[s
     """Every text of the turns and tools, with the places where it stands in `text`, which is what `render` makes of
     them. A part without spans stands nowhere."""
     parts: list[Part] = []
+    private = {ord(character) // _BLOCK * _BLOCK for character in text if ord(character) >= _BLOCKS[0]}
+    first = next((block for block in _BLOCKS if block not in private), None)
+    if first is None:
+        raise RowError(
+            "it has private characters (U+F0000 and on) of every kind; clean its texts", "private characters"
+        )
     for by_tags in (False, True):
-        marks = _Marks(by_tags)
+        marks = _Marks(by_tags, first)
         marked_turns, marked_tools = [marks.turn(i, turn) for i, turn in enumerate(turns)], marks.tools(tools)
         parts = parts or marks.parts
         try:
-            if not _MARKS.search(text) and _align(render(marked_turns, marked_tools), text, marks.parts):
+            if _align(render(marked_turns, marked_tools), text, marks.parts, first):
                 return [*marks.parts, *(tag for tag in marks.tags if tag.text not in text)]
         except RowError:  # the template takes the texts apart
             pass
@@ -77,11 +84,11 @@ def parts_of(render: Render, turns: Sequence[Message], tools: Sequence[Mapping[s
 class _Marks:
     """Puts private characters in the place of texts."""
 
-    def __init__(self, by_tags: bool) -> None:
+    def __init__(self, by_tags: bool, first: int) -> None:
         self.by_tags, self.parts = by_tags, list[Part]()
         self.tags: list[Part] = []
         """The tags that stay, but for those around an assistant's reasoning, which go with it"""
-        self._marks = map(chr, count(_FIRST))
+        self._marks = map(chr, count(first))
 
     def turn(self, index: int, turn: Message) -> Message:
         marked = turn.copy()
@@ -142,11 +149,12 @@ class _Marks:
         return [self._schema(item) for item in value] if isinstance(value, list) else value
 
 
-def _align(marked: str, text: str, parts: Sequence[Part]) -> bool:
-    """Whether `text` is `marked` with the parts in the place of their characters; notes where each of them stands."""
+def _align(marked: str, text: str, parts: Sequence[Part], first: int) -> bool:
+    """Whether `text` is `marked` with the parts in the place of their characters, which begin with `first`; notes where
+    each of them stands."""
     at = 0
-    for number, piece in enumerate(_MARKS.split(marked)):
-        part = parts[ord(piece) - _FIRST] if number % 2 else None
+    for number, piece in enumerate(re.split(f"([{chr(first)}-{chr(first + _BLOCK - 1)}])", marked)):
+        part = parts[ord(piece) - first] if number % 2 else None
         form = next((form for form in (_forms(part.text) if part else (piece,)) if text.startswith(form, at)), None)
         if form is None:
             return False
