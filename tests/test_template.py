@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from chat import CHATML, GEMMA, NO_END, SPECIAL, TEMPLATES, byte_level, word_marked
+from hypothesis import example as also
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
@@ -91,6 +92,7 @@ words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
 @given(
     contents=st.lists(words, min_size=2, max_size=6), name=st.sampled_from(sorted(TEMPLATES)), first=st.integers(0, 2)
 )
+@also(contents=["\U000f0000", "r", "r", "0"], name="chatml", first=0)  # a character of the kind that marks places
 @settings(deadline=None)
 def test_any_words_are_cut_exactly(fast: bool, contents: list[str], name: str, first: int) -> None:
     """Whatever is said (blanks at the ends, emoji, the same words twice), and with or without offsets."""
