@@ -116,6 +116,7 @@ def test_exact_or_refused(model_type: str, outcomes: dict[str, str]) -> None:
             policy = built(model_type)
         except UserError as refusal:
             assert "\n" not in str(refusal)
-            outcomes[model_type] = f"refused: {str(refusal).removeprefix(f'{model_type}: ')}"
+            reason = str(refusal).removeprefix(f"{model_type}: ").partition("; use another")[0].partition(" (")[0]
+            outcomes[model_type] = f"refused: {reason}"
             return
         outcomes[model_type] = checked(policy)
