@@ -195,16 +195,16 @@ def four_bits(options: argparse.Namespace) -> Figures:
     return {"peak_gib": peak, "seconds": seconds, "model_written_s": written}
 
 
+def product(options: argparse.Namespace) -> Figures:
+    return contest.product_speed(options, 512 if options.tiny else 8192)
+
+
 def worker(options: argparse.Namespace) -> Figures:
     job, *rest = options.worker.split(":")
     jobs: dict[str, Callable[..., Figures]] = {
-        "train": train, "sample": sample, "profile": profile, "qlora": four_bits, "product": lambda o: product(o),
+        "train": train, "sample": sample, "profile": profile, "qlora": four_bits, "product": product,
     }  # fmt: skip
     return jobs[job](options, *rest) | {"peak_gb": contest.peak_memory(options)}
-
-
-def product(options: argparse.Namespace) -> Figures:
-    return contest.product_speed(options, 512 if options.tiny else 8192)
 
 
 # -- the whole -----------------------------------------------------------------------------------------------------

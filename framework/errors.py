@@ -24,6 +24,11 @@ class RowError(ValueError):
         self.reason = reason
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says, or the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """The option that looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
     candidates = list(options)

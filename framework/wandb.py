@@ -14,7 +14,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_only
 
 from leyden.atomic import write_whole
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.run.metrics_csv import Tracker
 
 log = logging.getLogger("leyden")
@@ -196,7 +196,7 @@ class WandB(Tracker):
 
 def _brief(error: Exception) -> str:
     """The first line of an error, or its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]
 
 
 def _logged_in() -> bool:

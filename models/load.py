@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from leyden.algorithm.microbatches import out_of_memory
 from leyden.data.tokenizer import loading_problem
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, first_line, nearest
 from leyden.models import quantized
 from leyden.paths import resolve
 from leyden.precision import asked
@@ -236,7 +236,7 @@ def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
         targets = adapter.target_modules or []
         names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, _LINEAR)})
         if "arget module" not in str(error):
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"{type(adapter).__name__}: {reason}; see --model.policy.adapter.*") from error
         first = next(
             (target for target in ([targets] if isinstance(targets, str) else sorted(targets)) if target not in names),

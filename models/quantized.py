@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.precision import Quantization
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def unpacked_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
         return model
     try:
         plain: PreTrainedModel = model.dequantize()
-    except (NotImplementedError, AttributeError, RuntimeError, ImportError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (AttributeError, RuntimeError, ImportError) as error:
+        reason = first_line(error)
         raise UserError(
             f"{model.config.name_or_path}: its weights are quantised in a form that no adapter can be merged into "
             f"({reason}); use the adapter over it as it is, or --base the model that it was quantised from"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,3 +110,14 @@ def fit(algorithm: Any, data: DataModule, wrap: Callable[[Any], Any] | None = No
 
 def weights_of(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def saved(folder: Path, options: Any = None, noise: float = 0.0) -> str:
+    """The path of a folder with a Llama of random weights, made larger by noise so that what rounding loses shows."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**(options or LLAMA)))
+    with torch.no_grad():
+        for parameter in model.parameters() if noise else ():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    model.save_pretrained(folder)
+    return str(folder)

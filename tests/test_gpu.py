@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
-from small import LLAMA, Numbers, TreeData, fit, some_trees
+from small import LLAMA, Numbers, TreeData, fit, saved, some_trees
 from test_on_policy import Questions, evens
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
@@ -40,13 +40,7 @@ class Losses(Callback):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import transformers
-
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**WIDE))
-    path = str(tmp_path_factory.mktemp("model"))
-    model.save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("model"), WIDE)
 
 
 def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tuple[Losses, Any]:

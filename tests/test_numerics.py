@@ -14,7 +14,7 @@ import pytest
 import torch
 from enumerable import LENGTH, START, WORDS, Table
 from peft import LoraConfig
-from small import Numbers, TreeData, fit, small, some_trees, weights_of
+from small import Numbers, TreeData, fit, saved, small, some_trees, weights_of
 from test_on_policy import Questions, algorithm, evens
 from test_qlora import WIDE
 
@@ -263,16 +263,7 @@ def test_greedy_answers_have_no_best() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**WIDE))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    path = str(tmp_path_factory.mktemp("model"))
-    model.save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("model"), WIDE, noise=0.1)
 
 
 @pytest.mark.parametrize("adapter", [False, True])

@@ -12,7 +12,7 @@ import transformers
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
-from small import LLAMA, Numbers, TreeData, fit, some_trees, weights_of
+from small import LLAMA, Numbers, TreeData, fit, saved, some_trees, weights_of
 from test_on_policy import Questions, evens, resume
 
 from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
@@ -32,14 +32,7 @@ ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weigh
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Llama with weights large enough that what is lost in four bits shows."""
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**WIDE))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    path = str(tmp_path_factory.mktemp("model"))
-    model.save_pretrained(path)
-    return path
+    return saved(tmp_path_factory.mktemp("model"), WIDE, noise=0.1)
 
 
 def policy_of(folder: str, adapter: bool = True, **options: Any) -> CausalLM:

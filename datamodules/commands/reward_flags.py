@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leyden.cli import class_names
 from leyden.cli.config_keys import flag_keys, flags, render
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from leyden.rewards.reward import Reward
@@ -79,5 +79,5 @@ def _build(pairs: list[list[Any]]) -> Reward:
         root: BaseException = error
         while root.__cause__ is not None and not isinstance(root, UserError):
             root = root.__cause__
-        raise UserError(str(root).splitlines()[0]) from error
+        raise UserError(first_line(root)) from error
     return reward

@@ -27,7 +27,7 @@ from leyden.datamodules.files.opening import (
     open_binary,
 )
 from leyden.datamodules.files.tables import read_table
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, first_line, nearest
 
 log = logging.getLogger("leyden")
 
@@ -163,7 +163,7 @@ def _columnar(path: Path, kind: str) -> Iterator[tuple[str, Row]]:
     except (pyarrow.ArrowException, pyarrow.ArrowInvalid) as error:
         with open(path, "rb") as stream:
             check_text(path, stream.read(64))
-        name, reason = ("a Parquet" if kind == ".parquet" else "an Arrow"), str(error).splitlines()[0]
+        name, reason = ("a Parquet" if kind == ".parquet" else "an Arrow"), first_line(error)
         raise UserError(f"{path}: not {name} file that can be read ({reason}); write it again") from None
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, first_line, nearest
 
 FORM = "hf:NAME:CONFIG:SPLIT"
 
@@ -60,5 +60,5 @@ def _asked(name: str, ask: Any, advice: str) -> Any:
     try:
         return ask()
     except Exception as error:  # a dozen kinds, all about the name, access or the network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{name}: cannot be loaded ({reason}); {advice}") from None

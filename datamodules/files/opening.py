@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst", b"PK\x03\x04": ".zip"}
@@ -85,8 +85,8 @@ def named_errors(path: Path) -> Iterator[None]:
         yield
     except (EOFError, zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise UserError(f"{path}: the compressed file is broken or cut off ({error}); copy it again") from None
-    except (OSError, RuntimeError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         if isinstance(error, OSError) and error.errno is None:  # bz2 and Arrow say so of what they cannot decompress
             raise UserError(f"{path}: the compressed file is broken or cut off ({reason}); copy it again") from None
         raise UserError(f"{path}: cannot be read ({reason}); check the file and its permissions") from None

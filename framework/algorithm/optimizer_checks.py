@@ -9,7 +9,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from leyden.algorithm.schedules import WarmupCosine
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 
 LENGTHS = ("total_steps", "total_iters", "T_max", "T_0")
 """Attributes of torch's schedules that say over how many steps they go."""
@@ -24,7 +24,7 @@ def make_optimizer(make: Callable[[Any], Optimizer], groups: list[dict[str, Any]
     try:
         optimizer = make(groups)
     except (ValueError, TypeError) as error:
-        raise UserError(f"--model.optimizer: {_first_line(error)}; change it, or take AdamW") from error
+        raise UserError(f"--model.optimizer: {first_line(error)}; change it, or take AdamW") from error
     if isinstance(optimizer, LBFGS | SparseAdam):
         needs = "several losses a step" if isinstance(optimizer, LBFGS) else "sparse gradients"
         raise UserError(f"--model.optimizer {type(optimizer).__name__}: it needs {needs}; take AdamW")
@@ -44,7 +44,7 @@ def make_schedule(make: Callable[[Optimizer], Any], optimizer: Optimizer, total:
     try:
         schedule: LRScheduler = make(optimizer)
     except (ValueError, TypeError) as error:
-        raise UserError(f"--model.lr_scheduler: {_first_line(error)}; take WarmupCosine or another class") from error
+        raise UserError(f"--model.lr_scheduler: {first_line(error)}; take WarmupCosine or another class") from error
     name = type(schedule).__name__
     if isinstance(schedule, ReduceLROnPlateau):
         raise UserError(f"--model.lr_scheduler {name}: it waits for a measure, which steps have not; take WarmupCosine")
@@ -65,7 +65,3 @@ def make_schedule(make: Callable[[Optimizer], Any], optimizer: Optimizer, total:
                 f"--model.lr_scheduler.{flag} {total}"
             )
     return schedule
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -31,7 +31,7 @@ from leyden.cli.hints import kept_rate
 from leyden.cli.replaced import drop_replaced
 from leyden.data.datamodule import DataModule
 from leyden.diagnostics.callback import Diagnostics
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.evaluation.evaluator import Evaluator
 from leyden.precision import advise
 from leyden.run.callbacks import Export, FinalValidation, RunRecord, Throughput
@@ -64,7 +64,7 @@ def run(command: Command) -> int:
             raise UserError(str(error)) from error
         if not out_of_memory(error):
             raise
-        raise UserError(f"the memory is full ({str(error).splitlines()[0][:160]}); {MEMORY_ADVICE}") from error
+        raise UserError(f"the memory is full ({first_line(error)[:160]}); {MEMORY_ADVICE}") from error
     finally:
         if cli.run is not None:
             cli.run.release()
@@ -198,7 +198,7 @@ class CLI(LightningCLI):
             root = _root_cause(error)
             if isinstance(root, (UserError, ValueError, ImportError)):
                 flag = "--eval.reward" if f".{Evaluator.__name__}'" in str(error) else "--model.reward"
-                raise UserError(str(root).splitlines()[0].replace("--model.reward", flag)) from error
+                raise UserError(first_line(root).replace("--model.reward", flag)) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, first_line, nearest
 from leyden.paths import resolve
 
 if TYPE_CHECKING:
@@ -53,15 +53,15 @@ def load_tokenizer(path: str, revision: str | None = None, trust_remote_code: bo
 def loading_problem(error: BaseException, otherwise: str) -> tuple[str, str]:
     """What a failed `from_pretrained` says in one line, and what to do: the package to install or the flag to add where
     one is missing, else `otherwise`."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = first_line(error)
     if "trust_remote_code" in str(error):
         return "its code comes with it", "if you trust it, add --model.policy.trust_remote_code true"
     if not isinstance(error, ImportError):
-        return lines[0], otherwise
+        return said, otherwise
     command = re.search(r"pip install [\w.\[\]-]+", str(error))
     needed = re.search(r"requires (?:the )?(\w+) library", str(error))
     package = error.name or (needed[1].lower() if needed else "the package it names")
-    return lines[0].split("`pip")[0].rstrip(" ("), command[0] if command else f"pip install {package}"
+    return said.split("`pip")[0].rstrip(" ("), command[0] if command else f"pip install {package}"
 
 
 def beyond_embeddings(tokenizer: PreTrainedTokenizerBase, token: int, embeddings: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from leyden.atomic import replacing
 from leyden.cli.parser import Parser
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 
 DTYPES = ("float32", "bfloat16", "float16")
 ABOUT = "Write a trained model as a folder that transformers and PEFT load, with a model card; merge and upload it."
@@ -134,7 +134,7 @@ def push(folder: Path, name: str, private: bool = True) -> str:
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a model trained with Leyden")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = first_line(error)[:160]
         raise UserError(
             f"--push-to-hub {name}: {reason}; log in by `hf auth login` or set HF_TOKEN, and see that the name is "
             f"yours. The folder is written: {folder}"

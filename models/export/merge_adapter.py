@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leyden.batch.forest import Tree, pack
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.models import quantized
 from leyden.models.backbone import innermost
 from leyden.models.causal_lm import CausalLM
@@ -121,7 +121,7 @@ def _merge(policy: CausalLM) -> None:
             policy.model = policy.model.merge_and_unload()
     except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
         kind = type(policy.model.peft_config[policy.model.active_adapters[0]]).__name__
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{policy.path}: PEFT cannot merge {kind} ({reason}); use it as an adapter") from error
     if not untied:
         return

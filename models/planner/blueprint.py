@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.models.backbone import base_of
 from leyden.models.load import add_adapter, text_model
 from leyden.models.planner.memory import Kept, Shape
@@ -113,7 +113,7 @@ def _blank(path: str, flag: str, source: tuple[tuple[str, Any], ...]) -> PreTrai
                 config, trust_remote_code=bool(options.get("trust_remote_code"))
             )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise UserError(
             f"{path}: its configuration cannot be read ({reason}); give --{flag} a folder with a config.json, or a hub "
             "name while the hub can be reached"
