@@ -91,7 +91,9 @@ class WandB(Tracker):
         self._axes |= {name: value for name, value in _last(folder).items() if name in AXES}
         options: dict[str, Any] = dict(
             project=self.project, entity=self.entity, group=self.group, name=self.run_name or folder.name,
-            job_type=str(facts["algorithm"]), tags=self.tags, dir=str(folder), resume="allow",
+            job_type=str(facts["algorithm"]), tags=self.tags, resume="allow",
+            # W&B writes in a process of its own, whose current folder is that of the first run.
+            dir=str(folder.resolve()),
             config={**config, "made_from": dict(facts)}, reinit="finish_previous",
         )  # fmt: skip
         mode = self.mode if self.mode != "auto" else "online" if _logged_in() else "offline"
@@ -112,7 +114,8 @@ class WandB(Tracker):
             self._send(row)
         self._early = []
         if self.run.settings.mode == "offline":
-            log.info("W&B: offline; wandb sync %s sends it once you have logged in", Path(self.run.dir).parent)
+            kept = folder / "wandb" / Path(self.run.dir).parent.name
+            log.info("W&B: offline; wandb sync %s sends it once you have logged in", kept)
 
     def _define(self) -> None:
         self.run.define_metric("step")

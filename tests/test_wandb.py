@@ -74,6 +74,22 @@ def test_an_offline_run_holds_the_numbers_of_metrics_csv(leyden: Run, workplace:
 
 
 @pytest.mark.usefixtures("offline")
+def test_a_second_run_of_a_process_lies_in_its_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A notebook moves to another folder between two runs; W&B's own process does not."""
+    for number in range(2):
+        here = tmp_path / str(number)
+        here.mkdir()
+        monkeypatch.chdir(here)
+        logger = WandB(mode="offline")
+        logger.begin(Path("run"), {}, {"algorithm": "SFT"})
+        logger.log_metrics({"train/loss": 1.0 + number}, 0)
+        logger.finalize("success")
+        (kept,) = (here / "run" / "wandb").glob("offline-run-*")
+        rows = [record["history"]["item"] for record in records(kept) if record["type"] == "history"]
+        assert [row["train/loss"] for row in rows] == [1.0 + number]
+
+
+@pytest.mark.usefixtures("offline")
 def test_unreachable_is_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
