@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from enum import Enum
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def _follow(key: Key, top: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -
     return annotation
 
 
+@cache  # read from the source of a class and of all its bases: a tenth of a second each, for every key below it
 def parameters(kind: Any) -> dict[str, Any]:
     """Name -> annotation of the parameters of a class or function, those behind its `**kwargs` included.
 
