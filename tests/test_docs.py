@@ -188,7 +188,8 @@ def test_the_walk_through_runs_and_is_the_same_in_both_languages(
 def test_korean_twins_have_the_blocks_of_their_pages_and_are_linked() -> None:
     index = (ROOT / "README.ko.md").read_text(encoding="utf-8")
     twins = sorted((ROOT / "docs").glob("*.ko.md"))
-    assert len(twins) > 1
+    names = {page.name.removesuffix(".md") for page in (ROOT / "docs").glob("*.md")}
+    assert {f"{name}.ko" for name in names if "." not in name} == {twin.stem for twin in twins}
     for twin in twins:
         page = twin.with_name(twin.name.replace(".ko.md", ".md"))
         english, korean = page.read_text(encoding="utf-8"), twin.read_text(encoding="utf-8")
@@ -196,6 +197,9 @@ def test_korean_twins_have_the_blocks_of_their_pages_and_are_linked() -> None:
         assert f"](docs/{twin.name})" in index and f"]({page.name})" in korean and f"]({twin.name})" in english
         table = re.compile(r"^\|.*\d.*\|$", re.MULTILINE)
         numbers = [[re.findall(r"\d[\d.]*", row) for row in table.findall(text)] for text in (english, korean)]
+        if twin.name == "architectures.ko.md":  # the table of a row a model stands in English alone, its sums in both
+            sums = [text[text.index("transformers 5.") :].partition("\n\n")[0] for text in (english, korean)]
+            numbers = [re.findall(r"\d[\d.]*\d", text) for text in sums]
         assert numbers[0] == numbers[1], twin.name
 
 
