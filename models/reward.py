@@ -134,7 +134,7 @@ class ModelReward(nn.Module, Reward):
             UserError: the chat template rejects a conversation, or the model has too few positions for one.
         """
         if self.policy is None:
-            raise UserError(f"{self.path}: --model.reward.base policy needs a policy that is being trained")
+            raise UserError(f"{self.path}: base policy needs a policy that is being trained; leave it out")
         trees, indices = self._trees(samples)
         device, scores = self.policy.device, torch.zeros(len(samples))
         parts = []

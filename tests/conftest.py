@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
+os.environ["LEYDEN_LANG"] = "en"  # whatever language the machine speaks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Run = Callable[..., tuple[int, str, str]]

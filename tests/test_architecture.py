@@ -20,7 +20,7 @@ FILES = sorted(file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 ORDER = {
     "leyden": """
-        errors lazy example shapes atomic paths class_paths distributed rng lightning_loop precision sharding
+        errors language lazy example shapes atomic paths class_paths distributed rng lightning_loop precision sharding
         losses objectives
         batch surrogates advantages fingerprint
         policy rewards data

@@ -100,7 +100,7 @@ WRONG = {
     "fit --config toy.yaml --data.batch_size many": ["--data.batch_size: expected int, not many"],
     "fit --config toy.yaml --trainer.max_steps many": ["--trainer.max_steps: expected int, not many"],
     "fit --config toy.yaml --model.policy.dtype f8": ["--model.policy.dtype: expected one of 'float32'", "not f8"],
-    "fit --config toy.yaml --trainer.limit_val_batches x": ["expected int or float, not x"],
+    "fit --config toy.yaml --trainer.limit_val_batches x": ["expected float or int, not x"],
     "fit --config toy.yaml --trainer.accelerator foo": ["accelerator", "'foo'"],
     "fit --config toy.yaml --trainer.precision bf16-true": ["bf16-true", "--model.policy.dtype bfloat16"],
     "fit --model toy.Toy --data toy.ToyData --data.path x": ["model.policy: missing; add --model.policy.path NAME"],

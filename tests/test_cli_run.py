@@ -205,7 +205,7 @@ def test_validate_shows_and_predict_writes(leyden, workplace: Path) -> None:
     code, out, _ = leyden("validate", *saved)
     assert code == 0 and "val/loss" in out
     code, out, err = leyden("predict", *saved)
-    assert (code, out) == (0, "16 answers in runs/toy-1/answers.jsonl\n"), err
+    assert (code, out) == (0, "runs/toy-1/answers.jsonl: 16 answers\n"), err
     text = (workplace / "runs/toy-1/answers.jsonl").read_text(encoding="utf-8")
     answers = [json.loads(line) for line in text.splitlines()]
     assert len(answers) == 16 and "답" in text

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leyden import language
 from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.commands.preference_stats import PreferenceStats
 from leyden.datamodules.files.hangul import is_decomposed
@@ -91,7 +92,7 @@ class Findings:
         self.warnings.setdefault(what, []).append(place)
 
 
-def check(source: Source, limits: Limits | None = None, say: Callable[[str], None] = print) -> int:
+def check(source: Source, limits: Limits | None = None, say: Callable[[str], None] = language.say) -> int:
     """Report on a file and return 0 where every row is usable, 1 where some are not, 2 where none is."""
     files = source.files(say)
     template = source.template(say)

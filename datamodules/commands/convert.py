@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from leyden import language
 from leyden.atomic import replacing
 from leyden.datamodules.files.files import extension, find_files, read_rows, stem
 from leyden.datamodules.files.hangul import composed
@@ -43,7 +44,7 @@ class Conversion:
     kind: str | None = None
 
 
-def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = print) -> int:
+def convert(source: str, target: str | None, how: Conversion, say: Callable[[str], None] = language.say) -> int:
     """Convert a file, or every table and JSON file of a folder. Returns 0, or 1 where rows were rejected.
 
     Without `target` each output goes to the folder of its original, with the extension changed. An output that exists
@@ -87,7 +88,7 @@ def counted(items: Iterable[_T], what: str) -> Iterator[_T]:
     show = sys.stderr.isatty()
     for number, item in enumerate(items, start=1):
         if show and number % 5000 == 0:
-            print(f"\r{what}: {number:,} rows", end="", file=sys.stderr, flush=True)
+            language.say(f"\r{what}: {number:,} rows", end="", file=sys.stderr, flush=True)
         yield item
     if show:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)

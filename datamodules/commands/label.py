@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leyden import language
 from leyden.datamodules.commands.convert import rejected_path, whole_file, write_rejects
 from leyden.datamodules.commands.label_scores import LabelScores
 from leyden.datamodules.commands.prompt_groups import PromptGroup, read_groups
@@ -56,7 +57,12 @@ class Labels:
 
 
 def label(
-    source: Source, output: str, make: Callable[[], Reward], about: str, how: Labels, say: Callable[[str], None] = print
+    source: Source,
+    output: str,
+    make: Callable[[], Reward],
+    about: str,
+    how: Labels,
+    say: Callable[[str], None] = language.say,
 ) -> int:
     """Label a file and return 0, or 1 where rows were rejected.
 
@@ -154,7 +160,7 @@ def _progress(done: int, total: int, seconds: float) -> None:
     """Print a line of progress: redrawn on a terminal, a new one in a log file."""
     left = f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02} left"
     start, end = ("\r", "  ") if sys.stderr.isatty() else ("", "\n")
-    print(f"{start}scored {done:,} of {total:,} responses · {left}", end=end, file=sys.stderr, flush=True)
+    language.say(f"{start}scored {done:,} of {total:,} responses · {left}", end=end, file=sys.stderr, flush=True)
 
 
 def _on_device(reward: Reward) -> Reward:

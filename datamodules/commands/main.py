@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from leyden.cli.parser import Parser
 from leyden.errors import UserError, nearest
+from leyden.language import say
 
 if TYPE_CHECKING:
     from leyden.datamodules.source import Source
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
+        say(_help())
         return 0
     verb, *rest = argv
     if verb not in VERBS:
@@ -142,7 +143,7 @@ def _sample(argv: list[str]) -> int:
             table = csv.DictWriter(file, list(first), delimiter=delimiter, lineterminator="\n")
             table.writeheader()
             table.writerows({name: _cell(value) for name, value in row.items()} for row in chain([first], rows))
-    print(f"{path}: {args.rows:,} rows")
+    say(f"{path}: {args.rows:,} rows")
     return 0
 
 

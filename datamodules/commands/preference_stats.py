@@ -56,4 +56,5 @@ class PreferenceStats:
             all_of_them = "all" if len(ordered) == rows else f"{len(ordered):,} of {rows:,}"
             yield f"margin of {names[0]} over {names[1]} ({all_of_them} rows): {numbers}"
         if self.left_out:
-            yield f"left out: {self.left_out:,} responses that tie with, or repeat, another one of their row"
+            why = "tie with, or repeat, another one of their row, or are over --min-gap and --max-responses"
+            yield f"left out: {self.left_out:,} responses that {why}"

@@ -14,6 +14,7 @@ from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.source import Source
 from leyden.errors import UserError
 from leyden.example import Example
+from leyden.language import localised, say
 
 if TYPE_CHECKING:
     from leyden.batch.forest import Tree
@@ -27,7 +28,7 @@ BRACKETS = {"prompt": ("", ""), "trained": ("⟦", "⟧"), "untrained": ("⟨", 
 def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
     """Print the first `rows` rows and return 0, or 1 where one of them is bad."""
     console = console or Console(highlight=False, soft_wrap=True)
-    files = source.files(print)
+    files = source.files(say)
     template = source.template(lambda note: None)
     if template is None:
         raise UserError("data show: rows can only be shown as tokens; add --tokenizer PATH")
@@ -36,7 +37,7 @@ def show(source: Source, rows: int = 3, console: Console | None = None) -> int:
 
 
 def _show_file(source: Source, rows: int, template: ChatTemplate, console: Console) -> int:
-    settled, examples = source.examples(lambda note: console.print(note, markup=False))
+    settled, examples = source.examples(lambda note: console.print(localised(note), markup=False))
     bad, counts = False, dict[str, list[int]]()
     for place, example in islice(examples, rows):
         try:
@@ -45,14 +46,14 @@ def _show_file(source: Source, rows: int, template: ChatTemplate, console: Conso
             not_read.count(example.not_read, counts)
             _show_example(place, example, template, console, settled.kind == "preference")
             for note in template.take_notes():
-                console.print(f"note: {note}", markup=False)
+                console.print(localised(f"note: {note}"), markup=False)
         except RowError as error:
             bad = True
-            console.print(f"\n{place}: {error}", markup=False)
+            console.print(localised(f"\n{place}: {error}"), markup=False)
         except LeftOut as reason:
-            console.print(f"\n{place}: left out ({reason})", markup=False)
+            console.print(localised(f"\n{place}: left out ({reason})"), markup=False)
     for line in not_read.lines(counts, str(settled.kind)):
-        console.print(f"\n{line}", markup=False)
+        console.print(localised(f"\n{line}"), markup=False)
     return int(bad)
 
 
@@ -64,11 +65,12 @@ def _show_example(place: str, example: Example, template: ChatTemplate, console:
     else:
         tree = Tree(template.prompt(example.messages, example.tools), [])
     lengths = " + ".join(str(len(part)) for part in (tree.prompt, *tree.responses))
-    console.print(f"\n{place} · {lengths} tokens", style="bold", markup=False)
+    console.print(localised(f"\n{place} · {lengths} tokens"), style="bold", markup=False)
     console.print(_marked(tree.prompt, ["prompt"] * len(tree.prompt), template, console))
     for number, (ids, marks) in enumerate(_responses(tree), start=1):
         if len(tree.responses) > 1:
-            console.print(f"-- response {number} of {len(tree.responses)}" + (_rank(number, example) if ranked else ""))
+            about = _rank(number, example) if ranked else ""
+            console.print(localised(f"-- response {number} of {len(tree.responses)}{about}"))
         console.print(_marked(ids, marks, template, console))
 
 
@@ -104,7 +106,8 @@ def _in_marks(words: str, mark: str, console: Console) -> Text:
 
 def _legend(console: Console) -> Text:
     names = {"prompt": "prompt", "trained": "trained", "untrained": "in the response but not trained"}
-    return Text("marks: ") + Text(" · ").join(_in_marks(name, mark, console) for mark, name in names.items())
+    shown = (_in_marks(localised(name), mark, console) for mark, name in names.items())
+    return Text(localised("marks: ")) + Text(" · ").join(shown)
 
 
 def _coloured(console: Console) -> bool:

@@ -230,7 +230,8 @@ def _broken_line(error: Exception, line: bytes, whole: bool) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
+        what = error.msg.removesuffix(" at")
+        return f"{what[:1].lower()}{what[1:]} at column {error.colno}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 

@@ -198,4 +198,5 @@ def _complaint(message: str) -> str:
         return " ".join(message.split())[:300]
     plain = [re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", kind) for kind in dict.fromkeys(kinds)]
     plain = [re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", kind) for kind in plain]
-    return f"expected {' or '.join(plain)}" + (f", not {value[1]}" if value else "")
+    # sorted, since Python has one `int | float`, in the order in which anything in the process wrote it first
+    return f"expected {' or '.join(sorted(plain))}" + (f", not {value[1]}" if value else "")

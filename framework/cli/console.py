@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 
+from leyden.language import say
 from leyden.run.folder import rank
 
 _HARMLESS = (
@@ -56,4 +57,4 @@ class _Lines(logging.Handler):
     """Log records as plain lines on whatever is standard error now."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        say(self.format(record), file=sys.stderr)

@@ -24,6 +24,7 @@ from typing import Any
 from leyden.atomic import write_whole
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
+from leyden.language import say
 
 Main = Callable[[list[str]], int]
 
@@ -97,9 +98,9 @@ def run(main: Main, folder: Path, size: Size | None = None) -> int:
     stages("All runs beside each other, with what they answered", "compare", *runs, "--output", folder / "report.html",
            makes=folder / "report.html")  # fmt: skip
     report(folder, {name: stages.seconds[what] / 60 for name, what in purposes.items()})
-    print(f"\nThe tuned models are ordinary transformers folders: {folder}/*/export")
-    print(f"Their answers side by side: {folder / 'report.html'}. Talk to one: leyden chat {folder / 'dpo'}")
-    print(f"The whole demo took {sum(stages.seconds.values()) / 60:.1f} minutes.")
+    say(f"\nThe tuned models are ordinary transformers folders: {folder}/*/export")
+    say(f"Their answers side by side: {folder / 'report.html'}. Talk to one: leyden chat {folder / 'dpo'}")
+    say(f"The whole demo took {sum(stages.seconds.values()) / 60:.1f} minutes.")
     stages.note(ended=True)
     return 0
 
@@ -187,9 +188,9 @@ class Stages:
         """
         self.count += 1
         words = [str(argument) for argument in arguments]
-        print(f"\n[{self.count}] {what}\n    leyden {shlex.join(words)}", flush=True)
+        say(f"\n[{self.count}] {what}\n    leyden {shlex.join(words)}", flush=True)
         if what in self.seconds:
-            print("    done before", flush=True)
+            say("    done before", flush=True)
             return
         if makes is not None:
             shutil.rmtree(makes) if makes.is_dir() else makes.unlink(missing_ok=True)
@@ -248,7 +249,7 @@ def report(folder: Path, minutes: dict[str, float]) -> None:
         last = evaluation_rows(folder / name / "metrics.csv")[-1]
         table.add_row(label, *_cells(last, name != "sft"), f"{minutes[name]:.1f}")
     Console().print("", table)
-    print(
+    say(
         "Gold reward: correct, polite and brief, 0 to 2, ± 95 % interval. Wins: over SFT. KL: nats an\n"
         "answer, from SFT. Text: loss in nats a token of general text, which grows with what is forgotten.\n"
         f"PPO and rejection sampling took the reward model's {minutes['reward_model']:.1f} minutes as well."

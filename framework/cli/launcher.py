@@ -13,6 +13,7 @@ from leyden import __version__
 from leyden.cli import class_names
 from leyden.cli.command import read_command
 from leyden.errors import UserError, nearest
+from leyden.language import localised, say
 from leyden.run.folder import rank
 
 TRAINER_VERBS = {
@@ -49,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", file=sys.stderr)
         return 130
     except SystemExit as stop:
         return _exit_code(stop)
@@ -69,7 +70,7 @@ def _exit_code(stop: SystemExit) -> int:
         return code
     if rank() == 0:
         name = "interrupted" if code == 130 else f"stopped by {signal.Signals(code - 128).name}"
-        print(f"{name}{_resume_hint()}", file=sys.stderr)
+        say(f"{name}{_resume_hint()}", file=sys.stderr)
     return code
 
 
@@ -83,7 +84,7 @@ def _resume_hint() -> str:
 def _dispatch(args: list[str]) -> int:
     verb, rest = (args[0], args[1:]) if args else ("--help", [])
     if verb in ("-h", "--help", "help"):
-        print(_help())
+        say(_help())
         return 0
     if verb == "--version":
         print(f"leyden {__version__}")
@@ -107,7 +108,7 @@ def _train(verb: str, args: list[str]) -> int:
         from leyden.cli.lightning_cli import show_keys
 
         return show_keys(verb)
-    print(_verb_help(verb))
+    say(_verb_help(verb))
     return 0
 
 
@@ -122,7 +123,7 @@ def _installed_verbs() -> dict[str, tuple[str, str]]:
 
 
 def _table(rows: dict[str, str]) -> str:
-    return "\n".join(f"  {name:<18}{text}" for name, text in rows.items())
+    return "\n".join(f"  {name:<18}{localised(text)}" for name, text in rows.items())
 
 
 def _help() -> str:
@@ -158,7 +159,7 @@ def _verb_help(verb: str) -> str:
     }
     if verb == "predict":
         flag_help["--output FILE"] = "where the answers go (default: answers.jsonl in the run's folder)"
-    lines = "\n".join(f"  {flag:<34}{text}" for flag, text in flag_help.items())
+    lines = "\n".join(f"  {flag:<34}{localised(text)}" for flag, text in flag_help.items())
     return f"""leyden {verb}: {TRAINER_VERBS[verb]}
 
 usage: leyden {verb} --config NAME [--config NAME …] [--KEY VALUE …]

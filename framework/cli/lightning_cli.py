@@ -83,6 +83,10 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
+SEEDS = "a seed that is null here follows seed_everything"
+"""Stands above every written-out configuration."""
+
+
 class CLI(LightningCLI):
     """One command. Constructing it does nothing; `start` parses, checks, builds and runs."""
 
@@ -97,7 +101,7 @@ class CLI(LightningCLI):
             ArgumentError: a value of the wrong type, or a missing key.
             UserError: everything else that the user can mend.
         """
-        parser_options = {"exit_on_error": False, "dump_header": [f"leyden {__version__}"]}
+        parser_options = {"exit_on_error": False, "dump_header": [f"leyden {__version__}", SEEDS]}
         super().__init__(
             Algorithm,
             DataModule,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from leyden.errors import UserError, nearest
+from leyden.language import localised
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,7 +19,10 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str, description: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        super().__init__(prog=prog, description=localised(description or ""), allow_abbrev=False)
+
+    def add_argument(self, *flags: Any, help: str | None = None, **how: Any) -> argparse.Action:
+        return super().add_argument(*flags, help=help and localised(help), **how)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")

@@ -18,6 +18,7 @@ from leyden.compare.page import MARK, page
 from leyden.compare.run import read_run
 from leyden.compare.table import show
 from leyden.errors import UserError
+from leyden.language import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     table = None if options.csv is None else _output_file(options.csv, ",".join(FIRST), "--csv")
     show(comparison, Console(highlight=False))
     _write(report, page(comparison), "--output")
-    print(f"report: {report} (open it in a browser)")
+    say(f"report: {report} (open it in a browser)")
     if table is not None:
         _write(table, as_csv(comparison), "--csv")
-        print(f"table: {table}")
+        say(f"table: {table}")
     return 0
 
 

@@ -14,6 +14,7 @@ from leyden.compare.comparison import Comparison
 from leyden.compare.conclusion import conclusion
 from leyden.compare.numbers import cells, explained
 from leyden.evaluation.metrics import Column
+from leyden.language import localised
 
 NAME = 30
 """Most letters of a group's name in a line."""
@@ -43,11 +44,11 @@ def show(comparison: Comparison, console: Console) -> None:
             table.add_row(Text(group.name), str(len(group.runs)), *numbers)
         console.print(table, "")
     values = [comparison.value(group, column.column) for group in comparison.groups for column in comparison.columns]
-    console.print(Text(f"Each run's last number. {explained(values)}".strip()))
+    console.print(Text(localised(f"Each run's last number. {explained(values)}".strip())))
     if said := conclusion(comparison):
-        console.print(Text(said))
+        console.print(Text(localised(said)))
     for note in comparison.notes():
-        console.print(Text(f"- {note}"), soft_wrap=not console.is_terminal)
+        console.print(Text(localised(f"- {note}")), soft_wrap=not console.is_terminal)
 
 
 def _blocks(columns: Sequence[Column], widths: Sequence[int], room: int) -> Iterator[list[Column]]:

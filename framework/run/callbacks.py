@@ -15,6 +15,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from leyden.atomic import remove_unfinished, replacing, write_whole, writing
+from leyden.language import say
 from leyden.lightning_loop import is_accumulating, is_last_planned_step, pending_metrics, validation_follows
 from leyden.run.flops import flops_per_token, peak_flops
 from leyden.run.folder import changed_settings, revision
@@ -119,9 +120,9 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         if trainer.ckpt_path is not None:
-            print(f"resuming {self.folder} at step {trainer.global_step}", file=sys.stderr)
+            say(f"resuming {self.folder} at step {trainer.global_step}", file=sys.stderr)
             for line in changed_settings(self.folder, self.config):
-                print(f"  changed: {line}", file=sys.stderr)
+                say(f"  changed: {line}", file=sys.stderr)
             for logger in _metrics_loggers(trainer):
                 logger.truncate(trainer.global_step, self._row)
         with writing(self.folder / "config.yaml"):
@@ -182,7 +183,7 @@ class Export(Callback):
             return
         with writing(self.folder), replacing(self.folder) as temporary:
             pl_module.policy.save(temporary)
-        print(f"exported to {self.folder}")
+        say(f"exported to {self.folder}")
         for logger in trainer.loggers:
             if isinstance(logger, Tracker):
                 logger.keep(self.folder)

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from leyden.atomic import write_whole
 from leyden.distributed import all_gather
 from leyden.errors import UserError
+from leyden.language import say
 
 
 class PredictionWriter(Callback):
@@ -52,7 +53,7 @@ class PredictionWriter(Callback):
                 write_whole(self.file, "".join(json.dumps(as_json(row), ensure_ascii=False) + "\n" for row in rows))
             except OSError as error:  # the disk filled up meanwhile, say
                 raise self._unwritable(error) from error
-            print(f"{len(rows)} {'scored rows' if pl_module.predicts == 'scores' else 'answers'} in {self.file}")
+            say(f"{self.file}: {len(rows):,} {'scored rows' if pl_module.predicts == 'scores' else 'answers'}")
         self._batches = []
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
+from rich.cells import cell_len
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from leyden.language import localised, say
 from leyden.lightning_loop import is_accumulating, planned_steps
 from leyden.run.callbacks import peak_memory_gb
 
@@ -46,11 +48,13 @@ class Progress(ProgressBar):
             self._write(" ".join(map(str, args)), last=True)
 
     def _write(self, text: str, last: bool) -> None:
+        text = localised(text)
         if not sys.stderr.isatty():
             print(text, file=sys.stderr, flush=True)
             return
-        print(f"\r{text:<{self._width}}", end="\n" if last else "", file=sys.stderr, flush=True)
-        self._width = 0 if last else len(text)
+        width = cell_len(text)  # a Korean letter takes two
+        print(f"\r{text}{' ' * (self._width - width)}", end="\n" if last else "", file=sys.stderr, flush=True)
+        self._width = 0 if last else width
 
     def say(self, text: str) -> None:
         """Show a text as the progress line, no more often than the line is repeated."""
@@ -204,9 +208,9 @@ class Summary(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            print(summarise(pl_module), file=sys.stderr)
+            say(summarise(pl_module), file=sys.stderr)
             for optimizer in trainer.optimizers:
-                print(_rate(trainer, optimizer), file=sys.stderr)
+                say(_rate(trainer, optimizer), file=sys.stderr)
 
 
 def _rate(trainer: Trainer, optimizer: Optimizer) -> str:
@@ -251,7 +255,7 @@ def print_line(trainer: Trainer, text: str) -> None:
     if (progress := progress_of(trainer)) is not None:
         progress.print(text)
     else:
-        print(text, file=sys.stderr)
+        say(text, file=sys.stderr)
 
 
 class RolloutBar:

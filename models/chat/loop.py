@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from leyden.errors import UserError, nearest
+from leyden.language import say
 from leyden.models.causal_lm import CausalLM
 from leyden.models.chat.conversation import Conversation
 from leyden.models.chat.streaming_text import Spelling
@@ -68,12 +69,12 @@ class Talk:
                 print()
                 return None
             except KeyboardInterrupt:
-                print("  (Ctrl-D ends the chat)")
+                say("  (Ctrl-D ends the chat)")
 
     def note(self, text: str) -> None:
         """Print a note or an error to standard error."""
         sys.stdout.flush()
-        print(text, file=sys.stderr, flush=True)
+        say(text, file=sys.stderr, flush=True)
 
     def take(self, line: str) -> None:
         """Process a line: a command or a question. UserError if it fails."""

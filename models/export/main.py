@@ -13,6 +13,7 @@ from typing import Any
 from leyden.atomic import replacing
 from leyden.cli.parser import Parser
 from leyden.errors import UserError, first_line
+from leyden.language import say
 
 DTYPES = ("float32", "bfloat16", "float16")
 ABOUT = "Write a trained model as a folder that transformers and PEFT load, with a model card; merge and upload it."
@@ -35,9 +36,9 @@ def main(argv: list[str]) -> int:
     if not options.merge and options.merge_into != "full":
         raise UserError(f"--merge-into {options.merge_into}: only where an adapter is merged; add --merge")
     folder = export(options)
-    print(f"exported to {folder}")
+    say(f"exported to {folder}")
     if options.push_to_hub:
-        print(f"uploaded to {push(folder, options.push_to_hub, private=not options.public)}")
+        say(f"uploaded to {push(folder, options.push_to_hub, private=not options.public)}")
     return 0
 
 
@@ -79,7 +80,7 @@ def export(asked: Namespace) -> Path:
         if asked.merge:
             policy, cost = _merged(str(trained), config, asked)
             policy.save(temporary)
-            print(cost)
+            say(str(cost))
         else:
             shutil.copytree(trained, temporary)
             if asked.base is not None:

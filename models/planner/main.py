@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from leyden.cli.command import read_command
 from leyden.errors import UserError
+from leyden.language import say
 
 UNITS = {"": 1.0, "B": 1.0, "MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2.0**20, "GIB": 2.0**30, "TIB": 2.0**40}
 
@@ -19,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     0 if the run fits or no memory is given, 1 if it does not fit. Raises `UserError` for mistakes.
     """
     if not argv or {"-h", "--help", "help"} & set(argv):
-        print(_help())
+        say(_help())
         return 0
     fit_arguments, options = _split_arguments(argv)
     room, devices = _bytes(options.get("memory")), _count(options.get("devices"))
@@ -32,10 +33,10 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     planned, notes = settings(resolved(command), devices)
     plan = budget(planned.run(), room)
-    print(report(planned, plan, notes, room))
+    say(report(planned, plan, notes, room))
     if room is None:
         return 0
-    print(f"\n{verdict(planned, plan, room)}")
+    say(f"\n{verdict(planned, plan, room)}")
     return 0 if plan.total <= room else 1
 
 
