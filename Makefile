@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test commands lint bench clean
+.PHONY: demo test test-oldest commands lint bench clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -12,6 +12,12 @@ demo: .venv/ready
 # Two workers: a test takes one thread, and those of a file share what is slow to make.
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The core at the oldest versions that pyproject.toml allows; torch 2.10 from the package index is a CUDA build of 3 GB.
+CORE := algorithm attention chat cli cli_run dpo evaluation export files formats generate instruction merge on_policy \
+	policy_gradient preference prompts qlora reward_model template varlen wandb
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(CORE:%=tests/test_%.py)
 
 # Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
 commands: .venv/ready
@@ -36,9 +42,14 @@ bench: .venv/bench
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-oldest/ready: pyproject.toml constraints-oldest.txt
+	test -x .venv-oldest/bin/pip || $(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
+	touch $@
+
 .venv/bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-oldest build *.egg-info

@@ -163,6 +163,8 @@ class CausalLM(Policy):
         tolerance = 1e-4 if exact else 5e-2
         check_head(self.backbone, tolerance)
         base = self.backbone.base
+        if getattr(base.config, "attn_logit_softcapping", None) and base.config._attn_implementation == "sdpa":
+            base.set_attn_implementation("eager")  # the first 5.x of transformers let SDPA leave the cap out
         self._native = base.config._attn_implementation
         if self.attention == "rows":
             return check_rows(self.backbone, tolerance)
