@@ -22,7 +22,7 @@ from leyden.datamodules.predict_loader import Candidates, PromptTokens, candidat
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.arrow import Report, Store, Subset, build
 from leyden.datamodules.storage.cache_key import cache_key
-from leyden.datamodules.storage.split import apart, epoch, hold_out
+from leyden.datamodules.storage.split import apart, epoch, hold_out, joined
 from leyden.datamodules.storage.truncation import Overlength, fit, longest
 from leyden.errors import UserError
 from leyden.example import Example
@@ -281,7 +281,8 @@ class StoredRows(FileData, PlannedData):
         train = [(s, i) for s, store in enumerate(self._stores[: len(self.paths)]) for i in range(len(store))]
         held: list[tuple[int, int]] = []
         if self.val_path is None and self.val_fraction:
-            train, held = hold_out(train, self.val_fraction, self.places(train))
+            contents = [self._stores[store].contents[row] for store, row in train]
+            train, held = hold_out(train, self.val_fraction, joined(self.places(train), contents))
         other_stores = iter(range(len(self.paths), len(self._stores)))
         if self.val_path:
             held = self._store_rows(next(other_stores))

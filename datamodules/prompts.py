@@ -97,7 +97,7 @@ class PromptData(FileData):
         """Tokens of every prompt, however long, and of the longest. Needs no Trainer."""
 
         def length(place: str, example: Example, report: Report) -> Iterator[int]:
-            yield len(self.template.prompt(example.messages))
+            yield len(self.template.prompt(example.messages, example.tools))
 
         lengths = [n for path in self.paths for n in self._made(path, Report(), length)]
         return lengths, max(lengths, default=0)

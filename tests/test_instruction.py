@@ -87,6 +87,17 @@ def test_a_fraction_is_held_out_whatever_the_seed(tmp_path: Path) -> None:
     assert splits[0] == splits[1] == splits[2], "runs of other seeds are measured on the same rows"
 
 
+def test_equal_rows_are_held_out_together(tmp_path: Path) -> None:
+    """A row that stands twice, or in two files of a folder, is trained on or measured on, never both."""
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    write(folder / "a.jsonl", [*ROWS, *ROWS[:5]])
+    write(folder / "b.jsonl", ROWS[::-1])
+    data = ready(str(folder), tmp_path, val_fraction=0.2)
+    train, held = texts(data, data.train_trees), texts(data, data.val_trees)
+    assert len(train) + len(held) == 45 and len(set(held)) == 4 and not set(train) & set(held)
+
+
 def test_validation_and_test_files(tmp_path: Path) -> None:
     train, val, test = (
         write(tmp_path / f"{n}.jsonl", ROWS[a:b]) for n, a, b in (("a", 0, 9), ("b", 9, 14), ("c", 14, 20))

@@ -129,11 +129,14 @@ class Store:
     def contents(self) -> list[int]:
         """A number for each row that is the same where prompt and responses are."""
         contents: list[int] = []
-        for prompt, chunk in zip(self.prompts(), self.table["responses"].to_pylist(), strict=True):
-            digest = hashlib.blake2b(prompt, digest_size=8)
-            for response in chunk:
-                digest.update(b"|" + np.array(response, dtype=np.int32).tobytes())
-            contents.append(int.from_bytes(digest.digest(), "big"))
+        prompts = iter(self.prompts())
+        for chunk in self.table["responses"].chunks:
+            ids, ends = chunk.values.values.to_numpy(), chunk.values.offsets.to_numpy()
+            for first, last in pairwise(chunk.offsets.to_numpy()):
+                digest = hashlib.blake2b(next(prompts), digest_size=8)
+                for start, stop in pairwise(ends[first : last + 1]):
+                    digest.update(b"|" + ids[start:stop].tobytes())
+                contents.append(int.from_bytes(digest.digest(), "big"))
         return contents
 
     @cached_property

@@ -32,6 +32,15 @@ def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -
     return [row for row, place in both if place not in held], [row for row, place in both if place in held]
 
 
+def joined(places: Sequence[Hashable], content: Sequence[Hashable]) -> list[Hashable]:
+    """A place of each row that equal places share: a file may hold a row twice, and a folder a file, and what is held
+    out must not be trained on under another number."""
+    whole: dict[Hashable, list[Hashable]] = {}
+    for place, what in zip(places, content, strict=True):
+        whole.setdefault(place, []).append(what)
+    return [tuple(whole[place]) for place in places]
+
+
 def apart(rows: Sequence[Row], held: Sequence[Row], content: Sequence[Sequence[Hashable]]) -> list[Row]:
     """The rows whose content, given by store and index, is that of no held-out row: a folder may hold its validation
     file too, by another name, and a file may have rows of another."""
