@@ -175,3 +175,24 @@ def test_the_named_templates_of_a_tokenizer_can_be_chosen() -> None:
     assert ChatTemplate(tokenizer).source == chat_brothers.CHATML
     assert ChatTemplate(tokenizer, "tool_use").source == chat_brothers.QWEN25
     assert ChatTemplate(tokenizer).terminator == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ["system: Be nice", "user: Say this: Be nice to me", "assistant: ok"],
+        ["system: no", "user: I do not know", "assistant: ok"],
+        ["system: ok", "user: What is it?", "assistant: It is ok."],
+    ],
+)
+def test_a_turn_that_stands_in_another_alone_is_left_out(said: list[str]) -> None:
+    """The template depends on the length of a text, so that private characters cannot show where each stands."""
+    long = "(' long' if m.role == 'user' and m.content|length > 3 else '')"
+    body = "{{ '<|im_start|>' + m.role + " + long + " + '\n' + m.content + '<|im_end|>\n' }}"
+    start = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    all_turns = "{% for m in messages %}" + body + "{% endfor %}" + start
+    no_system = all_turns.replace(body, "{% if m.role != 'system' %}" + body + "{% endif %}")
+    template = ChatTemplate(byte_level(), all_turns)
+    assert trained(template, template.encode(example(turns(*said), 1))) == [f"{said[-1][11:]}<|im_end|>"]
+    with pytest.raises(RowError, match=r"leaves out or rewrites turn 1 \(system\)"):
+        ChatTemplate(byte_level(), no_system).encode(example(turns(*said), 1))

@@ -72,13 +72,31 @@ def parts_of(render: Render, turns: Sequence[Message], tools: Sequence[Mapping[s
         except RowError:  # the template takes the texts apart
             pass
     # what the template writes depends on the words, or changes them: each must stand in it as it is written
-    at = 0
-    for part in parts:
-        part.spans = [(found, found + len(part.text)) for found in (text.find(part.text, at),) if found >= 0]
-        at = part.spans[0][1] if part.spans else at
-        if not part.spans and (form := next((form for form in _forms(part.text) if form in text), None)) is not None:
-            part.spans = [(text.index(form), text.index(form) + len(form))]
+    _find(parts, text)
     return parts
+
+
+def _find(parts: Sequence[Part], text: str) -> None:
+    """Look for each part as it is written, between those before and after it, or in another form anywhere. The longest
+    come first: a short one must not be found within another, where it only seems to stand."""
+    taken: list[Span] = []
+    for number in sorted(range(len(parts)), key=lambda number: -len(parts[number].text)):
+        part = parts[number]
+        begin = max((before.spans[0][1] for before in parts[:number] if before.spans), default=0)
+        end = min((after.spans[0][0] for after in parts[number + 1 :] if after.spans), default=len(text))
+        tries = [(part.text, begin, end), *((form, 0, len(text)) for form in _forms(part.text))]
+        part.spans = next(([span] for words, *room in tries if (span := _free(text, words, *room, taken))), [])
+        taken += part.spans
+
+
+def _free(text: str, words: str, begin: int, end: int, taken: Sequence[Span]) -> Span | None:
+    """The first place of `words` that no other part has taken."""
+    while (found := text.find(words, begin, end)) >= 0:
+        span = (found, found + len(words))
+        if not any(start < span[1] and found < stop for start, stop in taken):
+            return span
+        begin = found + 1
+    return None
 
 
 class _Marks:
