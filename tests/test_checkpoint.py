@@ -312,6 +312,16 @@ def test_a_file_that_cannot_be_gone_on_from_says_why_in_one_line(leyden, workpla
         assert "Traceback" not in err
 
 
+def test_a_run_that_goes_on_says_the_steps_of_the_whole(leyden, workplace: Path) -> None:
+    run = ["--trainer.default_root_dir", "run", "--data.batch_size"]
+    code, _, err = leyden(*FIT, *ALL, *run, "6", "--trainer.max_epochs", "1")
+    taken = int(rows(workplace / "run/metrics.csv")[-1]["step"])
+    assert code == 0 and f", {taken} steps" in err, err
+    code, _, err = leyden(*FIT, *ALL, *run, "3", "--trainer.max_epochs", "2", *LAST)
+    total = int(rows(workplace / "run/metrics.csv")[-1]["step"])
+    assert code == 0 and total > 2 * taken and f", {total} steps" in err, err
+
+
 def test_a_damaged_newest_is_passed_over(leyden, workplace: Path) -> None:
     run = ["--trainer.default_root_dir", "run", "--trainer.max_steps"]
     assert leyden(*FIT, *ALL, *run, "3")[0] == 0

@@ -209,8 +209,16 @@ class Summary(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             say(summarise(pl_module), file=sys.stderr)
-            for optimizer in trainer.optimizers:
-                say(_rate(trainer, optimizer), file=sys.stderr)
+            if trainer.ckpt_path is None:
+                self._say_rates(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.ckpt_path is not None:  # the steps already taken are known by now
+            self._say_rates(trainer)
+
+    def _say_rates(self, trainer: Trainer) -> None:
+        for optimizer in trainer.optimizers:
+            say(_rate(trainer, optimizer), file=sys.stderr)
 
 
 def _rate(trainer: Trainer, optimizer: Optimizer) -> str:
