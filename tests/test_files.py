@@ -255,6 +255,55 @@ def test_other_encodings_are_never_taken_for_korean(tmp_path: Path, text: str, e
     assert row == {"a": text} if lines else ",".join(row.values()) == text.splitlines()[1]
 
 
+@pytest.mark.parametrize(
+    ("texts", "encoding"),
+    [
+        (["首都はどこですか", "東京です", "これは何ですか", "雨とは何ですか", "空から降る水です"], "euc_jp"),
+        (["首都是哪里", "你好吗", "我很好", "今天天气怎么样", "猫喜欢吃鱼", "谢谢你的帮助", "天空是蓝色的"], "gb18030"),
+    ],
+)
+def test_even_one_row_of_another_encoding_is_not_korean(tmp_path: Path, texts: list[str], encoding: str) -> None:
+    pairs = [(one, other) for one in texts for other in texts]
+    refused = 0
+    for question, answer in pairs:
+        data = f"question,answer\n{question},{answer}\n".encode(encoding)
+        with pytest.raises(UserError, match="neither UTF-8 nor (Korean|CP949)"):
+            read(write(tmp_path / "a.csv", data))
+        refused += 1
+    assert refused == len(pairs)
+
+
+CHAT = [
+    "그건 ㅋㅋㅋ 진짜 ㅠㅠ ㅇㅇ",
+    "10시에 LG전자로 와 ㄱㄱ ㅇㅋ ㅡㅡ",
+    "뷁스러운 맛의 펲시",
+    "Thai똠얌꿍 먹자 ㅎㅎ",
+    "하세ㅛ 뭐해",
+    "PC방에서 Wi-Fi가 안 돼",
+    "美 정부는 北核 문제를 논의했다",
+    "ㅏㅑㅓㅕ 다음에 오는 모음은?",
+    "아햏햏",
+]
+
+
+def test_korean_as_people_type_it_stays_korean(tmp_path: Path) -> None:
+    """Each by itself, and all of them in one file."""
+    for texts in (*([text] for text in CHAT), CHAT):
+        path = write(tmp_path / "a.csv", ("q\n" + "".join(f"{text}\n" for text in texts)).encode("cp949"))
+        assert [row["q"] for _, row in read(path)] == texts
+
+
+@pytest.mark.parametrize(
+    ("line", "encoding"), [("It’s here", "cp1252"), ("首都は東京です。雨とは空から降る水です", "euc_jp")]
+)
+def test_one_line_of_another_encoding_in_a_korean_file_is_named(tmp_path: Path, line: str, encoding: str) -> None:
+    text = "".join(f"{text}\n" for text in CHAT)
+    path = write(tmp_path / "a.csv", ("q\n" + text).encode("cp949") + line.encode(encoding) + b"\n")
+    with pytest.raises(UserError, match=rf"a.csv:{len(CHAT) + 2}: the file is Korean in CP949, but this line"):
+        read(path)
+    assert len(read(path, encoding="cp949")) == len(CHAT) + 1
+
+
 def test_korean_is_read_as_before_and_mixtures_are_named(tmp_path: Path) -> None:
     for encoding in ("cp949", "utf-16-le", "utf-16-be", "utf-16", "utf-8-sig"):
         rows = [row for _, row in read(write(tmp_path / "a.csv", KOREAN.encode(encoding)))]
@@ -272,12 +321,23 @@ def test_korean_is_read_as_before_and_mixtures_are_named(tmp_path: Path) -> None
         ("q,a\nx,y\n\ufeffq,a\nz,w\n", {2: ("x", "y"), 4: ("z", "w")}, "a.csv:3: the header once more"),
         ('q\ta\nx\t"one\ny\ttwo"\nz\tw\n', {2: ("x", '"one'), 3: ("y", 'two"'), 4: ("z", "w")}, "as they stand"),
         ('q\ta\nx\t"one\ntwo"\nz\t"a ""b"""\n', {2: ("x", "one\ntwo"), 4: ("z", 'a "b"')}, "tab"),
+        (
+            'q\ta\nx\t"one\ny\ttwo\nragged\tb\tc\t\nlast\tthree"\nz\tw\n',
+            {2: ("x", '"one'), 3: ("y", "two"), 5: ("last", 'three"'), 6: ("z", "w")},
+            "as they stand",
+        ),
+        ('q\ta\n"one\ntwo"\tx\nz\tw\n', {2: ("one\ntwo", "x"), 4: ("z", "w")}, "tab"),
+        (
+            'q,a\nx,"one\ny,two\nm,b,c\nn,three"\nz,w\n',
+            {2: ("x", "one\ny,two\nm,b,c\nn,three"), 6: ("z", "w")},
+            "a.csv:2: a quoted field runs over",
+        ),
         ('q,a\nx,"one\ny,two"\nz,w\n', {2: ("x", "one\ny,two"), 4: ("z", "w")}, "a.csv:2: a quoted field runs over"),
     ],
 )
 def test_tables_as_spreadsheets_write_them(tmp_path: Path, data: str, rows: dict[int, Any], note: str) -> None:
     notes: list[str] = []
-    found = read(write(tmp_path / "a.csv", data), on_note=notes.append)
+    found = read(write(tmp_path / "a.csv", data), on_note=notes.append, on_bad=lambda place, problem: None)
     assert {line: tuple(row.values()) for line, row in found} == rows
     assert note in " | ".join(notes) and {name for _, row in found for name in row} == {"q", "a"}
 

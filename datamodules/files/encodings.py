@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +17,22 @@ START = 4096
 """Bytes at the start of a file that tell UTF-16."""
 _CHUNK = 1 << 20
 _OTHER = re.compile("[^\x00-\x7f]+")
-_KOREAN = re.compile("[가-힣ㄱ-ㅣ]")
+_WORD = re.compile(r"[^\W\d_]*[^\W\d_\x00-\x7f][^\W\d_]*")
+_SYLLABLE = re.compile("[가-힣]")
+_JAMO = re.compile("[ㄱ-ㆎ]+")
+_CHAT = re.compile("[ㄱㄲㄴㄷㄸㄹㅁㅂㅃㅅㅆㅇㅈㅉㅊㅋㅌㅍㅎㅠㅜㅡㅗ]+|([ㅏ-ㅣ])\\1*")
+"""Letters that people type by themselves: ㅋㅋ, ㅎㅎ, ㅠㅠ, ㅇㅇ, ㄱㅅ, ㅡㅡ, and a vowel drawn out."""
+_COMMON = frozenset(
+    "다니이는습에가을로은지하를나의요세어모수고서답변학그기프보있대없행으아도한것스입면리더정일치상만시개인합마터않거과주토파음데쓰크"
+    "장중대자큰때알른같값저점전든체라드들와여할바래비내문두번부포무실화구해작표위운읽함게까남미확반또적러따오질며계좋쓸설름끝제메사되웃"
+    "처선못채형우즘록식된울야발책교각본호맞차유명올느직새산네안녕뭐왜응식물국말먹람랑생날신영양용원월집저친감연공너싫잘했겠았었였했근"
+    "강경관금김단달당동둘들디떤떻럼려례론료르린망매먼몇민방배버별복분비빠살색성소속술쉬심씨얼업에역열외움육은임작잡재쟁조종준진찾초최추출"
+    "코태통특팀편평피필한향현회후히힘"
+)
+"""The syllables that most of any Korean text is made of. Other encodings become any of the 2,350 of KS X 1001."""
+_AMONG_LATIN = re.compile("(?<=[A-Za-z])([가-힣])(?![가-힣])|(?<![가-힣])([가-힣])(?=[A-Za-z])")
+_FEW, _ENOUGH = 5, 10
+"""Syllables from which on it is no chance that half of them are common, or none."""
 _UTF8_HANGUL = re.compile(b"[\xea-\xed][\x80-\xbf][\x80-\xbf]")
 _EAST_ASIAN = {
     "shift_jis": ("[\u3041-\u30fe]", 0.2),
@@ -39,6 +55,7 @@ def detect_encoding(path: Path, open_: Open) -> str:
     korean = first_bad_byte(open_, "cp949") is None
     text, sample = _other_lines(path, open_), f"byte 0x{byte:02x} is neither UTF-8 nor CP949"
     if korean and is_korean(text.decode("cp949", "ignore")):
+        _check_every_line(path, open_)
         return "cp949"
     if korean:
         shown = next(words for words in text.decode("cp949", "ignore").splitlines() if not words.isascii())
@@ -74,13 +91,52 @@ def first_bad_byte(open_: Open, encoding: str) -> tuple[int, int] | None:
 def is_korean(text: str) -> bool:
     """Whether text that was decoded as CP949 reads as Korean.
 
-    Nearly any pair of bytes is a character there. What other encodings become is mostly syllables that KS X 1001 leaves
-    out, since hardly any word has them (`It뭩`, the apostrophe of Windows in Latin words, and Japanese), or as many
-    Chinese characters as syllables (Chinese, Russian).
+    Nearly any pair of bytes is a character there. What other encodings become is words with Chinese characters
+    (Chinese, Russian) or with single letters of syllables (the kana of EUC-JP), or with syllables that KS X 1001 leaves
+    out, since hardly any word has them (Shift-JIS); and what are syllables of KS X 1001 is seldom a common one.
     """
-    letters = [character for character in text if character > "\x7f" and character.isalpha()]
-    others = sum(len(one.encode("euc_kr", "ignore")) != 2 or not _KOREAN.match(one) for one in letters)
-    return 3 * others <= len(letters)
+    words = _WORD.findall(text)
+    common, syllables = _common_syllables(text)
+    foreign = sum(map(_is_foreign, words))
+    if syllables >= _FEW and 2 * common >= syllables:  # Korean with Chinese characters in it
+        return 2 * foreign <= len(words)
+    return 3 * foreign <= len(words) and (syllables < 2 or 4 * common >= syllables)
+
+
+def _is_foreign(word: str) -> bool:
+    """Whether a word has letters that Korean words do not have, or mostly syllables that hardly any has."""
+    syllables = _SYLLABLE.findall(word)
+    rest = _SYLLABLE.sub(" ", word).split()
+    if any(not (part.isascii() or _CHAT.fullmatch(part)) for letters in rest for part in _split_latin(letters)):
+        return True
+    return 2 * len(_rare().intersection(syllables)) > len(set(syllables))
+
+
+def _split_latin(letters: str) -> list[str]:
+    """Letters, cut where Latin ones and others meet."""
+    return re.findall("[\x00-\x7f]+|[^\x00-\x7f]+", letters)
+
+
+def _common_syllables(text: str) -> tuple[int, int]:
+    """How many common syllables a text has, and how many in all, with what EUC-JP's kana become."""
+    odd = sum(len(run) for run in _JAMO.findall(text) if not _CHAT.fullmatch(run))
+    syllables = _SYLLABLE.findall(text)
+    return sum(map(_COMMON.__contains__, syllables)), len(syllables) + odd
+
+
+def _strays(line: str) -> bool:
+    """Whether a line of a file in CP949 is of another encoding: a syllable that hardly any word has stands by itself
+    among Latin letters (`It뭩`, the apostrophe of Windows), or there are many syllables, and hardly a common one."""
+    if any(one in _rare() for pair in _AMONG_LATIN.findall(line) for one in pair if one):
+        return True
+    common, syllables = _common_syllables(line)
+    return syllables >= _ENOUGH and 8 * common < syllables
+
+
+@cache
+def _rare() -> frozenset[str]:
+    """The syllables that CP949 has and KS X 1001 leaves out."""
+    return frozenset(one for one in map(chr, range(0xAC00, 0xD7A4)) if len(one.encode("euc_kr")) != 2)
 
 
 def _other_lines(path: Path, open_: Open) -> bytes:
@@ -104,6 +160,18 @@ def _other_lines(path: Path, open_: Open) -> bytes:
                 lines.append(line)
                 size += len(line)
     return b"".join(lines)
+
+
+def _check_every_line(path: Path, open_: Open) -> None:
+    """Raise `UserError` where a line of a file in CP949 is of another encoding."""
+    with open_() as file:
+        for number, line in enumerate(file, start=1):
+            if not line.isascii() and _strays(text := line.decode("cp949")):
+                shown = next((word for word in _WORD.findall(text) if _is_foreign(word)), text.strip())
+                raise UserError(
+                    f"{path}:{number}: the file is Korean in CP949, but this line would read {shown[:40]!r}; mend it, "
+                    f"best in a file in UTF-8, or take it so: leyden data convert {path} NEW.jsonl --encoding cp949"
+                )
 
 
 def _is_utf8_hangul(line: bytes) -> bool:

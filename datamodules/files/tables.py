@@ -120,7 +120,7 @@ def detect_dialect(path: Path, open_: Open, encoding: str | None = None, delimit
 
 
 def _rows_in_quotes(open_: Open, dialect: Dialect) -> int:
-    """The first line of a quoted field that runs over lines which are whole rows each, closed or not; 0 for none.
+    """The first line of a quoted field that runs over lines which are whole rows, closed or not; 0 for none.
 
     Read as quotes, the rows between them are one.
     """
@@ -131,16 +131,35 @@ def _rows_in_quotes(open_: Open, dialect: Dialect) -> int:
         count = 0
         while True:
             read.clear()
+            fields: list[str] | None
             try:
                 fields = next(reader)
             except StopIteration:
                 return 0
             except csv.Error:
-                fields = [""] * count
-            count = count or len(fields)
-            rows = [line for line in read if line.strip()]
-            if len(rows) > 1 and all(line.count(dialect.delimiter) == count - 1 for line in rows):
+                fields = None
+            count = count or len(fields or [])
+            if _holds_rows(fields, [line for line in read if line.strip()], dialect.delimiter, count - 1):
                 return int(reader.line_num) - len(read) + 1 + dialect.skipped
+
+
+def _holds_rows(fields: list[str] | None, lines: list[str], delimiter: str, least: int) -> bool:
+    """Whether a record over several lines has rows in its quotes. One is enough where quotes have no rule, for tabs;
+    texts have commas too, so there half of the lines must be rows.
+
+    Args:
+        fields: of the record; None where its quotes are broken.
+        lines: that it was read from.
+        least: delimiters of a row.
+    """
+    if len(lines) < 2:
+        return False
+    rows = [line.count(delimiter) == least for line in lines]
+    if all(rows):
+        return True
+    if fields is not None and not any(delimiter in field.partition("\n")[2] for field in fields):
+        return False  # the delimiters stand around the quotes
+    return sum(rows[1:]) >= (1 if delimiter == "\t" else len(lines[1:]) / 2)
 
 
 def _kept(lines: Iterable[str], kept: list[str]) -> Iterator[str]:
