@@ -20,9 +20,11 @@ from leyden.datamodules.commands.main import main
 from leyden.datamodules.commands.show import show
 from leyden.datamodules.files.files import read_rows
 from leyden.datamodules.formats.row_error import RowError
+from leyden.datamodules.formats.turns import turns_of
 from leyden.datamodules.source import Source
 from leyden.datamodules.storage.arrow import Store
 from leyden.errors import UserError
+from leyden.example import Example
 
 TABLE = "질문,답변,번호\n안녕?,네.,1\n뭐 해?,쉬어요.,2\n"
 
@@ -191,6 +193,17 @@ def test_what_json_cannot_hold_is_rejected(tmp_path: Path) -> None:
     assert main(["convert", str(source)]) == 1
     assert len(rows(tmp_path / "a.jsonl")) == 1
     assert "cannot be written as JSON" in rows(tmp_path / "a.rejected.jsonl")[0]["problem"]
+
+
+def test_no_column_is_overwritten_by_another(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    lines = [{"question": "Q1", "answer": "A1"}, {"prompt": "", "question": "Q2", "answer": "A2"}]
+    lines += [{"prompt": "P3", "question": "Q3", "answer": "A3"}]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert main(["convert", str(source), str(tmp_path / "b.jsonl")]) == 1
+    assert [row["prompt"] for row in rows(tmp_path / "b.jsonl")] == ["Q1", "Q2"]
+    (rejected,) = rows(tmp_path / "b.rejected.jsonl")
+    assert "'question' would become 'prompt', which the row has too" in rejected["problem"]
 
 
 RANKED = "질문,completion_0,completion_1,completion_2,{}\n"
@@ -395,6 +408,69 @@ def test_check_warns_of_rows_that_contradict_each_other(
     warning = "two answers compared the other way round than in an earlier row; keep the one that is right"
     assert code == 0 and f"warning: 1 rows: {warning} ({path}:3 against 1)" in said
     assert warning not in checked(path, [lines[0], lines[1], lines[0]], capsys, *flags)[1]
+
+
+TURNS = [{"role": "user", "content": "What is rain?"}, {"role": "assistant", "content": "It's water."}]
+WORSE = [TURNS[0], {"role": "assistant", "content": "Dry."}]
+
+
+@pytest.mark.parametrize("prompt", ["What is rain?", json.dumps(TURNS[:1])])
+@pytest.mark.parametrize("since", [0, 1])
+def test_conversations_in_cells_are_conversations(
+    tmp_path: Path, since: int, prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`chosen` and `rejected` of a table that hold the whole conversation as JSON, or only the answer; prompts too."""
+    path = tmp_path / "a.csv"
+    cells = [prompt, json.dumps(TURNS[since:]), json.dumps(WORSE[since:])]
+    path.write_text("prompt,chosen,rejected\n" + ",".join('"' + cell.replace('"', '""') + '"' for cell in cells))
+    _, examples = Source(str(path), kind="preference").examples(lambda note: None)
+    ((_, example),) = examples
+    assert isinstance(example, Example)
+    assert example.messages == TURNS[:1] and example.responses == [TURNS[1:], WORSE[1:]]
+    assert main(["check", str(path), "--kind", "preference"]) == 0 and "usable 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("turns", [repr(TURNS), "[" + "\n ".join(map(repr, TURNS)) + "]"])
+def test_conversations_as_python_prints_them_are_bad_rows(
+    tmp_path: Path, turns: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    for name in ("prompt", "chosen"):
+        code, said = checked(tmp_path / "a.jsonl", [good, good | {name: turns}], capsys)
+        assert code == 1 and f"'{name}' holds turns as Python prints them, not JSON; write json.dumps(turns" in said
+
+
+def test_json_that_is_no_conversation_stays_a_text(tmp_path: Path) -> None:
+    for text in (
+        '[{"name": "Kim", "role": "director"}]',
+        '[{"from": "Seoul", "value": 3}]',
+        "[1, 2]",
+        "[]",
+        "[{'a': 1}]",
+    ):
+        turns = [{"role": "assistant", "content": text}]
+        assert turns_of(text, "response", "assistant") == turns
+
+
+def test_columns_of_rows_that_are_put_together_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = [
+        {"Message_ID": "a", "Parent_ID": None, "Role": "prompter", "Text": "2+2?"},
+        {"Message_ID": "b", "Parent_ID": "a", "Role": "assistant", "Text": "4", "Note": "do not train on this"},
+        {"Message_ID": "c", "Parent_ID": "a", "Role": "assistant", "Text": "gone", "Deleted": True},
+        {"Message_ID": "d", "Parent_ID": "c", "Role": "prompter", "Text": "why?"},
+        {"Message_ID": "e", "Parent_ID": "d", "Role": "assistant", "Text": "so."},
+    ]
+    scored = [
+        {"prompt": "a", "response": "b", "score": 1},
+        {"prompt": "a", "response": "c", "score": 2, "note": "do not train on this"},
+    ]
+    path = tmp_path / "a.jsonl"
+    for lines, kind, name in ((tree, "instruction", "Note"), (scored, "preference", "note")):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        assert main(["check", str(path), "--kind", kind]) == 0
+        said = capsys.readouterr().out
+        assert f"warning: not read, though there is text in it: {name} (1 row)" in said and "Deleted (" not in said
+        assert "usable 1" in said and ("2 messages that are deleted" in said) == (kind == "instruction")
 
 
 def test_check_of_candidates_needs_no_ranks(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:

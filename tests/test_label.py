@@ -168,6 +168,7 @@ def test_ties_copies_and_single_answers_are_counted(tmp_path: Path, leyden: Leyd
         {"prompt": "alone", "response": "ab", "responses": ["ab", "ab"]},
         {"prompt": "bad", "responses": ["ab", ""]},
         {"prompt": "transcript", "responses": [[{"role": "assistant", "content": "Human: a\n\nAssistant: b"}], "c"]},
+        {"prompt": "json", "responses": [[{"role": "assistant", "content": '[{"role": "user", "content": "a"}]'}], "c"]},
     ]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     flags = ["--reward", "Function", "--reward.path", "mine.length"]
@@ -175,11 +176,11 @@ def test_ties_copies_and_single_answers_are_counted(tmp_path: Path, leyden: Leyd
     assert code == 1  # as for convert: some rows are bad
     assert "left out: 1 only one response, 1 tied" in said and "1 prompts have responses that tie" in said
     assert f"1 rows rejected -> {tmp_path / 'out.rejected.jsonl'} (first: {source}:4: 'responses[1]' is empty" in said
-    assert [row["scores"] for row in rows(out)] == [[0.3, 0.3, 0.2], [2.2, 0.1]]
+    assert [row["scores"] for row in rows(out)] == [[0.3, 0.3, 0.2], [2.2, 0.1], [3.4, 0.1]]
     assert rows(tmp_path / "out.rejected.jsonl")[0]["place"] == f"{source}:4"
     assert leyden("data", "check", str(out), "--kind", "preference")[0] == 0
     data = prepared(PreferenceData(str(out), val_fraction=0.0), tmp_path)
-    assert data.train_trees is not None and [len(data.train_trees[i].responses) for i in range(2)] == [2, 2]
+    assert data.train_trees is not None and [len(data.train_trees[i].responses) for i in range(3)] == [2] * 3
 
 
 class Grader(BaseHTTPRequestHandler):

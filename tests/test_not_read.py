@@ -12,8 +12,8 @@ from prepared import prepared, write
 
 from leyden.datamodules import InstructionData
 from leyden.datamodules.commands.main import main
-from leyden.datamodules.formats.formats import detect, parse
-from leyden.datamodules.formats.not_read import TakenRow
+from leyden.datamodules.formats.formats import describe, detect, parse
+from leyden.datamodules.formats.not_read import TakenRow, count, lines
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.errors import UserError
 from leyden.example import Example
@@ -198,3 +198,125 @@ def test_a_label_that_is_not_taken_as_a_verdict_is_a_warning(
     said = capsys.readouterr().out
     assert "not read: label (1 row)\nwarning: if 'label' says which answers are good: --format unpaired" in said
     assert main(["check", path, "--format", "unpaired", "--kind", "instruction"]) == 2
+
+
+def lines_of(rows: list[Row], kind: str = "instruction", **columns: str) -> list[str]:
+    """What is said of a file of these rows."""
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        count(parse(row, detect(rows, kind, columns), kind, columns).not_read, counts)
+    return lines(counts, kind)
+
+
+TALK_ROW = {"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"prompt": QUESTION, "response": ANSWER}, "unpaired "),
+        ({"instruction": QUESTION, "output": ANSWER}, "unpaired "),
+        (TALK_ROW, "unpaired-messages "),
+        ({"conversations": TALK_ROW["messages"]}, "unpaired-sharegpt "),
+        ({"text": ANSWER}, ""),
+    ],
+)
+def test_the_format_that_is_advised_for_a_label_reads_the_row(row: Row, format: str) -> None:
+    (named, *rest) = lines_of([{**row, "label": 0}])
+    assert named == "not read: label (1 row)"
+    said = f"warning: if 'label' says which answers are good: --format {format}(training: --data.format)"
+    assert rest == ([said] if format else [])
+    if format:
+        assert "label" not in parse({**row, "label": 1}, format.strip(), "instruction").not_read
+    assert lines_of([{**row, "label": 0}], "prompts" if format else "instruction")[0].endswith(
+        "label (1 row) (rewards see the whole row)" if format else "label (1 row)"
+    )
+
+
+def test_a_label_beside_a_pair_is_no_advice() -> None:
+    pair = {"prompt": QUESTION, "chosen": ANSWER, "rejected": "June.", "label": 1}
+    assert lines_of([pair], "preference") == ["not read: label (1 row)"]
+
+
+# -- several columns for one thing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "prompt", "response"),
+    [
+        ("q a question answer", "question", "answer"),
+        ("question reply answer", "question", "answer"),
+        ("질문 정답 답변", "질문", "답변"),
+        ("question a output", "question", "output"),
+        ("q a", "q", "a"),
+        ("Q A 답변", "Q", "답변"),
+        ("question a b c d answer", "question", "answer"),
+        ("question A B C Correct output", "question", "output"),
+    ],
+)
+def test_the_plainest_of_several_names_is_taken_wherever_it_stands(columns: str, prompt: str, response: str) -> None:
+    for names in (columns.split(), columns.split()[::-1]):
+        row = {name: f"the {name}" for name in names}
+        found = parse(row, detect([row], "instruction"), "instruction")
+        assert said_of(found).strip() == f"the {prompt}\nthe {response}"
+        assert {name for name in found.not_read if name in row} == {*row} - {prompt, response}
+
+
+def test_choices_are_named_and_none_of_them_is_trained() -> None:
+    row = {"Question": QUESTION, **dict(zip("ABCD", ("May", "June", "July", "Fall"), strict=True))}
+    assert lines_of([row | {"Answer": "B"}]) == [
+        "warning: not read, though there is text in it: A (1 row), B (1 row), C (1 row), D (1 row); "
+        "if these are the choices of a question, write them into its text"
+    ]
+    with pytest.raises(UserError, match="no instruction format fits the columns Question, A, B, C, D"):
+        detect([row], "instruction")
+
+
+@pytest.mark.parametrize(
+    "asks", [{"prompt": QUESTION, "response": ANSWER}, {"instruction": QUESTION, "output": ANSWER}]
+)
+def test_a_second_answer_is_never_advised_as_part_of_the_prompt(asks: Row) -> None:
+    row = {**asks, "answer": "June"}
+    assert lines_of([row]) == [
+        "warning: not read, though there is text in it: answer (1 row); if it is to be read instead: "
+        "--response 'answer' (training: --data.columns '{response: answer}')"
+    ]
+    assert parse(row, detect([row], "instruction"), "instruction", {"response": "answer"}).responses == [
+        [{"role": "assistant", "content": "June"}]
+    ]
+    (line,) = lines_of([{**TALK_ROW, "answer": "In the month of May.", "article": PASSAGE}])
+    assert "article (1 row), answer (1 row); if it belongs to the prompt: --context 'article'" in line
+    (line,) = lines_of([{**TALK_ROW, "answer": "In the month of May."}])
+    assert line.endswith("answer (1 row); is this meant to be left out?")
+
+
+# -- what may be a loss flag -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["mask", "masked", "ignore", "skip", "Mask", "train_detail"])
+def test_a_key_that_may_be_a_loss_flag_is_a_warning(key: str) -> None:
+    user, answer = TALK_ROW["messages"]
+    said = lines_of([{"messages": [user, {**answer, key: [1]}]}])
+    assert f"not read: messages[].{key} (1 row)" in said[0]
+    assert said[1].startswith(f"warning: messages[].{key}: this may be a loss flag, and it is not read; flags are read")
+    assert "weight, loss_weight, train, " in said[1]
+
+
+@pytest.mark.parametrize("column", [{"train": False}, {"weight": 0}, {"loss_mask": [0, 1]}, {"weights": [0, 0, 0, 1]}])
+def test_a_column_that_may_be_a_loss_flag_is_a_warning(column: Row) -> None:
+    (name,) = column
+    for row in (TALK_ROW, {"prompt": QUESTION, "response": ANSWER}):
+        assert lines_of([row | column])[1].startswith(f"warning: {name}: this may be a loss flag, and it is not read; ")
+
+
+# -- one score of a pair -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["score_chosen", "score_rejected"])
+def test_one_score_alone_is_not_read(name: str) -> None:
+    row = {"prompt": QUESTION, "chosen": ANSWER, "rejected": "June.", name: 3}
+    assert lines_of([row], "preference") == [f"not read: {name} (1 row)"]
+    assert name not in describe([row], "prompt-chosen-rejected", "preference")
+    both = {"score_chosen": 3, "score_rejected": 1}
+    assert lines_of([row | both], "preference") == []
+    assert "score_chosen, score_rejected" in describe([row | both], "prompt-chosen-rejected", "preference")

@@ -72,7 +72,7 @@ def read(tmp_path: Path, rows: list[Row], kind: str | None, **options: Any) -> l
 
 
 @pytest.mark.parametrize(
-    ("good", "bad"), [(True, False), ("good", "bad"), (1, 0), (1, -1), ("True", "False"), ("1", "0")]
+    ("good", "bad"), [(True, False), ("good", "bad"), (1, 0), (1, -1), ("True", "False"), ("1", "0"), ("+1", "-1")]
 )
 @pytest.mark.parametrize("asks", [{"prompt": Q}, {"instruction": Q}, {"messages": [USER]}, {"conversations": [USER]}])
 def test_only_answers_labelled_as_good_are_instructions(tmp_path: Path, asks: Row, good: Any, bad: Any) -> None:
@@ -101,6 +101,28 @@ def test_a_label_that_names_a_class_is_named_and_not_a_verdict(labels: list[Any]
     rows = [{"prompt": Q, "response": A, "label": label} for label in labels]
     assert detect(rows, "instruction") == "prompt-response"
     assert "label" in parse(rows[0], "prompt-response", "instruction").not_read
+
+
+@pytest.mark.parametrize(
+    "asks", [{"prompt": Q, "completion": B}, {"instruction": Q, "output": B}, {"messages": [USER, BAD]}]
+)
+@pytest.mark.parametrize("lacks", [0, 2])
+def test_a_row_without_the_label_that_most_rows_have_is_refused(tmp_path: Path, asks: Row, lacks: int) -> None:
+    rows = [{**asks, "label": False}, {**asks, "label": True}]
+    rows.insert(lacks, asks)
+    found = read(tmp_path, rows, "instruction")
+    assert isinstance(found[lacks], RowError) and "no column 'label'" in str(found.pop(lacks))
+    assert isinstance(found[0], LeftOut) and isinstance(found[1], Example)
+    few = read(tmp_path, [asks, asks, {**asks, "label": True}], "instruction")
+    assert all(isinstance(one, Example) for one in few)
+
+
+@pytest.mark.parametrize("name", ["kto_label", "is_good", "is_desirable", "liked", "Liked", "labels"])
+def test_other_names_of_the_label(tmp_path: Path, name: str) -> None:
+    good, bad = read(
+        tmp_path, [{"prompt": Q, "response": A, name: True}, {"prompt": Q, "response": B, name: False}], "instruction"
+    )
+    assert isinstance(good, Example) and good.responses == [[GOOD]] and isinstance(bad, LeftOut)
 
 
 def test_a_label_that_is_no_verdict_is_refused() -> None:

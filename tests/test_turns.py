@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from leyden.datamodules.formats.formats import detect, parse
+from leyden.datamodules.formats.not_read import FLAGS
 from leyden.datamodules.formats.row_error import RowError
 from leyden.example import Example
 
@@ -25,7 +26,7 @@ def messages(*turns: dict[str, Any], **columns: Any) -> Example:
     return read({"messages": list(turns), **columns})
 
 
-@pytest.mark.parametrize("flag", "weight loss_weight train trained trainable train_on_turn training loss".split())
+@pytest.mark.parametrize("flag", [*FLAGS, "Weight", "is_trained"])
 @pytest.mark.parametrize(("off", "on"), [(0, 1), (False, True), (0.0, 1.0)])
 def test_flags_of_loss(flag: str, off: Any, on: Any) -> None:
     answer, empty = {**SAID, flag: off}, {**ASKED, flag: None}
@@ -110,6 +111,22 @@ def test_the_column_of_tools() -> None:
     for bad in ("{", [1], [{"type": "web_search"}], 3):
         with pytest.raises(RowError, match="tools"):
             messages(ASKED, SAID, tools=bad)
+
+
+def test_the_tools_beside_the_messages_of_an_input() -> None:
+    asked = {"messages": [ASKED], "tools": [TOOL], "parallel_tool_calls": True}
+    row = {"input": asked, "preferred_output": [SAID], "non_preferred_output": [{**SAID, "content": "?"}]}
+    for kind in ("preference", "instruction", "prompts"):
+        example = read(row, kind)
+        assert example.tools == [TOOL] and "input.tools" not in example.not_read
+    assert read(row, "preference").not_read == {"prompt.parallel_tool_calls": False}
+    assert read({**row, "tools": [TOOL]}, "preference").tools == [TOOL]
+    assert read({"input": asked, "output": "Two."}).tools == [TOOL]
+    other = {"type": "function", "function": {"name": "other"}}
+    with pytest.raises(RowError, match="have different tools; keep one"):
+        read({**row, "tools": [other]}, "preference")
+    with pytest.raises(RowError, match="not a list of tools"):
+        read({**row, "input": {**asked, "tools": 3}}, "preference")
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])

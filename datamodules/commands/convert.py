@@ -22,6 +22,7 @@ from leyden.datamodules.files.hangul import composed
 from leyden.datamodules.formats.columns import check_columns, names_of
 from leyden.datamodules.formats.format import Format
 from leyden.datamodules.formats.formats import describe, detect, format_named, parse
+from leyden.datamodules.formats.not_read import is_empty
 from leyden.datamodules.formats.preference_readers import listed
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.source import HEAD
@@ -184,8 +185,13 @@ class _RowConverter:
             with suppress(LeftOut):
                 parse(row, self.format, self.kind, self.renames, rank_order="lower_is_better")  # any order will do
         columns = {name: column for name, column in self.renames.items() if column in row}
+        for name, column in columns.items():
+            if name != column and name not in columns.values() and not is_empty(row.get(name)):
+                problem = f"'{column}' would become '{name}', which the row has too; keep one of the two columns"
+                raise RowError(problem, "two columns of one name")
         renamed = {name: listed(row[col], name) if name in _LISTS else row[col] for name, col in columns.items()}
-        renamed |= {str(column): value for column, value in row.items() if column not in columns.values()}
+        rest = {str(column): value for column, value in row.items() if column not in columns.values()}
+        renamed |= {column: value for column, value in rest.items() if column not in renamed}  # those are empty
         try:
             line = json.dumps(renamed, ensure_ascii=False, allow_nan=False, default=_plain)
             line.encode()

@@ -17,7 +17,7 @@ from leyden.datamodules.commands.label_scores import LabelScores
 from leyden.datamodules.commands.prompt_groups import PromptGroup, read_groups
 from leyden.datamodules.formats.ranking import above_gap, spread
 from leyden.datamodules.formats.row_error import by_count
-from leyden.datamodules.formats.turns import is_transcript
+from leyden.datamodules.formats.turns import is_plain
 from leyden.datamodules.source import Source
 from leyden.errors import UserError
 from leyden.example import Message
@@ -212,5 +212,5 @@ def _rows(
 
 
 def _text(response: str) -> Any:
-    """A response as a row holds it: as a turn where it looks like a transcript, since a text would be read as one."""
-    return [Message(role="assistant", content=response)] if is_transcript(response) else response
+    """A response as a row holds it: as a turn where its text would be read as a conversation."""
+    return response if is_plain(response) else [Message(role="assistant", content=response)]

@@ -73,6 +73,17 @@ class Format(ABC):
         """
         return True
 
+    def votes(self, rows: Sequence[Mapping[str, Any]], fitting: int, kind: str, answers: bool) -> int:
+        """How many rows speak for this format where it is detected.
+
+        Args:
+            rows: the first rows of a file, under canonical names.
+            fitting: how many of them have the columns.
+            kind: one of `kinds`.
+            answers: whether the columns of the answers are among these.
+        """
+        return fitting
+
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
         """The rows of a file as they are read, where several of them make one example. Each stands for what it is made
         of: it has the columns of the first of its rows, and others under names of the format's own.

@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any
 
 from leyden.class_paths import import_class
-from leyden.datamodules.formats.columns import check_columns, names_of
+from leyden.datamodules.formats.columns import CHOICE, check_columns, could_be, is_label, names_of
 from leyden.datamodules.formats.format import KINDS, Format, Parts
-from leyden.datamodules.formats.not_read import TakenRow, name_the_rest, noting
+from leyden.datamodules.formats.not_read import TakenRow, hint, is_empty, name_the_rest, noting
 from leyden.datamodules.formats.open_assistant import OpenAssistant
 from leyden.datamodules.formats.preference_readers import (
     MessagesPair,
@@ -38,7 +38,7 @@ from leyden.datamodules.formats.readers import (
 )
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.scored_readers import HelpSteer2Preference, HelpSteer3, ScoredObjects, ScoredRows
-from leyden.datamodules.formats.tool_calls import tools_of
+from leyden.datamodules.formats.tool_calls import tools_beside, tools_of
 from leyden.datamodules.formats.turns import check_order
 from leyden.datamodules.formats.unpaired_readers import Unpaired, UnpairedMessages, UnpairedPrompts, UnpairedShareGPT
 from leyden.errors import UserError, nearest
@@ -70,16 +70,11 @@ def parse(
         parts = form.read(named, kind)
         tools = parts.tools
         if tools is None and parts.text is None and "tools" not in named.taken:
-            tools = tools_of(named.get("tools"))
+            tools = _tools(named)
         name_the_rest(row, {column_of[name] for name in named.taken if name in column_of})
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
-    turns = [*example.messages, *(turn for response in example.responses for turn in response)]
-    seen = "\n".join([*(turn["content"] for turn in turns), example.text or ""])
-    example.not_read = {
-        name: text and not (isinstance(value := row.get(name), str) and value.strip() in seen)  # said elsewhere
-        for name, text in not_read.items()
-    }
     example.tools = tools or []
+    example.not_read = _not_read(example, not_read, named, form, kind)
     return example
 
 
@@ -95,8 +90,10 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
         fitting = [row for row in named if form.fits(row, kind, answers)]
-        votes = len(fitting)
-        if votes > most and (not answers or form.told(fitting)):
+        if not fitting or (answers and not form.told(fitting)):
+            continue
+        votes = form.votes(named, len(fitting), kind, answers)
+        if votes > most:
             best, most = form.name, votes
     if most == 0:
         raise UserError(_single(named, kind) or _no_format(rows[0], kind))
@@ -110,12 +107,49 @@ def describe(rows: Sequence[Row], format: str, kind: str, columns: Mapping[str, 
     reads = form.columns(kind, answers=kind != "prompts")
     taken = {column_of[name] for name in reads if name in column_of}
     others = [name for name in form.optional if name in column_of and column_of[name] not in taken]
+    if len({"score_chosen", "score_rejected"} & set(others)) == 1:  # one alone is not read
+        others = [name for name in others if name not in ("score_chosen", "score_rejected")]
     uses = [
         f"{name}: {column_of[name]}" if column_of[name] != name else name
         for name in (*reads, *others)
         if name in column_of
     ]
     return f"{form.name} ({', '.join(uses)})"
+
+
+def _tools(named: TakenRow) -> list[dict[str, Any]]:
+    """The tools of the column, or of the prompt."""
+    column, beside = tools_of(named.get("tools")), tools_beside(named)
+    if column and beside and column != beside:
+        raise RowError("the column 'tools' and the prompt have different tools; keep one of them", "two lists of tools")
+    return column or beside
+
+
+def _not_read(example: Example, noted: Mapping[str, bool], named: TakenRow, form: Format, kind: str) -> dict[str, bool]:
+    """What is not read -> whether it holds text, and hints for `lines`. A second column for the answer, or the choices
+    of a question, count as text in a single word too; what stands in the example anyway does not."""
+    turns = [*example.messages, *(turn for response in example.responses for turn in response)]
+    seen = "\n".join([*(turn["content"] for turn in turns), example.text or ""])
+    found: dict[str, bool] = {}
+    for name, text in noted.items():
+        value = example.row.get(name)
+        reading = "" if "." in name else could_be(name, noted, named.taken)
+        if is_label(name):
+            reading = _unpaired(form, named) if kind == "instruction" and example.text is None else ""
+        elif reading and isinstance(value, str):
+            text = not is_empty(value)
+        said_elsewhere = isinstance(value, str) and value.strip() in seen and reading != CHOICE
+        found[name] = text and not said_elsewhere
+        if reading:
+            found[hint(name, reading)] = False
+    return found
+
+
+def _unpaired(form: Format, names: Mapping[str, Any]) -> str:
+    """The format that reads such a row with its label, if there is one."""
+    fitting = [other for other in SHIPPED if isinstance(other, Unpaired) and set(other.needs) <= {*names, "label"}]
+    same = [other for other in fitting if other.reader.name == form.name]
+    return (same or fitting)[0].name if fitting and form not in fitting else ""
 
 
 def _finish(parts: Parts, kind: str, row: Row) -> Example:

@@ -15,12 +15,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from leyden.datamodules.formats.columns import CHOICE, is_answer
+
 _NOTED: ContextVar[dict[str, bool] | None] = ContextVar("noted", default=None)
 _WORDS = re.compile(r"[^\W\d_]{2,}[,;:]?\s+[^\W\d_]{2,}|[\u3040-\u30ff\u3400-\u9fff]{8,}")
 """Two words of letters, or a run of signs of a language that writes without blanks."""
 
-_LABELS = ("label", "labels", "kto_tag", "desirable")
-"""Columns that may say which answers are good."""
+FLAGS = "weight loss_weight train trained trainable is_trained do_train train_on_turn training loss loss_mask".split()
+"""Keys of a message that say whether it is trained on, and are read."""
+_LIKE_FLAGS = {*FLAGS, *"mask masked ignore ignored skip train_detail weights loss_weights loss_masks".split()}
+"""Columns and keys that may be meant so. What a `mask` of 1 means nobody knows: it is not read as a flag."""
+_FLAGGED = ("response", "chosen", "rejected", "text", "system")
+"""Names that `leyden data` has a flag for; a second prompt can only be a context."""
+_HINT = "\x1f"
+"""Stands between a column that is not read and what it could be read as, in names that are noted for `lines` alone."""
 
 
 class TakenRow(dict[str, Any]):
@@ -96,6 +104,11 @@ def holds_text(value: Any) -> bool:
     return isinstance(value, str) and bool(_WORDS.search(value))
 
 
+def hint(column: str, reading: str) -> str:
+    """A name to note beside a column that is not read: `reading` is the canonical name or the format that reads it."""
+    return f"{column}{_HINT}{reading}"
+
+
 # -- the rows of a file ----------------------------------------------------------------------------------------------
 
 
@@ -109,24 +122,57 @@ def count(not_read: Mapping[str, bool], counts: dict[str, list[int]]) -> None:
 
 def lines(counts: Mapping[str, list[int]], kind: str) -> list[str]:
     """What is not read of a file, as few lines: what holds text, with what to type, and the rest."""
+    readings = dict(name.rsplit(_HINT, 1) for name in counts if _HINT in name)
+    counts = {name: rows for name, rows in counts.items() if _HINT not in name}
     if kind in ("prompts", "candidates"):  # the answers of prompts, and what only rewards look at
         return [f"not in the prompt: {_listed(counts)} (rewards see the whole row)"] if counts else []
-    text = {name: rows for name, rows in counts.items() if rows[1]}
-    rest = {name: rows for name, rows in counts.items() if not rows[1]}
-    said = []
-    if text:
-        advice = "is this meant to be left out?"
-        if columns := [name for name in text if "." not in name and name != "context"]:
-            advice = (
-                f"if it belongs to the prompt: --context '{columns[0]}' "
-                f"(training: --data.columns '{{context: {columns[0]}}}')"
-            )
-        said.append(f"warning: not read, though there is text in it: {_listed(text)}; {advice}")
-    if rest:
+    said = _texts({name: rows for name, rows in counts.items() if rows[1]}, readings)
+    if rest := {name: rows for name, rows in counts.items() if not rows[1]}:
         said.append(f"not read: {_listed(rest)}")
-    if label := next((name for name in counts if name.strip().lower() in _LABELS), None):
-        said.append(f"warning: if '{label}' says which answers are good: --format unpaired (training: --data.format)")
+    for name, reading in readings.items():
+        if reading.startswith("unpaired"):
+            verdict = f"if '{name}' says which answers are good"
+            said.append(f"warning: {verdict}: --format {reading} (training: --data.format)")
+            break
+    if flags := [name for name in counts if _is_like_flag(name)]:
+        said.append(
+            f"warning: {', '.join(flags)}: this may be a loss flag, and it is not read; flags are read beside the role "
+            f"of a message: {', '.join(FLAGS)}"
+        )
     return said
+
+
+def _texts(text: Mapping[str, list[int]], readings: Mapping[str, str]) -> list[str]:
+    """A line for all that holds text and could be read in the same way."""
+    ways: dict[str, dict[str, list[int]]] = {}
+    for name, rows in text.items():
+        ways.setdefault(_way(name, readings), {})[name] = rows
+    if "context" in ways:
+        ways["context"] |= ways.pop("", {})
+    said = []
+    for way, names in ways.items():
+        column = next(name for name in names if _way(name, readings) == way)
+        advice = "is this meant to be left out?"
+        if way == CHOICE:
+            advice = "if these are the choices of a question, write them into its text"
+        elif way:
+            aim = "if it belongs to the prompt" if way == "context" else "if it is to be read instead"
+            advice = f"{aim}: --{way} '{column}' (training: --data.columns '{{{way}: {column}}}')"
+        said.append(f"warning: not read, though there is text in it: {_listed(names)}; {advice}")
+    return said
+
+
+def _way(name: str, readings: Mapping[str, str]) -> str:
+    """What to name a column as: the flag without its dashes, `CHOICE`, or nothing where there is no flag for it."""
+    reading = readings.get(name, "")
+    if reading in (CHOICE, *_FLAGGED):
+        return reading
+    return "" if "." in name or name == "context" or is_answer(name) else "context"  # no answer into the prompt
+
+
+def _is_like_flag(name: str) -> bool:
+    key = name.removeprefix("messages[].")
+    return key.strip().lower() in _LIKE_FLAGS
 
 
 def _listed(counts: Mapping[str, list[int]]) -> str:

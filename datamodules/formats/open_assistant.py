@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from leyden.datamodules.formats.columns import names_of
 from leyden.datamodules.formats.format import KINDS, Format, Parts, Rows
-from leyden.datamodules.formats.not_read import is_empty
+from leyden.datamodules.formats.not_read import is_empty, name_the_rest
 from leyden.datamodules.formats.preference_readers import finite
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.formats.turns import ROLES, messages_of
 
 _PATH, _ANSWERS = "messages from the root", "messages that answer it"
 """Columns that `gather` adds to the row of a user message."""
+_REST = "columns that are not read"
 _NEEDS = ("message_id", "parent_id", "role", "text")
 
 
@@ -25,41 +27,48 @@ class OpenAssistant(Format):
 
     name = "open-assistant"
     needs = _NEEDS
-    optional = ("rank",)
+    optional = ("rank", "deleted")
     kinds = KINDS
 
     def gather(self, rows: Rows, kind: str, columns: Mapping[str, str]) -> Rows:
         """A row for each message that is no answer, with the rows on the way to it and those that answer it."""
-        messages, places = dict[str, dict[str, Any]](), dict[str, str]()
+        messages, found = dict[str, dict[str, Any]](), dict[str, tuple[str, dict[str, Any]]]()
         answers: dict[str, list[dict[str, Any]]] = {}
         for place, row in rows:
             if isinstance(row, RowError):
                 yield place, row
                 continue
-            name = str(row.get("message_id"))
-            if name in messages:
+            message = _message(row, columns)
+            name = str(message["message_id"])
+            if is_empty(message["message_id"]):
+                yield place, RowError("'message_id' is empty; give each message its own or drop the row", "no id")
+            elif name in messages:
                 yield place, RowError(f"a second message_id {name!r}; give each its own or drop the row", "same id")
-                continue
-            messages[name], places[name] = row, place
-            if _is_answer(row):
-                answers.setdefault(str(row.get("parent_id")), []).append(row)
-        for name, row in messages.items():
+            else:
+                messages[name], found[name] = message, (place, row)
+                if _is_answer(message) and not _is_deleted(message):
+                    answers.setdefault(str(message["parent_id"]), []).append(message)
+        for name, message in messages.items():
+            place, row = found[name]
             try:
-                path = _path(row, messages)
-                if not _is_answer(row):
-                    yield places[name], {**row, _PATH: path, _ANSWERS: answers.get(name, [])}
+                path = _path(message, messages)
+                if not _is_answer(message) or _is_deleted(message):
+                    yield place, {**row, _PATH: path, _ANSWERS: answers.get(name, [])}
                 elif len(path) == 1 or _is_answer(path[-2]):
                     raise RowError(
                         "an answer that answers no user message; mend parent_id or drop the row", "no prompt"
                     )
             except RowError as error:
-                yield places[name], error
+                yield place, error
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         for name in _NEEDS:
             row[name]
         if _PATH not in row:  # a row by itself
             return Parts(messages_of([_turn(row)], "text"))
+        row.get("deleted")
+        if any(map(_is_deleted, row[_PATH])):
+            raise LeftOut("messages that are deleted, or behind one that is")
         prompt = messages_of([_turn(one) for one in row[_PATH]], "text")
         answers = row[_ANSWERS]
         row.get("rank")
@@ -68,12 +77,26 @@ class OpenAssistant(Format):
         if not answers:
             raise LeftOut("messages that nobody answered")
         parts = Parts(prompt, [messages_of([_turn(one)], "text") for one in answers])
-        ranks = [one.get("rank") for one in answers]
+        for one in answers:
+            name_the_rest(one[_REST], ())
+        ranks = [one["rank"] for one in answers]
         if None not in ranks:
             parts.worth = [-finite(rank, "rank") for rank in ranks]
         if kind == "preference" and (parts.worth is None or len(answers) < 2):
             raise LeftOut("messages without two ranked answers")
         return parts
+
+
+def _message(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """What is read of a row under canonical names, and the rest of it under its own."""
+    names = names_of(row, columns)
+    read = {name: names[name] for name in (*_NEEDS, "rank", "deleted") if name in names}
+    message = {name: row.get(read.get(name, "")) for name in (*_NEEDS, "rank", "deleted")}
+    return {**message, _REST: {name: value for name, value in row.items() if name not in read.values()}}
+
+
+def _is_deleted(message: Mapping[str, Any]) -> bool:
+    return str(message["deleted"]).strip().lower() in ("true", "1", "1.0", "yes")
 
 
 def _turn(row: Mapping[str, Any]) -> dict[str, Any]:

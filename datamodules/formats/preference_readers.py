@@ -243,7 +243,8 @@ def _with_scores(parts: Parts, row: dict[str, Any], kind: str) -> Parts:
     """The parts with the scores of chosen and rejected, if they are read as preferences and the row has scores."""
     if kind != "preference":
         return parts
-    if all(row.get(name) not in (None, "") for name in ("score_chosen", "score_rejected")):
+    # looked at, but not taken: one score alone is not used, and is named
+    if all(dict.get(row, name) not in (None, "") for name in ("score_chosen", "score_rejected")):
         chosen, rejected = (finite(row[name], name) for name in ("score_chosen", "score_rejected"))
         if chosen == rejected:
             problem = f"'score_chosen' and 'score_rejected' are both {chosen:g}: a tie; drop the row, or its scores"

@@ -146,7 +146,7 @@ def asked(row: dict[str, Any], name: str = "prompt", above: Sequence[str] = _ABO
     value = row[name]
     turns = value
     if isinstance(value, dict) and "messages" in value:
-        name_the_rest(value, ("messages",), f"{name}.")
+        name_the_rest(value, ("messages", "tools"), f"{name}.")  # `tools_beside` has the tools
         turns = value["messages"]
     turns = [*_history(row.get("history")), *turns_of(turns, name, "user")]
     others = [other for other in (*above, "input") if dict.get(row, other) is not value]  # one may stand for the prompt

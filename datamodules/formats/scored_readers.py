@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from leyden.datamodules.formats.columns import names_of
 from leyden.datamodules.formats.format import KINDS, Format, Parts, Rows
-from leyden.datamodules.formats.not_read import is_empty, name_the_rest
+from leyden.datamodules.formats.not_read import holds_text, is_empty, name_the_rest
 from leyden.datamodules.formats.preference_readers import NO_ORDER, SIGNS, Scored, finite, listed
 from leyden.datamodules.formats.readers import BESIDE, answer, asked
 from leyden.datamodules.formats.row_error import LeftOut, RowError
@@ -17,6 +17,8 @@ from leyden.datamodules.formats.turns import turns_of
 
 _TEXTS = ("response", "answer", "text", "content", "completion")
 _SCORES = ("score", "overall_score", "rating", "reward", "rank")
+_SHARED = ("prompt", *BESIDE, "tools")
+"""Columns that are the same in the rows of one prompt."""
 
 
 class ScoredObjects(Format):
@@ -82,7 +84,7 @@ class ScoredRows(Scored):
                 plural: [row.get(names.get(name, "")) for row, names in zip(group, named, strict=True)]
                 for name, plural in (("response", "responses"), ("score", "scores"))
             }
-            yield place, {**first, **lists}
+            yield place, {**_with_columns_of_all(group, named), **lists}
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         if len(row.get("responses") or [row["response"]]) < 2:
@@ -133,7 +135,20 @@ def _question(item: tuple[str, dict[str, Any] | RowError], columns: Mapping[str,
     if isinstance(row, RowError):
         return place
     names = names_of(row, columns)
-    return [row.get(names.get(name, "")) for name in ("prompt", *BESIDE)]
+    return [row.get(names.get(name, "")) for name in _SHARED]
+
+
+def _with_columns_of_all(rows: Sequence[Mapping[str, Any]], named: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The first of the rows of one prompt, with columns of the others that say nothing in it, or no words: they are
+    not read, and are named with it."""
+    found = dict(rows[0])
+    for row, names in zip(rows, named, strict=True):
+        read = {names.get(name) for name in (*_SHARED, "response", "score")}
+        for column, value in row.items():
+            own = found.get(column)
+            if column not in read and (is_empty(own) or (holds_text(value) and not holds_text(own))):
+                found[column] = value
+    return found
 
 
 def _objects(value: Any) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from leyden.datamodules.formats.not_read import name_the_rest
+from leyden.datamodules.formats.not_read import TakenRow, name_the_rest
 from leyden.datamodules.formats.row_error import RowError
 
 _EXAMPLE = '{"name": "get_time", "arguments": {"city": "Busan"}}'
@@ -20,6 +20,15 @@ def tools_of(value: Any, name: str = "tools") -> list[dict[str, Any]]:
             f"'{name}' is {tools!r:.40}, not a list of tools; write [{{'type': 'function', …}}]", "bad tools"
         )
     return [_tool(tool, f"{name}[{number}]") for number, tool in enumerate(tools)]
+
+
+def tools_beside(row: TakenRow) -> list[dict[str, Any]]:
+    """The tools that stand in a row beside the messages of its prompt, as OpenAI writes `input`."""
+    for name in ("prompt", "input", "instruction"):
+        value = row.get(name) if name in row.taken else None
+        if isinstance(value, Mapping) and "messages" in value:
+            return tools_of(value.get("tools"), f"{name}.tools")
+    return []
 
 
 def calls_of(value: Any, name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from leyden.datamodules.formats.not_read import name_the_rest
+from leyden.datamodules.formats.not_read import FLAGS, name_the_rest
 from leyden.datamodules.formats.row_error import RowError
 from leyden.datamodules.formats.tool_calls import calls_of
 from leyden.errors import nearest
@@ -30,9 +30,11 @@ _CALL_ROLES = ("function_call", "tool_call")
 """Roles of assistant turns whose text is the call of a tool."""
 _REASONING_KEYS, _CALL_KEYS = ("reasoning_content", "thinking", "reasoning"), ("tool_calls", "function_call")
 _NAMES = ("name", "tool_call_id")
-_FLAGS = "weight loss_weight train trained trainable train_on_turn training loss loss_mask".split()
-"""Keys that say whether a turn is trained on."""
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["']\w+["']\s*:""")
+_PYTHON_TURNS = re.compile(
+    r"""\s*\[\s*\{\s*'(?:role|content|from|value)'\s*:.*'(?:role|content|from|value)'\s*:""", re.DOTALL
+)
 _OPEN_END = re.compile(r"\n\nAssistant:\s*\Z")
 
 
@@ -68,7 +70,8 @@ def _beside_content(turn: Message) -> tuple[str, ...]:
 
 
 def messages_of(value: Any, name: str) -> list[Message]:
-    """Turns from a list of {role, content} or {from, value} objects, or from one of them."""
+    """Turns from a list of {role, content} or {from, value} objects, from its JSON, or from one of them."""
+    value = written_out(value, name)
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise RowError(f"'{name}' is not a list of turns; write [{{'role': 'user', 'content': …}}, …]", "bad turns")
@@ -82,7 +85,8 @@ def messages_of(value: Any, name: str) -> list[Message]:
 
 
 def turns_of(value: Any, name: str, role: str) -> list[Message]:
-    """A plain text as one turn of `role`, an HH transcript or a list of turns as they are."""
+    """A plain text as one turn of `role`, an HH transcript or a list of turns, or its JSON, as they are."""
+    value = written_out(value, name)
     if isinstance(value, list | dict) and not _is_parts(value):
         return messages_of(value, name)
     text = text_of(value, name, role)
@@ -91,9 +95,54 @@ def turns_of(value: Any, name: str, role: str) -> list[Message]:
     return transcript(_OPEN_END.sub("", text) if role == "user" else text, name)
 
 
+def written_out(value: Any, name: str = "") -> Any:
+    """The list of turns whose JSON a text is, as the cells of tables hold lists; any other value as it is.
+
+    Raises:
+        RowError: the text is such a list as Python or NumPy prints it, which cannot be read back in every case.
+    """
+    if not isinstance(value, str) or not _TURNS_AS_TEXT.match(value) or not value.rstrip().endswith("]"):
+        return value
+    try:
+        turns = json.loads(value)
+    except (ValueError, RecursionError):
+        if not _PYTHON_TURNS.match(value):
+            return value
+        problem = f"'{name}' holds turns as Python prints them, not JSON; write json.dumps(turns, ensure_ascii=False)"
+        raise RowError(problem, "bad turns") from None
+    return turns if _are_turns(turns) else value
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether a list is a conversation, and no JSON that somebody asked for: it has roles that are known."""
+    if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
+        return False
+    pairs = [(turn.get("role", turn.get("from")), "content" in turn or "value" in turn) for turn in value]
+    known = [isinstance(role, str) and role.strip().lower() in ROLES for role, _ in pairs]
+    return any(known) and any(content for _, content in pairs)
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text in the column of a response is read as that response, word for word."""
+    try:
+        return written_out(text) is text and not is_transcript(text)
+    except RowError:
+        return False
+
+
 def is_transcript(value: Any) -> bool:
-    """Whether a text is an HH-RLHF transcript, `\\n\\nHuman: …\\n\\nAssistant: …`."""
-    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+    """Whether a text is an HH-RLHF transcript, `\\n\\nHuman: …\\n\\nAssistant: …`, or the JSON of a conversation."""
+    if not isinstance(value, str):
+        return False
+    if value.lstrip().startswith("Human:"):
+        return "\n\nAssistant:" in value
+    if not _TURNS_AS_TEXT.match(value) or _PYTHON_TURNS.match(value):
+        return False
+    turns = written_out(value)
+    if not isinstance(turns, list):
+        return False
+    first, last = (ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower()) for turn in (turns[0], turns[-1]))
+    return first != "assistant" and last == "assistant"
 
 
 def transcript(text: str, name: str) -> list[Message]:
@@ -158,14 +207,14 @@ def _message(turn: dict[str, Any], name: str) -> Message:
             message[key] = text_of(turn[key], f"{name}.{key}")  # type: ignore[literal-required]
     if _flag(turn, name, role) is False and role == "assistant":
         message["trained"] = False
-    read = {role_key, content_key, call_key, reasoning, *_NAMES, *_FLAGS}
+    read = {role_key, content_key, call_key, reasoning, *_NAMES, *_flags(turn)}
     name_the_rest(turn, {key for key in read if key is not None}, "messages[].")
     return message
 
 
 def _flag(turn: Mapping[str, Any], name: str, role: str) -> bool | None:
     """Whether a turn says of itself that it is trained on; None where it says nothing."""
-    flags = {key: turn[key] for key in _FLAGS if turn.get(key) is not None}
+    flags = {key: turn[key] for key in _flags(turn) if turn[key] is not None}
     for key, value in flags.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             problem = f"'{name}.{key}' is {value!r:.40}; a turn is trained or it is not: write 1 or 0, true or false"
@@ -178,6 +227,12 @@ def _flag(turn: Mapping[str, Any], name: str, role: str) -> bool | None:
     if len(set(map(bool, flags.values()))) > 1:
         raise RowError(f"'{name}' has flags that contradict each other ({', '.join(flags)}); keep one", "bad flag")
     return bool(next(iter(flags.values()))) if flags else None
+
+
+def _flags(turn: Mapping[str, Any]) -> list[str]:
+    """The keys of a turn that are flags, in any case of letters."""
+    names = {key: str(key).strip().lower() for key in turn}
+    return sorted((key for key in turn if names[key] in FLAGS), key=lambda key: FLAGS.index(names[key]))
 
 
 def _is_blank(value: Any) -> bool:
@@ -198,7 +253,7 @@ def _joined(parts: list[Any], name: str) -> str:
             kind = f"a part of type {part['type']!r}" if isinstance(part, dict) and "type" in part else f"{part!r:.40}"
             problem = f"'{name}[{number}]' is {kind}; only text can be trained on: write text parts or drop the row"
             raise RowError(problem, "not a text")
-        if flag := next((flag for flag in _FLAGS if part.get(flag) is not None), None):
+        if flag := next((flag for flag in _flags(part) if part[flag] is not None), None):
             problem = f"'{name}[{number}].{flag}': a turn is trained whole or not at all; put the flag beside its role"
             raise RowError(problem, "bad flag")
         name_the_rest(part, ("type", str(key)), "messages[].content[].")

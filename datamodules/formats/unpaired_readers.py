@@ -13,11 +13,11 @@ from leyden.datamodules.formats.row_error import LeftOut, RowError
 
 _WORDS = {True: "true good yes desirable chosen thumbs_up", False: "false bad no undesirable rejected thumbs_down"}
 _VERDICTS = {word: verdict for verdict, words in _WORDS.items() for word in words.split()}
-_NUMBERS = {"1": True, "0": False, "-1": False, "1.0": True, "0.0": False, "-1.0": False}
+_NUMBERS = {number: number.strip("+") in ("1", "1.0") for number in "1 +1 0 -1 1.0 +1.0 0.0 -1.0".split()}
 
 
 def verdict(label: Any) -> bool | None:
-    """Whether a label says that an answer is good: true, good, 1 or false, bad, 0, -1; None for any other label."""
+    """Whether a label says that an answer is good: true, good, 1, +1 or false, bad, 0, -1; None for any other label."""
     word = str(label).strip().lower()
     return _VERDICTS.get(word, _NUMBERS.get(word))
 
@@ -33,6 +33,12 @@ class Unpaired(Format):
         labels = [row["label"] for row in rows if not is_empty(row.get("label"))]
         words = {str(label).strip().lower() for label in labels}
         return bool(words) and None not in map(verdict, words) and not words <= {"0", "0.0"}
+
+    def votes(self, rows: Sequence[Mapping[str, Any]], fitting: int, kind: str, answers: bool) -> int:
+        """Where most rows have a label, those that lack it speak for this format too: as others they would be trained
+        whatever their answer is worth, and with them all the bad ones."""
+        whole = sum(self.reader.fits(row, kind, answers) for row in rows)
+        return whole if 2 * fitting > whole else fitting
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
         if kind == "instruction":

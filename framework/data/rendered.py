@@ -85,7 +85,8 @@ def _find(parts: Sequence[Part], text: str) -> None:
         begin = max((before.spans[0][1] for before in parts[:number] if before.spans), default=0)
         end = min((after.spans[0][0] for after in parts[number + 1 :] if after.spans), default=len(text))
         tries = [(part.text, begin, end), *((form, 0, len(text)) for form in _forms(part.text))]
-        part.spans = next(([span] for words, *room in tries if (span := _free(text, words, *room, taken))), [])
+        found = (_free(text, words, first, last, taken) for words, first, last in tries)
+        part.spans = [span for span in found if span is not None][:1]
         taken += part.spans
 
 
