@@ -168,7 +168,7 @@ def test_ties_copies_and_single_answers_are_counted(tmp_path: Path, leyden: Leyd
         {"prompt": "alone", "response": "ab", "responses": ["ab", "ab"]},
         {"prompt": "bad", "responses": ["ab", ""]},
         {"prompt": "transcript", "responses": [[{"role": "assistant", "content": "Human: a\n\nAssistant: b"}], "c"]},
-        {"prompt": "json", "responses": [[{"role": "assistant", "content": '[{"role": "user", "content": "a"}]'}], "c"]},
+        {"prompt": "js", "responses": [[{"role": "assistant", "content": '[{"role": "user", "content": "a"}]'}], "c"]},
     ]
     source, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     flags = ["--reward", "Function", "--reward.path", "mine.length"]
