@@ -171,8 +171,7 @@ def _way(name: str, readings: Mapping[str, str]) -> str:
 
 
 def _is_like_flag(name: str) -> bool:
-    key = name.removeprefix("messages[].")
-    return key.strip().lower() in _LIKE_FLAGS
+    return name.removeprefix("messages[].").strip().lower() in _LIKE_FLAGS
 
 
 def _listed(counts: Mapping[str, list[int]]) -> str:

@@ -33,12 +33,14 @@ def hold_out(rows: Sequence[Row], fraction: float, places: Sequence[Hashable]) -
 
 
 def joined(places: Sequence[Hashable], content: Sequence[Hashable]) -> list[Hashable]:
-    """A place of each row that equal places share: a file may hold a row twice, and a folder a file, and what is held
-    out must not be trained on under another number."""
+    """The place of each row, or the first place of which all rows have the same content: a file may hold a row twice,
+    and a folder a file, and what is held out must not be trained on under another number."""
     whole: dict[Hashable, list[Hashable]] = {}
     for place, what in zip(places, content, strict=True):
         whole.setdefault(place, []).append(what)
-    return [tuple(whole[place]) for place in places]
+    first: dict[tuple[Hashable, ...], Hashable] = {}
+    equal = {place: first.setdefault(tuple(parts), place) for place, parts in whole.items()}
+    return [equal[place] for place in places]
 
 
 def apart(rows: Sequence[Row], held: Sequence[Row], content: Sequence[Sequence[Hashable]]) -> list[Row]:
