@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import unicodedata
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -263,14 +264,10 @@ def test_other_encodings_are_never_taken_for_korean(tmp_path: Path, text: str, e
     ],
 )
 def test_even_one_row_of_another_encoding_is_not_korean(tmp_path: Path, texts: list[str], encoding: str) -> None:
-    pairs = [(one, other) for one in texts for other in texts]
-    refused = 0
-    for question, answer in pairs:
+    for question, answer in product(texts, texts):
         data = f"question,answer\n{question},{answer}\n".encode(encoding)
         with pytest.raises(UserError, match="neither UTF-8 nor (Korean|CP949)"):
             read(write(tmp_path / "a.csv", data))
-        refused += 1
-    assert refused == len(pairs)
 
 
 CHAT = [
