@@ -12,6 +12,7 @@ SFT), with and without the kernels of liger-kernel. `--device cpu --tiny` runs a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -21,7 +22,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,11 @@ TRAINED = ("dpo", "reward_model", "sft")
 WAYS: dict[str, sides.Settings | None] = {
     "leyden": None,
     "leyden, compiled": None,
+    "leyden, compiled, in halves": None,
     "trl, best": {"bf16": False},
     "trl, best, liger": {"bf16": False} | LIGER,
 }
-"""Who trains; weights are in bf16 on both sides."""
+"""Who trains; weights are in bf16 on both sides. In halves: each step in two micro-batches."""
 SLOWER = 0.1
 """Part by which a figure may be worse than the one it is compared with, beside the spread."""
 Figures = dict[str, Any]
@@ -75,7 +79,8 @@ def train(options: argparse.Namespace, kind: str, way: str) -> Figures:
         own = (module.PACKED if kind == "sft" else contest.GROUPED) | (WAYS[way] or {})
         result = module.run(options, own)
     else:
-        options.policy = {"compile": True} if way.endswith("compiled") else {}
+        options.policy = {"compile": True} if "compiled" in way else {}
+        options.parts = 2 if way.endswith("halves") else 1
         result = module.run(options, None)
     seconds, tokens = (result[name][options.warmup :] for name in ("seconds", "tokens"))
     figures = {
@@ -107,22 +112,32 @@ def sample(options: argparse.Namespace, who: str, n: str) -> Figures:
 
 
 def profile(options: argparse.Namespace, kind: str, way: str) -> Figures:
-    """The kernels that take most of a step, and the part of the time in which the GPU does nothing."""
+    """The kernels that take most of a step, the part of the time in which the GPU does nothing, and the lines of code
+    at which the host waits for it in one step."""
     import torch
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as recorder
 
     module = importlib.import_module(kind)
-    options.policy = {"compile": True} if way.endswith("compiled") else {}
+    options.policy = {"compile": True} if "compiled" in way else {}
     options.warmup, options.steps = 4, 4
     steps: list[int] = []
+    waits: list[str] = []
     activities = [ProfilerActivity.CPU] if options.device == "cpu" else [ProfilerActivity.CUDA, ProfilerActivity.CPU]
     made = recorder(activities=activities)
-    clock = sides.now
+    clock, device = sides.now, "cpu" if options.device == "cpu" else "cuda"
 
     def watched(given: argparse.Namespace) -> float:
         at = clock(given)
         steps.append(1)
+        if device == "cuda" and len(steps) == 2 * options.warmup - 1:
+            warnings.showwarning = lambda text, kind, file, number, *_: waits.append(
+                f"{Path(file).parent.name}/{Path(file).name}:{number}"
+            )
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+        if device == "cuda" and len(steps) == 2 * options.warmup:
+            torch.cuda.set_sync_debug_mode("default")
         if len(steps) == 2 * options.warmup + 1:
             made.start()
             options.began = at
@@ -133,7 +148,6 @@ def profile(options: argparse.Namespace, kind: str, way: str) -> Figures:
 
     sides.now = watched
     module.run(options, None)
-    device = "cpu" if options.device == "cpu" else "cuda"
     time_of: Callable[[Any], float] = lambda e: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total  # noqa: E731
     events = [
         e
@@ -147,7 +161,22 @@ def profile(options: argparse.Namespace, kind: str, way: str) -> Figures:
         "step_ms": 1e3 * options.took / options.steps,
         "kernels": [[e.key[:90], round(time_of(e) / 1e3 / options.steps, 3), e.count // options.steps] for e in top],
         "launches": sum(e.count for e in events) // options.steps,
+        "waits": sorted(Counter(waits).items()),
     }
+
+
+def ppo(options: argparse.Namespace) -> Figures:
+    """Responses a second of PPO's rollouts, and the share of the time that each part takes."""
+    module = importlib.import_module("ppo")
+    prompts = [tree.prompt for tree in sides.read(options.trees)]
+    count = 4 if options.tiny else 128
+    vars(options).update(
+        batch_size=count, tokens=8 if options.tiny else 96, epochs=2, minibatches=2, warmup=1, steps=1, rounds=1
+    )
+    folder = Path(options.trees).parent
+    options.trees = str(folder / "prompts.json")
+    Path(options.trees).write_text(json.dumps(prompts[: 2 * count]), encoding="utf-8")
+    return module.summary(module.leyden(options, {"value": "head"}), options)  # type: ignore[no-any-return]
 
 
 def four_bits(options: argparse.Namespace) -> Figures:
@@ -202,7 +231,8 @@ def product(options: argparse.Namespace) -> Figures:
 def worker(options: argparse.Namespace) -> Figures:
     job, *rest = options.worker.split(":")
     jobs: dict[str, Callable[..., Figures]] = {
-        "train": train, "sample": sample, "profile": profile, "qlora": four_bits, "product": product,
+        "train": train, "sample": sample, "profile": profile, "ppo": ppo, "qlora": four_bits,
+        "product": product,
     }  # fmt: skip
     return jobs[job](options, *rest) | {"peak_gb": contest.peak_memory(options)}
 
@@ -214,7 +244,7 @@ def jobs_of(options: argparse.Namespace) -> list[str]:
     names = ["product"]
     names += [f"train:{kind}:{way}" for kind in TRAINED for way in WAYS]
     names += [f"sample:{who}:{n}" for n in (1, 16) for who in ("leyden", "transformers")]
-    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "qlora"]
+    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "ppo", "qlora"]
     wanted = [part for part in options.only.split(",") if part]
     return [name for name in names if not wanted or any(name.startswith(part) for part in wanted)]
 
@@ -231,18 +261,49 @@ def tests() -> Figures:
     }
 
 
-def run_job(name: str, options: argparse.Namespace) -> Figures:
+def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """The process of a part, which loads its libraries and then waits for its turn."""
     command = [sys.executable, __file__, "--worker", name]
     for key in ("device", "dtype", "trees", "model", "batch_size", "max_length", "warmup", "steps"):
         command += [f"--{key.replace('_', '-')}", str(getattr(options, key))]
-    began = time.perf_counter()
     if name.startswith("train:sft"):
         command[command.index("--trees") + 1] = options.trees.replace("dpo", "sft")
-    done = subprocess.run(command + (["--tiny"] if options.tiny else []), capture_output=True, text=True)
-    if done.returncode:
-        return {"error": (done.stderr.strip().splitlines() or ["no output"])[-1], "trace": done.stderr[-3000:]}
-    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command + (["--tiny"] if options.tiny else []), text=True, **pipes)
+
+
+def finish(process: subprocess.Popen[str]) -> Figures:
+    """Let a part begin, and wait for its figures."""
+    began = time.perf_counter()
+    output, said = process.communicate("begin\n")
+    if process.returncode:
+        return {"error": (said.strip().splitlines() or ["no output"])[-1], "trace": said[-3000:]}
+    figures: Figures = json.loads(output.splitlines()[-1])
     return figures | {"process_s": round(time.perf_counter() - began, 1)}
+
+
+def run_jobs(names: list[str], options: argparse.Namespace) -> Iterator[tuple[str, Figures | None]]:
+    """The figures of each part, one after the other; None once the time is up. The next one loads meanwhile."""
+    began, ahead = time.perf_counter(), start(names[0], options) if names else None
+    for number, name in enumerate(names):
+        if time.perf_counter() - began > options.seconds or ahead is None:
+            yield name, None
+            continue
+        process = ahead
+        ahead = start(names[number + 1], options) if number + 1 < len(names) else None
+        yield name, finish(process)
+    if ahead is not None:
+        ahead.kill()
+
+
+def load_libraries(name: str) -> None:
+    """What a part imports before its turn; its errors come in its turn."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("leyden.algos")
+        importlib.import_module("lightning.pytorch")
+        importlib.import_module("leyden.models.causal_lm")
+        if ":trl" in name:
+            importlib.import_module("trl.trainer.dpo_trainer")
 
 
 def line(name: str, figures: Figures, results: dict[str, Figures]) -> str:
@@ -254,6 +315,7 @@ def line(name: str, figures: Figures, results: dict[str, Figures]) -> str:
     if "flops" in figures and "product" in results:
         words.append(f"{100 * figures['flops'] / results['product']['peak']:.0f} % of the product's speed")
     more = [f"\n    {ms:8.3f} ms {count:5d} x {key}" for key, ms, count in figures.get("kernels", [])]
+    more += [f"\n    waits {count} x at {where}" for where, count in figures.get("waits", [])]
     return f"{name:<34} " + ", ".join(words) + "".join(more)
 
 
@@ -295,11 +357,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     if options.worker:
+        load_libraries(options.worker)
+        sys.stdin.readline()
         print(json.dumps(worker(options)))
         return
     if options.tiny:
         vars(options).update(batch_size=2, max_length=64, warmup=1, steps=2)
-    began, results = time.perf_counter(), dict[str, Figures]()
+    results = dict[str, Figures]()
     packages = ("leyden", "torch", "transformers", "lightning")
     print(f"{card(options)}; {contest.machine(packages)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -312,12 +376,12 @@ def main() -> None:
         if not options.no_tests and options.device != "cpu":
             results["tests"] = tests()
             print("tests", results["tests"]["last"], *results["tests"]["failures"], sep="\n  ", flush=True)
-        for name in jobs_of(options):
-            if time.perf_counter() - began > options.seconds:
+        for name, figures in run_jobs(jobs_of(options), options):
+            if figures is None:
                 print(f"{name:<34} left out: the time is up", flush=True)
                 continue
-            results[name] = run_job(name, options)
-            print(line(name, results[name], results), flush=True)
+            results[name] = figures
+            print(line(name, figures, results), flush=True)
     if options.output:
         text = {"card": card(options), "machine": contest.machine(packages), "figures": results}
         Path(options.output).write_text(json.dumps(text, indent=1), encoding="utf-8")

@@ -95,26 +95,30 @@ def fit(algorithm: Any, options: argparse.Namespace, passes: float, head: bool =
             if start is not None:
                 start(module)
 
-        def on_train_batch_start(self, *_: Any) -> None:
-            self.began = now(options)
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            if index % parts == 0:
+                self.began = now(options)
 
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, module: Any, output: Any, batch: Any, index: int) -> None:
+            if (index + 1) % parts:
+                return
             seconds.append(now(options) - self.began)
             if not first:
                 first.extend(float(trainer.callback_metrics[f"train/{name}"]) for name in ("loss", "grad_norm"))
 
+    parts = int(getattr(options, "parts", 1))  # micro-batches a step
     trees, size = read(options.trees)[: options.batch_size * (options.warmup + options.steps)], options.batch_size
-    data = rows_in_order(trees, size)
+    data = rows_in_order(trees, size, parts=parts)
     quiet = {n: False for n in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
     settings = {"max_epochs": 1, "gradient_clip_val": 1.0, "log_every_n_steps": 1, "callbacks": [Clock()], "devices": 1}
-    Trainer(accelerator=options.device, **settings, **quiet).fit(algorithm, data)
+    Trainer(accelerator=options.device, accumulate_grad_batches=parts, **settings, **quiet).fit(algorithm, data)
     steps = [trees[i : i + size] for i in range(0, len(trees), size)]
     with torch.no_grad():
         work = [passes * sum(forward_work(algorithm.policy.model, tree, head) for tree in step) for step in steps]
     return {"seconds": seconds, "tokens": [sum(map(tokens_of, step)) for step in steps], "first": first, "work": work}
 
 
-def rows_in_order(trees: list[Any], batch_size: int, max_tokens: int = 10**9) -> Any:
+def rows_in_order(trees: list[Any], batch_size: int, max_tokens: int = 10**9, parts: int = 1) -> Any:
     """A DataModule over trees, in their order, as the other side is told to."""
     from leyden.data.datamodule import PlannedData
     from leyden.data.step_plan import plan_steps
@@ -133,7 +137,7 @@ def rows_in_order(trees: list[Any], batch_size: int, max_tokens: int = 10**9) ->
         train_trees = Rows()
 
         def train_plan(self) -> Any:
-            return plan_steps(range(len(trees)), self.train_trees.lengths, self.batch_size, self.max_tokens)
+            return plan_steps(range(len(trees)), self.train_trees.lengths, self.batch_size, self.max_tokens, parts)
 
         def source(self, row: int) -> str:
             return str(row)

@@ -53,8 +53,7 @@ def predicted(batch: Batch) -> tuple[Tensor, float]:
     If there are none, one index and the factor 0: the product still gives every parameter a gradient, for which other
     ranks wait.
     """
-    at = ((batch.branch >= 0) & (batch.parent >= 0) & (batch.weight != 0)).nonzero()[:, 0]
-    if len(at):
+    if len(at := batch.predicted()):
         return at, 1.0
     return torch.zeros(1, dtype=torch.long, device=batch.tokens.device), 0.0
 

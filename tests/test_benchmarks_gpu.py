@@ -17,6 +17,7 @@ FIGURES = {
     "train": {"step_ms", "tokens_per_second", "warm_up_s", "slowest_over_median", "loss", "flops"},
     "sample": {"tokens_per_second", "ms_per_token"},
     "profile": {"idle_share", "step_ms", "kernels", "launches"},
+    "ppo": {"speed", "generation", "scoring", "update"},
     "qlora": {"peak_gib", "seconds", "model_written_s"},
 }
 
@@ -36,7 +37,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sides.now = now  # what the profile puts in its place
         return dict(json.loads(json.dumps(figures)))
 
-    monkeypatch.setattr(gpu, "run_job", run_job)
+    monkeypatch.setattr(gpu, "run_jobs", lambda names, options: ((name, run_job(name, options)) for name in names))
     yield gpu
     sides.now = now
 
@@ -48,7 +49,7 @@ def test_all_of_it_runs(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", words)
     script.main()
     made = json.loads(table.read_text(encoding="utf-8"))["figures"]
-    assert len(made) == 1 + 3 + 4 + 2 + 1
+    assert len(made) == 1 + 3 + 4 + 2 + 1 + 1
     for name, figures in made.items():
         assert FIGURES[name.partition(":")[0]] <= figures.keys(), (name, figures)
     assert made["train:dpo:leyden"]["loss"] == pytest.approx(0.693147, rel=1e-5)
@@ -56,7 +57,7 @@ def test_all_of_it_runs(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for factor, code in ((1.0, 0), (0.5, 1)):
         slower = {name: {key: x * factor if key == "tokens_per_second" else x for key, x in figures.items()}
                   for name, figures in made.items()}  # fmt: skip
-        monkeypatch.setattr(script, "run_job", lambda name, options, slower=slower: slower[name])
+        monkeypatch.setattr(script, "run_jobs", lambda names, options, slower=slower: ((n, slower[n]) for n in names))
         monkeypatch.setattr("sys.argv", [*words[:-2], "--against", str(table)])
         with pytest.raises(SystemExit) as stop:
             script.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -45,6 +46,8 @@ class OptimizerStep(LightningModule):
         """The part that ran out of memory."""
         self._drawn: list[Tensor] = []
         """States of the random generators when the step began."""
+        self._norm: Tensor | None = None
+        """Norm of this step's gradient, between its measurement and clipping."""
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -186,28 +189,46 @@ class OptimizerStep(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         window, self._window, self._micro = self._window, [], []
-        bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         mine = {
-            "wrong": len(bad),
+            "wrong": sum(~torch.isfinite(noted["loss"]) for _, noted in window),
             "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
             "samples": sum(len(batch.row) for batch, _ in window),
         } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
-        metrics = reduce_sums(mine, self.trainer, self.device)
+        # the one place of a step where the host waits for the device; the norm is the same on every rank
+        metrics = reduce_sums(
+            mine | {"grad_norm": full_tensor(self._norm).double() / self.trainer.world_size}, self.trainer, self.device
+        )
+        norm = metrics.pop("grad_norm")
         if metrics.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
+            bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]
             self._refuse_step("loss", metrics["loss"], [row for batch in bad for row in self._rows_to_blame(batch)])
-        norm = full_tensor(torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None]))
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None and not torch.isfinite(norm):  # a scaler leaves such a step out by itself
-            self._refuse_step("gradient", float(norm), [row for batch, _ in window for row in batch.row.tolist()])
+        if scaler is None and not math.isfinite(norm):  # a scaler leaves such a step out by itself
+            self._refuse_step("gradient", norm, [row for batch, _ in window for row in batch.row.tolist()])
         for name in self.progress:
             self.progress[name] += metrics.pop(name)
-        metrics |= {"grad_norm": float(norm), "lr": optimizer.param_groups[0]["lr"], **self.progress}
-        named = {name if "/" in name else f"train/{name}": value for name, value in metrics.items()}
+        metrics |= {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], **self.progress}
+        # tensors on the CPU, since Lightning reads what it has logged again after the optimizer has been started
+        named = {name if "/" in name else f"train/{name}": torch.tensor(float(x)) for name, x in metrics.items()}
         self.log_dict(named, on_step=True, on_epoch=False)
         self.on_step_metrics(metrics)
         if not self.takes_step(metrics):
             for parameter in self.parameters():
                 parameter.grad = None  # what optimizers pass over
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        norm, self._norm = self._norm, None
+        if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)  # by the norm that is known already
 
     def _refuse_step(self, what: str, value: float, rows: Sequence[int]) -> NoReturn:
         """Stop before the weights are touched by a loss or gradient that is not finite, and name the rows.

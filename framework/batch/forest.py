@@ -67,6 +67,7 @@ class Batch:
     """Denominators of the whole optimizer step; of this batch alone when it was made by hand"""
     spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
     """The same structure as plain numbers, kept from `pack` to spare a copy from the device; see `structure`"""
+    _predicted: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     axes: ClassVar[dict[str, str]] = dict.fromkeys(PER_TOKEN, "T") | {
         "group": "N",
@@ -98,12 +99,14 @@ class Batch:
     def last(self) -> Tensor:
         """[N] int64, index of each response's last token, found by structure and not by looking for padding."""
         stops = {branch: stop - 1 for span in self.structure() for branch, _, stop in span.responses}
-        return torch.tensor([stops[n] for n in range(len(self.group))], dtype=torch.long, device=self.end.device)
+        numbers = torch.tensor([stops[n] for n in range(len(self.group))], dtype=torch.long)
+        return numbers.to(self.end.device, non_blocking=True)
 
     def per_branch(self, x: Tensor) -> Tensor:
         """Weighted sum of `x` [T] over the tokens of each response: [N]."""
-        inside = self.branch >= 0
-        return x.new_zeros(len(self.group)).index_add(0, self.branch[inside], (x * self.weight)[inside])
+        size = len(self.group)  # other tokens go to a place beyond, since to pick some would wait for the device
+        place = torch.where(self.branch < 0, size, self.branch)
+        return x.new_zeros(size + 1).index_add(0, place, x * self.weight)[:size]
 
     def per_prompt(self, x: Tensor) -> Tensor:
         """Sum of `x` [N] over the responses of each prompt: [P]."""
@@ -121,12 +124,24 @@ class Batch:
         """This batch's share of the step's mean of `x` [P] over prompts (pairs, in preference data): a scalar."""
         return x.sum() / (self.totals.prompts or 1)
 
+    def predicted(self) -> Tensor:
+        """Indices of the predicted tokens with a nonzero weight. They are looked up once, at best before the batch is
+        sent to a GPU, since their number has to be known on the host."""
+        if self._predicted is None:
+            self._predicted = ((self.branch >= 0) & (self.parent >= 0) & (self.weight != 0)).nonzero()[:, 0]
+        return self._predicted
+
     def _map(self, f: Any) -> Self:
-        tensors = {d.name: f(v) for d in fields(self) if isinstance(v := getattr(self, d.name), Tensor)}
-        return replace(self, **tensors)
+        tensors = {d.name: f(v) for d in fields(self) if d.init and isinstance(v := getattr(self, d.name), Tensor)}
+        out = replace(self, **tensors)
+        out._predicted = None if self._predicted is None else f(self._predicted)
+        return out
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The batch on another device."""
+        """The batch on another device. A GPU gets it from page-locked memory, so that the host need not wait."""
+        if torch.device(device).type == "cuda" and self.tokens.device.type == "cpu":
+            self.predicted()
+            return self.pin_memory()._map(lambda x: x.to(device, non_blocking=True))
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:

@@ -52,7 +52,7 @@ class Trajectory(Batch):
             draws: of each tree that has responses, the number of its draw.
         """
         batch = pack(trees)
-        own: dict[str, Any] = {d.name: getattr(batch, d.name) for d in fields(batch)}
+        own: dict[str, Any] = {d.name: getattr(batch, d.name) for d in fields(batch) if d.init}
         columns: dict[str, Any] = {name: torch.zeros(len(batch)) for name in COLUMNS}
         if logp is not None:
             said = [value for tree in logp for response in tree for value in response]
@@ -76,7 +76,7 @@ class Trajectory(Batch):
     @classmethod
     def cat(cls, parts: Sequence[Trajectory]) -> Trajectory:
         """Trajectories one after the other in one row."""
-        names = [d.name for d in fields(cls) if d.name not in ("totals", "spans")]
+        names = [d.name for d in fields(cls) if d.init and d.name not in ("totals", "spans")]
         columns: dict[str, list[Tensor]] = {name: [] for name in names}
         spans: list[Span] = []
         tokens = responses = prompts = 0
@@ -94,7 +94,7 @@ class Trajectory(Batch):
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
-        tensors = {d.name: v for d in fields(self) if isinstance(v := getattr(self, d.name), Tensor)}
+        tensors = {d.name: v for d in fields(self) if d.init and isinstance(v := getattr(self, d.name), Tensor)}
         return tensors | {"totals": list(self.totals)}
 
     @classmethod

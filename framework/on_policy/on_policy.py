@@ -188,7 +188,7 @@ class OnPolicy(WithReference):
 
     def _gather(self, batch: Trajectory) -> list[Trajectory] | None:
         """The parts of all processes, on the first."""
-        columns = {d.name: x for d in fields(batch) if isinstance(x := getattr(batch, d.name), Tensor)}
+        columns = {d.name: x for d in fields(batch) if d.init and isinstance(x := getattr(batch, d.name), Tensor)}
         gathered = {name: gather_tensor(x, self.trainer) for name, x in columns.items()}
         if self.trainer.global_rank:
             return None

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from leyden.class_paths import import_class
 from leyden.errors import UserError, nearest
 from leyden.models.attention.backend import Backend, Needs
-from leyden.models.attention.cached import DecodeStep, Prefill
+from leyden.models.attention.cached import CachedStep, Prefill
 from leyden.models.attention.flex import Flex
 from leyden.models.attention.forest import AttentionArgs, Forest, MaskWindow
 from leyden.models.attention.segments import Segments
@@ -110,7 +110,7 @@ def forest_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    forest: Forest | DecodeStep | None = None,
+    forest: Forest | CachedStep | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer.
@@ -138,7 +138,7 @@ def forest_attention(
     kind = query.device.type
     if torch.is_autocast_enabled(kind):  # autocast does not cover every kernel, and rotary embeddings return fp32
         query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
-    if isinstance(forest, DecodeStep):
+    if isinstance(forest, CachedStep):
         return forest.attend(query, key, value, AttentionArgs(scaling, 0.0, sliding_window, softcap)), None
     if isinstance(forest, Prefill):
         forest.keep(key, value)

@@ -97,11 +97,11 @@ class Cache:
         buffers = (x for layer in self.layers for x in layer.own)
         return sum(x.shape[1] * x.shape[3] * x.element_size() for x in buffers)
 
-    def open(self, lengths: Sequence[int]) -> int:
-        """Add places for prompts of these lengths, and return the first place."""
+    def open(self, lengths: Sequence[int]) -> Sequence[int]:
+        """Add prompts of these lengths, and return their places."""
         self._plan = None
         self.lengths += lengths
-        return len(self.lengths) - len(lengths)
+        return range(len(self.lengths) - len(lengths), len(self.lengths))
 
     def enter(self, prompts: Sequence[int]) -> None:
         """Begin a row for each of these prompts, given by place."""

@@ -7,13 +7,14 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
-from leyden.models.attention.cached import DecodeStep, Prefill
+from leyden.models.attention.cached import CachedStep, DecodeStep, Prefill
 from leyden.models.attention.kv_cache import Cache, close
 from leyden.models.backbone import Backbone
 from leyden.models.generation.sampling import choose
@@ -78,25 +79,33 @@ class Writer:
 
     def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
         """Append a token to each draft, sampled from hidden states [R, H]; return the indices of complete drafts."""
-        logits = self.squash(self.head(hidden))
-        noise = torch.tensor([draft.source.random() for _, draft in pairs], dtype=torch.float64, device=logits.device)
-        token, logp = choose(logits, noise, self.sampling)
+        noise = torch.tensor([draft.source.random() for _, draft in pairs], dtype=torch.float64, device=hidden.device)
+        token, logp = self.sample(hidden, noise)
         complete = []
         for i, ((group, draft), t, lp) in enumerate(zip(pairs, token.tolist(), logp.tolist(), strict=True)):
-            if not math.isfinite(lp):
-                raise UserError(
-                    f"{self.backbone.path}: its logits are no finite numbers, so nothing can be sampled; if this came "
-                    "with training, lower the learning rate"
-                )
-            draft.tokens.append(t)
-            draft.logp.append(lp)
-            self.show(draft, t)
-            draft.finished = t in self.stop
-            if draft.finished or len(draft.tokens) == group.limit:
-                group.unfinished -= 1
+            if self.append(group, draft, t, lp):
                 complete.append(i)
         if complete:
             self.report(len(complete))
+        return complete
+
+    def sample(self, hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids [R] and their log-probabilities [R], from hidden states [R, H] and noise [R]."""
+        return choose(self.squash(self.head(hidden)), noise, self.sampling)
+
+    def append(self, group: DraftGroup, draft: Draft, token: int, logp: float) -> bool:
+        """Append a sampled token to a draft; return whether the draft is complete."""
+        if not math.isfinite(logp):
+            raise UserError(
+                f"{self.backbone.path}: its logits are no finite numbers, so nothing can be sampled; if this came "
+                "with training, lower the learning rate"
+            )
+        draft.tokens.append(token)
+        draft.logp.append(logp)
+        self.show(draft, token)
+        draft.finished = token in self.stop
+        complete = draft.finished or len(draft.tokens) == group.limit
+        group.unfinished -= complete
         return complete
 
 
@@ -112,9 +121,13 @@ class Decoder:
         self.waiting = deque((group, draft) for group in groups for draft in group.drafts)
         self.live: list[Pair] = []
         self.open: list[DraftGroup] = []
-        longest, limit = len(groups[0].prompt), max(group.limit for group in groups)
-        self.rows, prompts = places(self.backbone, len(groups), len(groups[0].drafts), longest, limit)
-        self.cache = Cache(self.rows, prompts, longest, self.backbone.device)
+        self.samples = len(groups[0].drafts)
+        self.longest, self.limit = len(groups[0].prompt), max(group.limit for group in groups)
+        self.rows, self.prompts = places(self.backbone, len(groups), self.samples, self.longest, self.limit)
+        self.cache = self.make_cache()
+
+    def make_cache(self) -> Any:
+        return Cache(self.rows, self.prompts, self.longest, self.backbone.device)
 
     def run(self) -> None:
         while self.waiting or self.live:
@@ -170,13 +183,16 @@ class Decoder:
         """Decode step: one more token for every row."""
         newest = [(draft.tokens[-1], len(group.prompt) + len(draft.tokens) - 1) for group, draft in self.live]
         tokens, position = torch.tensor(newest, device=self.backbone.device).T
-        complete = self.writer.write(self.live, self.run_body(tokens, position, DecodeStep(self.cache)))
+        self.leave(self.writer.write(self.live, self.run_body(tokens, position, DecodeStep(self.cache))))
+
+    def leave(self, complete: Sequence[int]) -> None:
+        """Take out complete drafts, and prompts that have no others."""
         if complete:
             self.cache.leave(complete)
             close(self.live, complete)
             self.forget()
 
-    def run_body(self, tokens: Tensor, position: Tensor, forest: Prefill | DecodeStep) -> Tensor:
+    def run_body(self, tokens: Tensor, position: Tensor, forest: Prefill | CachedStep) -> Tensor:
         """The body's hidden states [T, H] of tokens [T]."""
         out = self.writer.body(input_ids=tokens[None], position_ids=position[None], use_cache=False, forest=forest)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]

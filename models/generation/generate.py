@@ -12,6 +12,7 @@ from leyden.errors import UserError
 from leyden.models.backbone import Backbone
 from leyden.models.generation.decoder import Decoder, Draft, DraftGroup, Writer, decode_by_rows
 from leyden.models.generation.packed_weights import packed
+from leyden.models.generation.static_decoder import StaticDecoder
 from leyden.policy.policy import Policy, Response, Sampling, eval_mode
 
 
@@ -60,17 +61,23 @@ def generate(
         indices = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
         writer.show = lambda draft, token: on_token(*indices[draft], token)
     with eval_mode(policy), torch.no_grad():  # without dropout or gradients
-        _sample(backbone, writer, groups)
+        _sample(backbone, writer, groups, on_token is not None)
     return [[_response(policy, draft) for draft in group.drafts] for group in groups]
 
 
-def _sample(backbone: Backbone, writer: Writer, groups: list[DraftGroup]) -> None:
-    """Sample all drafts to their end."""
+STATIC = {"cuda"}
+"""Types of devices where decode steps have fixed shapes"""
+
+
+def _sample(backbone: Backbone, writer: Writer, groups: list[DraftGroup], each: bool) -> None:
+    """Sample all drafts to their end; `each` token is waited for or not."""
     # similar lengths together, and the longest first, so that memory use peaks at once
     order = sorted(groups, key=lambda group: -len(group.prompt))
     if backbone.attention == "rows":
         with backbone.native_attention():
             decode_by_rows(writer, order)
+    elif backbone.device.type in STATIC:
+        StaticDecoder(writer, order, each).run()
     else:
         with packed(backbone.model, max(group.limit for group in groups)):
             Decoder(writer, order).run()
