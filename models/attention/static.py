@@ -1,8 +1,8 @@
 """The decode step with fixed shapes: what a CUDA graph needs, which replays the same kernels on the same memory.
 
-Rows and prompts have places that never move, and every tensor has room for all of them. A row writes its newest key into
-the column of its own age and sees the columns up to it, so that rows of any age stand side by side. Places that nothing
-occupies compute along, and nobody reads what they give. Only the number of columns grows, in few sizes.
+Rows and prompts have places that never move, and every tensor has room for all of them. A row writes its newest key
+into the column of its own age and sees the columns up to it, so that rows of any age stand side by side. Places that
+nothing occupies compute along, and nobody reads what they give. Only the number of columns grows, in few sizes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class StaticPlan:
         sizes = [rows, rows, rows, rows, prompts * most, prompts]
         self.numbers = torch.zeros(sum(sizes), dtype=torch.long, device=device)
         self.tokens, self.position, self.age, self.back, self.there, self.lengths = self.numbers.split(sizes)
-        """[R] newest token, its position, number of the row's earlier tokens, and place in the layout [P, m] of queries;
+        """[R] newest token, its position, number of the row's earlier tokens, place in the layout [P, m] of queries;
         [P * m] the row in each place of the layout, arbitrary in empty ones; [P] number of tokens of each prompt"""
         self.row = torch.arange(rows, device=device)
 

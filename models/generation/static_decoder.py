@@ -1,9 +1,9 @@
 """The decoder for GPUs: a decode step of fixed shapes, recorded once as a CUDA graph and then replayed.
 
 A decode step of a small model is a thousand small kernels, and starting each from Python takes longer than its work.
-A graph starts all of them at once. The host looks at the tokens every few steps only; what rows sample after a stop token
-is dropped. Noise is drawn from the same generator of each sample, for all steps of a block at once, so that samples are
-those of the plain decoder.
+A graph starts all of them at once. The host looks at the tokens every few steps only; what rows sample after a stop
+token is dropped. Noise is drawn from the same generator of each sample, for all steps of a block at once, so that
+samples are those of the plain decoder.
 """
 
 from __future__ import annotations
