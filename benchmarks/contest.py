@@ -8,24 +8,29 @@ sides do the same work: loss and gradient norm of the first step.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import baseline
 from sides import Result, Settings, make_trees, now, read, tokens_of, written
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # HF_HUB_OFFLINE=0 lets --model name one of the hub
 os.environ |= {"WANDB_MODE": "disabled", "TOKENIZERS_PARALLELISM": "false"}
 OURS, PEAK = "leyden", "matrix product"
+PACKAGES = ("leyden", "trl", "torch", "transformers", "lightning")
+SLOWER = 0.05
+"""Part by which a ratio to a peer may be worse than in an earlier run, beside the spread of both."""
+FREE = {"worker", "data", "trees", "rounds", "peers", "peer_python", "output", "against"}
+"""Options that may differ from those of an earlier run: rows are compared as token ids, more rounds only tell more."""
 GROUPED = {
     "gradient_checkpointing": False,
     "train_sampling_strategy": "group_by_length",
@@ -83,21 +88,78 @@ def speed(result: Result, warmup: int) -> float:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """`median [lower quartile, upper quartile]`"""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    low, middle, high = baseline.quartiles(values)
     return f"{middle:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def machine(names: Sequence[str] = ("leyden", "trl", "torch", "transformers", "lightning")) -> str:
+def machine(names: Sequence[str] = PACKAGES) -> str:
     """The processor, and the versions of these packages."""
-    known = Path("/proc/cpuinfo")  # Linux only, and not every processor has a name there
-    lines = known.read_text(encoding="utf-8").splitlines() if known.is_file() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return f"{cpu or platform.processor() or platform.machine()}, {os.cpu_count()} cores; " + ", ".join(
-        f"{n} {version(n)}" for n in names
-    )
+    return f"{baseline.processor()}; " + ", ".join(f"{n} {v}" for n, v in baseline.versions(names).items())
 
 
-def compare(options: argparse.Namespace, script: str, contestants: Mapping[str, Settings], unit: str) -> None:
+# -- figures, and those of an earlier run --------------------------------------------------------------------------
+
+
+def conditions(options: argparse.Namespace, script: str) -> dict[str, Any]:
+    """What two runs have to share for their ratios to mean the same."""
+    kept = {name: value for name, value in vars(options).items() if name not in FREE}
+    rows = hashlib.sha256(Path(options.trees).read_bytes()).hexdigest()[:12]
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    kept |= {"model": Path(options.model).name, "rows": rows, "threads": threads}
+    return {"benchmark": Path(script).stem} | kept
+
+
+def figures(speeds: Mapping[str, Sequence[float]], runs: Mapping[str, Sequence[Result]], unit: str) -> baseline.Figures:
+    """Of every contestant speed and peak memory round by round, and what ours are relative to them in the same round.
+
+    Args:
+        unit: of the speeds, as they are called in a file.
+    """
+    memory = {name: [float(result["peak_gb"]) for result in runs[name]] for name in speeds}
+
+    def relative(all_of: Mapping[str, Sequence[float]], name: str) -> baseline.Figures:
+        return baseline.summary([ours / other for ours, other in zip(all_of[OURS], all_of[name], strict=True)])
+
+    return {
+        name: {unit: baseline.summary(speeds[name]), "peak_gb": baseline.summary(memory[name])}
+        | {"times_as_fast": relative(speeds, name), "times_the_memory": relative(memory, name)}
+        for name in speeds
+    }
+
+
+def beside(found: baseline.Figures) -> str:
+    """What is said of a contestant beside its speed."""
+    ratio = spread(found["times_as_fast"]["rounds"])
+    return f"peak {found['peak_gb']['median']:5.2f} GB  {OURS} is {ratio} times as fast"
+
+
+def worse(earlier: baseline.Figures, now: baseline.Figures) -> list[str]:
+    """Where we have lost against a peer: a line for each ratio that got worse, and for each peer that is missing."""
+    lines = []
+    for name in (name for name in earlier if not name.startswith(OURS)):
+        if name not in now:
+            lines.append(f"{name}: not in this run, so nothing can be said of it")
+            continue
+        for key, more_is_better in (("times_as_fast", True), ("times_the_memory", False)):
+            old, new = (found[name][key]["rounds"] for found in (earlier, now))
+            if baseline.is_worse(old, new, SLOWER, more_is_better):
+                lines.append(f"{name}: {OURS} {key.replace('_', ' ')} {spread(new)}, earlier {spread(old)}")
+    return lines
+
+
+def hold(
+    options: argparse.Namespace, script: str, packages: Mapping[str, str], measure: Callable[[], baseline.Figures]
+) -> None:
+    """Measure, and do what `--output` and `--against` ask for."""
+    baseline.hold(options, conditions(options, script), packages, measure, worse)
+
+
+# -- the whole -----------------------------------------------------------------------------------------------------
+
+
+def compare(
+    options: argparse.Namespace, script: str, contestants: Mapping[str, Settings], unit: str
+) -> baseline.Figures:
     """Prove that both sides do the same work, run all rounds and print the figures."""
     print(machine(), flush=True)
     print(
@@ -105,40 +167,45 @@ def compare(options: argparse.Namespace, script: str, contestants: Mapping[str, 
         f"steps after {options.warmup}, {options.dtype} on {options.device}\n\nfirst step in fp32: loss, gradient norm",
         flush=True,
     )
-    theirs = [name for name in contestants if name != OURS]
-    for name in (OURS, theirs[0]):
+    for name in [*contestants][:2]:  # ours, and the peer with its defaults, whose first step has the same rows
         loss, norm = work(name, options, script, dtype="float32", steps=1, warmup=0)["first"]
         print(f"{name:<26} {loss:.6f} {norm:.5f}", flush=True)
-    runs: dict[str, list[Result]] = {name: [] for name in (PEAK, *contestants)}
+    chosen = [name for name in contestants if name == OURS or name.startswith(options.peers)]
+    runs: dict[str, list[Result]] = {name: [] for name in (PEAK, *chosen)}
     for number in range(options.rounds):
         for name, results in runs.items():
             results.append(work(name, options, script))
             done = "" if name == PEAK else f" {speed(results[-1], options.warmup):.0f} tokens/s"
             print(f"round {number + 1}: {name}{done}", file=sys.stderr, flush=True)
+    return report(options, runs, unit)
+
+
+def report(options: argparse.Namespace, runs: Mapping[str, Sequence[Result]], unit: str) -> baseline.Figures:
+    """Print the figures of all rounds."""
     trees = read(options.trees)
     per_example = sum(map(tokens_of, trees)) / len(trees)
-    speeds = {name: [speed(result, options.warmup) for result in runs[name]] for name in contestants}
+    speeds = {name: [speed(result, options.warmup) for result in runs[name]] for name in runs if name != PEAK}
+    found = figures(speeds, runs, "tokens_per_second")
     print(f"\nmedian [quartiles] of {options.rounds} rounds")
-    for name in contestants:
-        ratios = [ours / other for ours, other in zip(speeds[OURS], speeds[name], strict=True)]
-        memory = statistics.median(result["peak_gb"] for result in runs[name])
+    for name, values in speeds.items():
         print(
-            f"{name:<26} {spread(speeds[name], 0):>20} tokens/s  {spread([s / per_example for s in speeds[name]]):>20} "
-            f"{unit}/s  peak {memory:5.2f} GB  {OURS} is {spread(ratios)} times as fast"
+            f"{name:<26} {spread(values, 0):>20} tokens/s  {spread([s / per_example for s in values]):>20} {unit}/s  "
+            f"{beside(found[name])}"
         )
-    best = max(theirs, key=lambda name: statistics.median(speeds[name]))
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    best = max((name for name in speeds if name != OURS), key=lambda name: middle[name])
     memories = [statistics.median(result["peak_gb"] for result in runs[name]) for name in (OURS, best)]
     print(
-        f"\nagainst TRL at its best ({best}): {statistics.median(speeds[OURS]) / statistics.median(speeds[best]):.2f} "
-        f"times the speed, {memories[0] / memories[1]:.2f} times the memory"
+        f"\nagainst TRL at its best ({best}): {middle[OURS] / middle[best]:.2f} times the speed, "
+        f"{memories[0] / memories[1]:.2f} times the memory"
     )
     reached = [
-        sum(r["work"][options.warmup :]) / sum(r["seconds"][options.warmup :]) / p["peak"]
+        100 * sum(r["work"][options.warmup :]) / sum(r["seconds"][options.warmup :]) / p["peak"]
         for r, p in zip(runs[OURS], runs[PEAK], strict=True)
     ]
     peaks = [result["peak"] / 1e9 for result in runs[PEAK]]
-    print(f"{OURS} uses {spread([100 * r for r in reached], 0)} % of a {options.dtype} matrix product's ", end="")
-    print(f"{spread(peaks, 0)} GFLOP/s")
+    print(f"{OURS} uses {spread(reached, 0)} % of a {options.dtype} matrix product's {spread(peaks, 0)} GFLOP/s")
+    return found
 
 
 def main(
@@ -166,9 +233,13 @@ def main(
     parser.add_argument("--steps", type=int, default=6, help="steps of each run that count")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--peers", default="", help="only those whose names begin so; default: all")
+    baseline.add_arguments(parser)
     parser.add_argument("--worker", choices=[PEAK, *contestants], help=argparse.SUPPRESS)
     parser.add_argument("--trees", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not any(name.startswith(options.peers) for name in contestants if name != OURS):
+        parser.error(f"no peer's name begins with {options.peers}: {'; '.join(n for n in contestants if n != OURS)}")
     from leyden.paths import resolve
 
     options.model = resolve(options.model)
@@ -187,4 +258,5 @@ def main(
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         options.trees = f"{folder}/trees.json"
         Path(options.trees).write_text(written(make_trees(options, kind)), encoding="utf-8")
-        compare(options, script, contestants, "pairs" if kind == "preference" else "examples")
+        unit = "pairs" if kind == "preference" else "examples"
+        hold(options, script, baseline.versions(PACKAGES), lambda: compare(options, script, contestants, unit))

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import baseline
 import contest
 import sides
 
@@ -31,6 +31,7 @@ CONTESTANTS: dict[str, sides.Settings] = {
 }
 """Who samples; `rows` is how many samples `generate` is given at once, prompts of similar length together."""
 Answers = list[list[int]]
+PACKAGES = ("leyden", "torch", "transformers")
 
 
 def leyden(options: argparse.Namespace) -> Any:
@@ -114,9 +115,9 @@ def run(options: argparse.Namespace, settings: sides.Settings | None) -> sides.R
     return {"seconds": seconds, "tokens": sum(map(len, answers)), "answers": kept}
 
 
-def compare(options: argparse.Namespace) -> None:
+def compare(options: argparse.Namespace) -> baseline.Figures:
     """Prove that all predict the same, run all rounds for every n, and print the figures."""
-    print(contest.machine(("leyden", "torch", "transformers")), flush=True)
+    print(contest.machine(PACKAGES), flush=True)
     longest = max(map(len, json.loads(Path(options.trees).read_text(encoding="utf-8"))))
     print(
         f"{options.prompts} prompts of at most {longest} tokens, {options.tokens} tokens a sample, {options.rounds} "
@@ -134,6 +135,7 @@ def compare(options: argparse.Namespace) -> None:
         same = sum(a == b for x, y in zip(ours, found, strict=True) for a, b in zip(x, y, strict=False))
         print(f"{name:<24} {same} of {sum(map(len, ours))}", flush=True)
         able += [name] if name != contest.OURS else []
+    figures: baseline.Figures = {}
     for n in map(int, options.numbers.split(",")):
         runs: dict[str, list[sides.Result]] = {name: [] for name in able}
         for number in range(options.rounds):
@@ -141,20 +143,17 @@ def compare(options: argparse.Namespace) -> None:
                 runs[name].append(contest.work(name, options, __file__, n=n))
                 last = runs[name][-1]
                 print(f"n {n}, round {number + 1}: {name} {last['tokens'] / last['seconds']:.0f}", file=sys.stderr)
-        report(n, runs)
+        figures |= {f"{name}, n = {n}": found for name, found in report(n, runs).items()}
+    return figures
 
 
-def report(n: int, runs: dict[str, list[sides.Result]]) -> None:
+def report(n: int, runs: dict[str, list[sides.Result]]) -> baseline.Figures:
     speeds = {name: [result["tokens"] / result["seconds"] for result in results] for name, results in runs.items()}
+    figures = contest.figures(speeds, runs, "tokens_per_second")
     print(f"\nn = {n}: generated tokens/s, median [quartiles]")
     for name, values in speeds.items():
-        ratios = [ours / other for ours, other in zip(speeds[contest.OURS], values, strict=True)]
-        memory = statistics.median(result["peak_gb"] for result in runs[name])
-        print(
-            f"{name:<24} {contest.spread(values, 0):>22}  peak {memory:5.2f} GB  "
-            f"{contest.OURS} is {contest.spread(ratios)} times as fast",
-            flush=True,
-        )
+        print(f"{name:<24} {contest.spread(values, 0):>22}  {contest.beside(figures[name])}", flush=True)
+    return figures
 
 
 def main() -> None:
@@ -171,6 +170,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--stop", type=int, default=0, help="1 lets stop tokens end a response")
+    baseline.add_arguments(parser)
     for name, kind in (("--n", int), ("--temperature", float), ("--trees", str), ("--worker", str)):
         parser.add_argument(name, type=kind, default=1 if kind is not str else "", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -191,7 +191,7 @@ def main() -> None:
         rows = sides.make_trees(wanted_rows, "instruction")
         options.trees = f"{folder}/prompts.json"
         Path(options.trees).write_text(json.dumps([row.prompt for row in rows[: options.prompts]]), encoding="utf-8")
-        compare(options)
+        contest.hold(options, __file__, baseline.versions(PACKAGES), lambda: compare(options))
 
 
 if __name__ == "__main__":

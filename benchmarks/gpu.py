@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import baseline
 import contest
 import shapes
 import sides
@@ -48,8 +49,9 @@ WAYS: dict[str, sides.Settings | None] = {
 }
 """Who trains; weights are in bf16 on both sides. In halves: each step in two micro-batches."""
 SLOWER = 0.1
-"""Part by which a figure may be worse than the one it is compared with, beside the spread."""
-Figures = dict[str, Any]
+"""Part by which a figure, which is that of one run, may be worse than the one it is compared with."""
+PACKAGES = ("leyden", "trl", "liger-kernel", "torch", "transformers", "lightning")
+Figures = baseline.Figures
 
 
 def rows(kind: str, count: int, longest: int, seed: int = 0) -> list[Any]:
@@ -323,9 +325,9 @@ def compare_with(earlier: dict[str, Figures], results: dict[str, Figures]) -> li
     """What is slower, or needs more memory, than an earlier run on the same kind of card."""
     worse = []
     for name in earlier.keys() & results.keys():
-        for key, better in (("tokens_per_second", 1), ("peak_gib", -1), ("peak_gb", -1)):
+        for key, better in (("tokens_per_second", True), ("peak_gib", False), ("peak_gb", False)):
             old, new = earlier[name].get(key), results[name].get(key)
-            if old and new and (new / old) ** better < 1 - SLOWER:
+            if old and new and baseline.is_worse([old], [new], SLOWER, better):
                 worse.append(f"{name}: {key} {new:.4g}, earlier {old:.4g}")
     return sorted(worse)
 
@@ -338,34 +340,10 @@ def card(options: argparse.Namespace) -> str:
     return torch.cuda.get_device_name()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--tiny", action="store_true", help="small shapes and few steps, to see that all of it runs")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--batch-size", type=int, default=32, help="pairs or examples a step")
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--warmup", type=int, default=4, help="steps of each run that do not count")
-    parser.add_argument("--steps", type=int, default=8, help="steps of each run that count")
-    parser.add_argument("--seconds", type=float, default=420, help="no further part is begun after so long")
-    parser.add_argument("--only", default="", help="parts to run: beginnings of their names, with commas between")
-    parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--output", default="", help="JSON file to write")
-    parser.add_argument("--against", default="", help="JSON file of an earlier run; exits with 1 if this one is worse")
-    for name in ("--worker", "--trees", "--model"):
-        parser.add_argument(name, default="", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    if options.worker:
-        load_libraries(options.worker)
-        sys.stdin.readline()
-        print(json.dumps(worker(options)))
-        return
-    if options.tiny:
-        vars(options).update(batch_size=2, max_length=64, warmup=1, steps=2)
+def measure(options: argparse.Namespace) -> dict[str, Figures]:
+    """Run all parts and print their figures."""
     results = dict[str, Figures]()
-    packages = ("leyden", "torch", "transformers", "lightning")
-    print(f"{card(options)}; {contest.machine(packages)}", flush=True)
+    print(f"{card(options)}; {contest.machine(PACKAGES)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         options.model, options.trees = f"{folder}/model", f"{folder}/dpo.json"
         shapes.write(shapes.SMALL["1M"] if options.tiny else SHAPE, Path(options.model))
@@ -382,13 +360,36 @@ def main() -> None:
                 continue
             results[name] = figures
             print(line(name, figures, results), flush=True)
-    if options.output:
-        text = {"card": card(options), "machine": contest.machine(packages), "figures": results}
-        Path(options.output).write_text(json.dumps(text, indent=1), encoding="utf-8")
-    if options.against:
-        worse = compare_with(json.loads(Path(options.against).read_text(encoding="utf-8"))["figures"], results)
-        print("\n".join(worse) or f"nothing is worse than in {options.against}")
-        sys.exit(bool(worse))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--tiny", action="store_true", help="small shapes and few steps, to see that all of it runs")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs or examples a step")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--warmup", type=int, default=4, help="steps of each run that do not count")
+    parser.add_argument("--steps", type=int, default=8, help="steps of each run that count")
+    parser.add_argument("--seconds", type=float, default=420, help="no further part is begun after so long")
+    parser.add_argument("--only", default="", help="parts to run: beginnings of their names, with commas between")
+    parser.add_argument("--no-tests", action="store_true")
+    baseline.add_arguments(parser)
+    for name in ("--worker", "--trees", "--model"):
+        parser.add_argument(name, default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if options.worker:
+        load_libraries(options.worker)
+        sys.stdin.readline()
+        print(json.dumps(worker(options)))
+        return
+    if options.tiny:
+        vars(options).update(batch_size=2, max_length=64, warmup=1, steps=2)
+    sized = ("tiny", "dtype", "batch_size", "max_length", "warmup", "steps")
+    conditions = {"card": card(options)} | {name: getattr(options, name) for name in sized}
+    baseline.hold(options, conditions, baseline.versions(PACKAGES), lambda: measure(options), compare_with)
 
 
 if __name__ == "__main__":

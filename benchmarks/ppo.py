@@ -23,6 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import baseline
 import contest
 import sides
 from rule import rule
@@ -34,6 +35,7 @@ CONTESTANTS: dict[str, sides.Settings] = {
     "trl, best": {"gradient_checkpointing": False, "bf16": False},
 }
 PARTS = ("generation", "reward", "scoring", "update")
+PACKAGES = ("leyden", "torch", "transformers", "lightning")
 
 
 def leyden(options: argparse.Namespace, settings: sides.Settings) -> sides.Result:
@@ -131,12 +133,14 @@ def summary(result: sides.Result, options: argparse.Namespace) -> dict[str, floa
     return {"speed": options.batch_size * len(counted) / seconds, **shares}
 
 
-def compare(options: argparse.Namespace) -> None:
-    said = (
-        "from importlib.metadata import version as v; print(*(f'{n} {v(n)}' for n in ('trl', 'transformers', 'torch')))"
-    )
-    peer = subprocess.run([options.peer_python, "-c", said], capture_output=True, text=True, check=True).stdout
-    print(f"{contest.machine(('leyden', 'torch', 'transformers', 'lightning'))}\npeer: {peer.strip()}")
+def peer_versions(python: str) -> dict[str, str]:
+    said = "from importlib.metadata import version as v; print(*map(v, ('trl', 'transformers', 'torch')))"
+    done = subprocess.run([python, "-c", said], capture_output=True, text=True, check=True)
+    return dict(zip(("trl", "transformers", "torch"), done.stdout.split(), strict=True))
+
+
+def compare(options: argparse.Namespace, peer: dict[str, str]) -> baseline.Figures:
+    print(f"{contest.machine(PACKAGES)}\npeer: {' '.join(f'{n} {v}' for n, v in peer.items())}")
     print(
         f"{options.batch_size} prompts a rollout, 1 response of {options.tokens} tokens each, {options.epochs} epochs "
         f"of {options.minibatches} minibatches, {options.rounds} rounds of {options.steps} rollouts after "
@@ -152,15 +156,15 @@ def compare(options: argparse.Namespace) -> None:
             print(f"round {number + 1}: {name} {figure:.2f} responses/s", file=sys.stderr, flush=True)
     print(f"\nmedian [quartiles] of {options.rounds} rounds")
     found = {name: [summary(result, options) for result in results] for name, results in runs.items()}
+    speeds = {name: [r["speed"] for r in rounds] for name, rounds in found.items()}
+    figures = contest.figures(speeds, runs, "responses_per_second")
     for name, rounds in found.items():
         shares = ", ".join(f"{part} {100 * statistics.median(r[part] for r in rounds):.0f} %" for part in PARTS)
-        memory = statistics.median(result["peak_gb"] for result in runs[name])
-        ratios = [ours["speed"] / other["speed"] for ours, other in zip(found[contest.OURS], rounds, strict=True)]
         print(
-            f"{name:<20} {contest.spread([r['speed'] for r in rounds]):>20} responses/s  peak {memory:5.2f} GB  "
-            f"{contest.OURS} is {contest.spread(ratios)} times as fast\n    {shares}; "
-            f"{runs[name][0]['optimizer_steps']} optimizer steps"
+            f"{name:<20} {contest.spread(speeds[name]):>20} responses/s  {contest.beside(figures[name])}\n"
+            f"    {shares}; {runs[name][0]['optimizer_steps']} optimizer steps"
         )
+    return figures
 
 
 def main() -> None:
@@ -180,6 +184,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="rollouts of each run that count")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    baseline.add_arguments(parser)
     parser.add_argument("--worker", choices=[*CONTESTANTS], help=argparse.SUPPRESS)
     parser.add_argument("--trees", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -199,7 +204,9 @@ def main() -> None:
         options.trees = f"{folder}/prompts.json"
         prompts = [tree.prompt for tree in sides.make_trees(options, "instruction")]
         Path(options.trees).write_text(json.dumps(prompts), encoding="utf-8")
-        compare(options)
+        peer = peer_versions(options.peer_python)
+        packages = baseline.versions(PACKAGES) | {f"peer's {name}": number for name, number in peer.items()}
+        contest.hold(options, __file__, packages, lambda: compare(options, peer))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from leyden.errors import UserError
 
 
 class FSDP2(ModelParallelStrategy):
@@ -45,12 +48,23 @@ def shard(policy: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
         policy: the root, which owns its heads.
         blocks: its modules that are sharded one by one, in the order in which they run.
         mesh: the devices that share it, a mesh of one dimension.
+
+    Raises:
+        UserError: there are weights of integers, which older versions of torch cannot shard.
     """
     if is_sharded(policy):
         return
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(policy, mesh=mesh)
+    try:
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(policy, mesh=mesh)
+    except RuntimeError as error:
+        if "floating point" not in str(error):
+            raise
+        raise UserError(
+            f"torch {torch.__version__} shards no four-bit weights: use --config ddp in place of --config fsdp2, or "
+            "torch 2.13"
+        ) from error
 
 
 @contextmanager

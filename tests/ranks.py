@@ -61,14 +61,15 @@ class Ranks:
     def __call__(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:
         for connection in self.connections:
             connection.send((function.__module__, function.__name__, arguments))
-        answers = []
+        answers, failures = [], []
         for rank, connection in enumerate(self.connections):
             if not connection.poll(timeout):
                 raise TimeoutError(f"rank {rank} did not answer within {timeout} s")
             ok, value = connection.recv()
-            if not ok:
-                raise AssertionError(f"rank {rank} failed:\n{value}")
             answers.append(value)
+            failures += [] if ok else [f"rank {rank} failed:\n{value}"]
+        if failures:  # once every answer is read, or the next function would be given those of this one
+            raise AssertionError("\n".join(failures))
         return answers
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,31 @@ def test_both_sides_take_the_same_first_step(name: str, tmp_path: Path, leyden: 
     assert ours["tokens"] == theirs["tokens"] and len(ours["seconds"]) == len(theirs["seconds"]) == 2
     assert contest.speed(ours, 1) == ours["tokens"][1] / ours["seconds"][1]
     assert [*script.CONTESTANTS][:2] == [contest.OURS, "trl, defaults"]
+
+
+def test_a_contest_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both sides in this process, whose libraries are loaded already."""
+    import contest
+    import sft
+
+    def work(name: str, options: argparse.Namespace, script: str, **changes: Any) -> Any:
+        given = argparse.Namespace(**vars(options) | changes)
+        if name == contest.PEAK:
+            return contest.product_speed(given, 64) | {"peak_gb": 1.0}
+        own = None if name == contest.OURS else sft.CONTESTANTS[name]
+        return sft.run(given, own) | {"peak_gb": contest.peak_memory(given)}
+
+    monkeypatch.setattr(contest, "work", work)
+    sizes = ["--batch-size", "2", "--steps", "1", "--rounds", "2", "--max-length", "128", "--dtype", "float32"]
+    words = ["sft.py", *sizes, "--peers", "trl, best, bf16 weights", "--output", str(tmp_path / "sft.json")]
+    monkeypatch.setattr("sys.argv", words)
+    contest.main("sft.py", None, sft.CONTESTANTS, sft.run, "instruction", 1024)
+    record = json.loads((tmp_path / "sft.json").read_text(encoding="utf-8"))
+    assert record["packages"].keys() == set(contest.PACKAGES) and record["options"]["steps"] == 1
+    ours, theirs = (record["figures"][name] for name in (contest.OURS, "trl, best, bf16 weights"))
+    speeds = zip(ours["tokens_per_second"]["rounds"], theirs["tokens_per_second"]["rounds"], strict=True)
+    assert theirs["times_as_fast"]["rounds"] == pytest.approx([a / b for a, b in speeds], rel=1e-3)
+    assert len(record["figures"]) == 2 and theirs["peak_gb"]["median"] > 0
 
 
 def test_figures() -> None:

@@ -267,7 +267,7 @@ def damaged(file: Path, how: str) -> None:
     if how == "cut":
         file.write_bytes(raw[: len(raw) // 2])
     elif how == "flipped":
-        at = raw.index(state(file)["state_dict"]["policy.table.weight"].numpy().tobytes()[:16])
+        at = raw.index(state(file)["state_dict"]["policy.table.weight"].cpu().numpy().tobytes()[:16])
         raw[at] ^= 1
         file.write_bytes(raw)
     elif how == "foreign":

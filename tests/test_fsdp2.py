@@ -119,7 +119,12 @@ def test_sharded_is_whole(name: str, model: str, ranks: Ranks, tmp_path: Path, m
 
         monkeypatch.setattr(save, "_save_reward", save._save_language)
     one = train(algorithm(name, model), name, str(tmp_path / "one"))
-    two = ranks(on_rank, name, model, str(tmp_path / "two"))
+    try:
+        two = ranks(on_rank, name, model, str(tmp_path / "two"))
+    except AssertionError as failure:
+        if name.endswith("qlora") and "shards no four-bit weights: use --config ddp" in str(failure):
+            pytest.skip("this version of torch cannot, and a run is told so")
+        raise
     assert two[0] == two[1] and two[0].keys() == _told(one).keys() and len(two[0]) >= 3
     for key, value in _told(one).items():
         assert two[0][key] == pytest.approx(value, rel=2e-3, abs=2e-5), key

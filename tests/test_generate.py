@@ -9,7 +9,6 @@ import pytest
 import torch
 from small import LLAMA, small
 
-from leyden import models
 from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
@@ -19,6 +18,7 @@ from leyden.models.attention.forest import AttentionArgs
 from leyden.models.attention.kv_cache import Cache, close
 from leyden.models.attention.partial import join, partial
 from leyden.models.generation import decoder as decode
+from leyden.models.generation import packed_weights
 from leyden.models.generation.generate import generate
 from leyden.models.generation.packed_weights import WORTH, _usable
 from leyden.models.generation.sampling import BLOCK, choose, truncate
@@ -108,7 +108,7 @@ def test_packed_weights_change_no_more_than_rounding(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(decode.Decoder, "run", run)
     sampling = Sampling(max_new_tokens=WORTH, temperature=0)
     quick = policy.generate(PROMPTS, 1, sampling)
-    monkeypatch.setattr(models.packed, "MOST", 0)
+    monkeypatch.setattr(packed_weights, "MOST", 0)
     plain = policy.generate(PROMPTS, 1, sampling)
     assert inside == ["partial", "method"] and "forward" not in policy.model.lm_head.__dict__
     for a, b in zip(quick, plain, strict=True):

@@ -39,7 +39,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """What an offline run holds, as wandb's own reader says it."""
-    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(folder)]
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if "No such command" in done.stderr:
         pytest.skip("this version of wandb does not read its own files")

@@ -97,13 +97,19 @@ def _file(name: str) -> Path | None:
     module = sys.modules.get(name)
     try:
         origin = module.__file__ if module is not None else getattr(find_spec(name), "origin", None)
-    except (ImportError, AttributeError, ValueError):
+    except Exception:  # looking for a part of a package runs the package
         return None
     return Path(origin) if origin and origin.endswith(".py") and Path(origin).is_file() else None
 
 
 def _is_installed(file: Path) -> bool:
-    return str(file.resolve()).startswith(_INSTALLED)
+    return str(file.resolve()).startswith(_INSTALLED) or any(map(_holds_packages, file.resolve().parents))
+
+
+@cache
+def _holds_packages(folder: Path) -> bool:
+    """Whether packages were installed into a folder, such as `pip install --target` names one."""
+    return any(folder.glob("*.dist-info"))
 
 
 def _imports(source: bytes, module: str) -> Iterator[str]:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,6 +23,8 @@ BLOCK = 8
 """Decode steps between two looks of the host"""
 COLUMNS = 128
 """Smallest number of columns of own keys; each further size is twice as large, and a graph of its own"""
+TRIES = 3
+"""Steps in which a model may wait for the device before it is taken to do so always: the first step of a process does"""
 CHECKED_ELSEWHERE = "masking_utils"
 """Module of transformers that waits for the device except while a graph is recorded"""
 
@@ -48,6 +49,7 @@ class StaticDecoder(Decoder):
         self.graphs: dict[int, Callable[[], None]] = {}
         """Recorded steps by number of columns"""
         self.records = device.type == "cuda"
+        self.tries = TRIES
 
     def make_cache(self) -> StaticCache:
         columns = -(-self.limit // 64) * 64
@@ -103,9 +105,12 @@ class StaticDecoder(Decoder):
         if columns in self.graphs:
             return self.graphs[columns]()
         # the first step of this size runs by itself, so that kernels are loaded before the recording
-        with self._watched():
-            self._run(columns)
-        self.graphs[columns] = recorded(lambda: self._run(columns)) if self.records else lambda: self._run(columns)
+        if self._waits(columns) and self.tries:
+            self.tries -= 1
+        elif self.records:
+            self.graphs[columns] = recorded(lambda: self._run(columns))
+        else:
+            self.graphs[columns] = lambda: self._run(columns)
 
     def _run(self, columns: int) -> None:
         """The decode step itself: reads and writes tensors that stay where they are, and never waits for the device."""
@@ -121,24 +126,24 @@ class StaticDecoder(Decoder):
         plan.age.add_(1).clamp_(max=columns - 1)
         self.at.add_(1).clamp_(max=self.block - 1)
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Find out whether a step waits for the device, which no graph can hold."""
+    def _waits(self, columns: int) -> bool:
+        """Run a decode step, and return whether it waited for the device, which no graph can hold."""
         if not self.records:
-            yield
-            return
+            self._run(columns)
+            return False
         before = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                yield
+                self._run(columns)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
         waits = [w for w in caught if "synchroniz" in str(w.message) and CHECKED_ELSEWHERE not in w.filename]
-        if waits:
+        if waits and not self.tries:
             self.records = False
             log.debug("no CUDA graph for %s: it waits in %s", self.backbone.path, waits[0].filename)
+        return bool(waits)
 
 
 def recorded(run: Callable[[], None]) -> Callable[[], None]:
