@@ -41,10 +41,10 @@ def compile_calls(calls: Collection[Call], lengths: Collection[int], device: tor
 
 def _compile(call: Call, forest: Forest, length: int, device: torch.device) -> None:
     with torch.set_grad_enabled(call.gradients), torch.autocast(device.type, enabled=call.autocast):
-        qkv = [
+        query, key, value = (
             torch.randn(1, heads, length, width, dtype=call.dtype, device=device, requires_grad=needed)
             for (heads, width), needed in zip(call.shapes, call.needs_gradient, strict=True)
-        ]
-        out = Flex().attend(*qkv, forest, call.args)
+        )
+        out = Flex().attend(query, key, value, forest, call.args)
         if out.requires_grad:
-            torch.autograd.grad(out.float().sum(), [x for x in qkv if x.requires_grad])
+            torch.autograd.grad(out.float().sum(), [x for x in (query, key, value) if x.requires_grad])

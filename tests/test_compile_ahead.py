@@ -89,7 +89,9 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     counters.clear()
 
 
-ON_POLICY: dict[str, Any] = dict(reward=evens, sampling=Sampling(max_new_tokens=6, temperature=0.9), minibatches=2)
+ON_POLICY: dict[str, Any] = dict(
+    reward=evens, sampling=Sampling(max_new_tokens=6, temperature=0.9), minibatches=2, keep_rollouts=False
+)
 PAIRS = TreeData(some_trees(8, responses=2), held(2), batch_size=3)
 RUNS: dict[str, tuple[Any, bool, dict[str, Any], Callable[[], DataModule]]] = {
     "sft": (SFT, False, {}, lambda: TreeData(some_trees(8), held(), batch_size=3)),
