@@ -85,6 +85,10 @@ class PPO(PolicyGradient):
         assert isinstance(value, Tensor)
         return value
 
+    def rehearse(self, batch: Batch) -> list[Tensor]:
+        apart = self.critic is not None or self.value_policy is not None
+        return super().rehearse(batch) + ([self.values(batch, Outputs(batch.weight))] if apart else [])
+
     @property
     def loss_outputs(self) -> set[str]:
         return super().loss_outputs | set(self.wants)

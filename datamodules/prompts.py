@@ -174,6 +174,10 @@ class PromptData(FileData):
         longest = max((len(prompt.tokens) for part in self._parts for prompt in part), default=0)
         return longest + self.max_length - self._room if longest else 0
 
+    @property
+    def held_sizes(self) -> tuple[int, int] | None:
+        return super().held_sizes if self._held else None
+
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         rows = ((prompt.tokens, prompt.example.row) for prompt in self._train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 from leyden.errors import UserError, nearest
@@ -67,3 +68,15 @@ def cache_folder() -> Path:
     except OSError as error:
         raise UserError(f"{folder}: the cache cannot be written ({error}); set LEYDEN_CACHE to a folder") from None
     return folder
+
+
+def kernel_folder() -> str:
+    """Where torch's compiler keeps kernels, so that later runs find them: `$TORCHINDUCTOR_CACHE_DIR`, which is set to a
+    folder in Leyden's own cache unless it is set already. Torch's default is a temporary folder."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    if name not in os.environ:
+        try:
+            os.environ[name] = str(cache_folder() / "kernels")
+        except UserError:  # kernels can do without: torch makes a folder where it is told nothing
+            return tempfile.gettempdir()
+    return os.environ[name]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +17,10 @@ from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
+from leyden.models.attention.flex import compiled_lengths, recording
 from leyden.models.backbone import Backbone, innermost
 from leyden.models.build_checks import cautions, check_head, check_rows, check_vocabulary, takes_forest
+from leyden.models.compile_ahead import compile_calls, uses_flex
 from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.generation.generate import generate
@@ -54,7 +57,7 @@ class CausalLM(Policy):
             which works for every model.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: compile the layers of the body with torch's compiler, for GPUs: one set of kernels for all layers and
-            lengths, compiled in the first steps.
+            lengths, compiled before the first step.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
         base: the base model of the adapter in `path`, instead of the one that the adapter names.
@@ -228,6 +231,15 @@ class CausalLM(Policy):
         columns = logprobs(head, hidden[parents], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
         full = [placed(batch, at, x * real) for x in columns]
         return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
+
+    def is_compiled(self, batch: Batch) -> bool:
+        return self.compiled or uses_flex(self, batch, self.attention)
+
+    @contextmanager
+    def compile_ahead(self, least: int, most: int) -> Iterator[None]:
+        with recording() as calls:
+            yield
+        compile_calls(calls, compiled_lengths(least, most), self.device)
 
     def fingerprint(self) -> str:
         return self._base_fingerprint

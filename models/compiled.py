@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from leyden.paths import kernel_folder
+
 OPTIONS = {"emulate_precision_casts": True}
 """Round wherever the uncompiled layer rounds. Else kernels of a policy and its reference, of training and sampling,
 would each round in places of their own, and in bfloat16 differ by hundredths of a nat a token."""
@@ -22,6 +24,7 @@ Torch's own limit is 8, beyond which a layer silently runs uncompiled."""
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """Compile each layer in place, for rows of any length. Names of parameters stay as they are."""
+    kernel_folder()
     config: Any = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, RECOMPILATIONS)
     for block in blocks:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from leyden.algorithm.compile_ahead import compile_ahead
 from leyden.algorithm.optimizer_checks import make_optimizer, make_schedule
 from leyden.algorithm.optimizer_step import OptimizerStep
 from leyden.algorithm.schedules import (
@@ -80,6 +81,8 @@ class Algorithm(OptimizerStep):
         """Called once the policy is built, before the weights of a checkpoint arrive."""
         self.validated_at = -1
         """The optimizer step of the last validation."""
+        self.samples_answers = False
+        """Whether the policy answers prompts while it is trained; set by what will ask it."""
         self._sums: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []
         """Of the optimizer's parameter groups, as they are configured."""
@@ -220,6 +223,27 @@ class Algorithm(OptimizerStep):
         """Optimizer steps in one epoch, or None where nothing is planned ahead."""
         steps = getattr(self.data, "steps_per_epoch", None)
         return None if steps is None else int(steps)
+
+    def rehearse(self, batch: Batch) -> list[Tensor]:
+        """Run each model once as `loss` does, before the first step, where kernels are to be compiled. Overridden by
+        algorithms that train more than the policy.
+
+        Args:
+            batch: a few tokens; prompts with two responses each.
+
+        Returns:
+            What is learnt from.
+        """
+        return [x for x in vars(self.policy(batch, set(self.wants))).values() if x is not None]
+
+    @property
+    def row_sizes(self) -> tuple[int, int]:
+        """Fewest and most tokens in one forward of training, as far as that is known."""
+        sizes: tuple[int, int] = getattr(self.data, "row_sizes", (1, self.budget))
+        return sizes
+
+    def on_fit_start(self) -> None:
+        compile_ahead(self)
 
     def on_train_start(self) -> None:
         if self.trainer.ckpt_path is None:

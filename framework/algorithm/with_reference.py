@@ -80,7 +80,13 @@ class WithReference(Algorithm):
     def has_reference_policy(self) -> bool:
         return self._other[0] is not None
 
+    def rehearse(self, batch: Batch) -> list[Tensor]:
+        if self.reference is not None and not isinstance(self.reference, Precomputed):
+            self.reference(batch)
+        return super().rehearse(batch)
+
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         assert self.reference is not None
         if self.reference_kind == "precomputed" and not isinstance(self.reference, Precomputed):
             if not hasattr(self.data, "all_rows"):

@@ -46,6 +46,16 @@ class DataModule(LightningDataModule):
     def source(self, row: int) -> str:
         """Where an example stands, as `file:line`, by the stable id that batches carry."""
 
+    @property
+    def row_sizes(self) -> tuple[int, int]:
+        """Fewest and most tokens in one micro-batch of training, as far as that is known."""
+        return 1, self.max_tokens
+
+    @property
+    def held_sizes(self) -> tuple[int, int] | None:
+        """The same of validation; None where nothing is held out."""
+        return self.row_sizes
+
     def find_token(self, least: int) -> tuple[int, int] | None:
         """The first row with a token id of at least this, and the id; None where there is none or it is not known."""
         return None
@@ -115,6 +125,18 @@ class PlannedData(DataModule):
         """Optimizer steps in one epoch."""
         return len(self.train_plan().steps)
 
+    @property
+    def row_sizes(self) -> tuple[int, int]:
+        assert self.train_trees is not None
+        return _extremes(self.train_plan(), self.train_trees.lengths)
+
+    @property
+    def held_sizes(self) -> tuple[int, int] | None:
+        if self.val_trees is None or not len(self.val_trees):
+            return None
+        rows = range(len(self.val_trees))  # a limit may leave only some of them
+        return min(self.val_trees.lengths), _extremes(self._pass(self.val_trees, rows).plan, self.val_trees.lengths)[1]
+
     @cached_property
     def fingerprint(self) -> str:  # type: ignore[override]
         return fingerprint_trees(self.train_trees or ())
@@ -183,6 +205,12 @@ class PlannedData(DataModule):
 
     def test_dataloader(self) -> Any:
         return super().test_dataloader() if self.test_trees is None else self._measure(self.test_trees, "test")
+
+
+def _extremes(plan: StepPlan, lengths: Sequence[int]) -> tuple[int, int]:
+    """Fewest and most tokens in a micro-batch of a plan."""
+    sizes = [sum(lengths[row] for row in rows) for step in plan.steps for rows in step]
+    return max(min(sizes, default=1), 1), max(sizes, default=1)
 
 
 def _drawn(trees: Trees) -> list[int]:

@@ -119,6 +119,7 @@ class Evaluator(Callback, ABC):
                 f"--eval.reward: missing; {name} has no reward of its own to score answers by: add --eval.reward Gold, "
                 "ModelReward or a class of yours"
             )
+        pl_module.samples_answers = True
         pl_module.when_built.append(lambda: self._build(pl_module))
 
     def _build(self, module: Any) -> None:

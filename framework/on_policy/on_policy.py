@@ -25,7 +25,7 @@ from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, 
 from leyden.on_policy.rollout import Rollout
 from leyden.on_policy.rollout_loader import RolloutLoader, check_room
 from leyden.on_policy.sampler import Sampler, answer_prompts
-from leyden.policy.policy import Sampling
+from leyden.policy.policy import Policy, Sampling
 from leyden.rewards.reward import Reward, attach
 from leyden.sharding import assembled
 
@@ -79,6 +79,7 @@ class OnPolicy(WithReference):
         self._reward = (reward,)  # a tuple, so that a model in it is neither trained nor saved
         self.samples, self.epochs, self.minibatches = samples, epochs, minibatches
         self.engine = engine or Native()
+        self.samples_answers = isinstance(self.engine, Native)
         self.keep_rollouts = keep_rollouts
         self.rollout_loader: RolloutLoader | None = None
         self.rollout_metrics: dict[str, float] = {}
@@ -134,6 +135,19 @@ class OnPolicy(WithReference):
     @property
     def steps_per_epoch(self) -> int:
         return self.epochs * self.minibatches
+
+    @property
+    def row_sizes(self) -> tuple[int, int]:
+        answers = self.samples * self.sampling.max_new_tokens
+        return 1, min(self.budget, self.data.batch_size * (self.data.longest_row + answers)) or self.budget
+
+    def rehearse(self, batch: Batch) -> list[Tensor]:
+        reward = self.reward
+        for model in reward.modules() if isinstance(reward, nn.Module) else ():
+            if isinstance(model, Policy):
+                with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # as `ModelReward` runs it
+                    model(batch, {"score"})
+        return super().rehearse(batch)
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -148,6 +148,24 @@ class Policy(nn.Module, ABC):
             UserError: they cannot be trained as they are asked to be.
         """
 
+    def is_compiled(self, batch: Batch) -> bool:
+        """Whether torch's compiler makes kernels for this model as it is first run. By default none.
+
+        Args:
+            batch: a few tokens, on which it may be run to find out.
+        """
+        return False
+
+    @contextmanager
+    def compile_ahead(self, least: int, most: int) -> Iterator[None]:
+        """Entered before the first step, around one forward on a few tokens in each way in which training will run its
+        models: at its end, kernels are compiled that depend on the length of a row. By default there are none.
+
+        Args:
+            least, most: tokens of the rows that will be run so.
+        """
+        yield
+
     def blocks(self) -> list[nn.Module]:
         """The modules that FSDP2 shards one by one, in the order in which they run; the rest is sharded together."""
         return []

@@ -6,10 +6,11 @@ The kernel works on blocks of 128 x 128 scores. `end` tells block by block which
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,13 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from leyden.models.attention.backend import Backend
 from leyden.models.attention.forest import AttentionArgs, Forest
+from leyden.paths import kernel_folder
 
 BLOCK = 128
+DYNAMIC = False
+"""Whether the kernel is compiled once for rows of all lengths, which are then padded to whole blocks."""
 SHORTEST = 1024
-"""Rows are padded to this many tokens, or to the next power of two, since every new length is compiled anew."""
+"""Else rows are padded to this many tokens, or to the next power of two, since every new length is compiled anew."""
 COMPILATIONS = 64
 """Limit on compiled variants: lengths, with and without gradients, with and without a window. Torch's own limit is 8,
 beyond which compilation fails."""
@@ -29,7 +33,52 @@ beyond which compilation fails."""
 
 def padded(length: int) -> int:
     """Padded length of a row of `length` tokens."""
+    if DYNAMIC:  # never a single block, for a size of 1 is compiled in
+        return max(2, -(-length // BLOCK)) * BLOCK
     return max(SHORTEST, 1 << (length - 1).bit_length())
+
+
+def compiled_lengths(least: int, most: int) -> list[int]:
+    """The lengths to compile for, where rows have `least` to `most` tokens."""
+    low, high = padded(least), padded(most)
+    return [high] if DYNAMIC else [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
+
+
+class Call(NamedTuple):
+    """What of a call of the kernel is compiled in, beside the length of the row."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """heads and head width of query, key and value"""
+    needs_gradient: tuple[bool, ...]
+    """whether query, key and value do"""
+    dtype: torch.dtype
+    args: AttentionArgs
+    gradients: bool
+    """whether they are recorded"""
+    autocast: bool
+
+
+_recorded: list[set[Call]] = []
+
+
+@contextmanager
+def recording() -> Iterator[set[Call]]:
+    """Take down what the kernel is called for, without a run of it: outputs inside are no attention."""
+    _recorded.append(set())
+    try:
+        yield _recorded[-1]
+    finally:
+        _recorded.pop()
+
+
+def _record(query: Tensor, key: Tensor, value: Tensor, args: AttentionArgs) -> Tensor:
+    """Note a call down, and give something of the shape of its output that depends on the same tensors."""
+    qkv = query, key, value
+    shapes, needed = tuple((x.shape[1], x.shape[3]) for x in qkv), tuple(x.requires_grad for x in qkv)
+    autocast = torch.is_autocast_enabled(query.device.type)
+    _recorded[-1].add(Call(shapes, needed, query.dtype, args, torch.is_grad_enabled(), autocast))
+    out = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    return (out + 0 * (query.mean() + key.mean())).transpose(1, 2)
 
 
 def visible(end: Tensor, position: Tensor, window: Tensor | None) -> Callable[..., Tensor]:
@@ -95,10 +144,11 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 @cache
 def _compiled() -> Callable[..., Any]:
     """Compiled FlexAttention; uncompiled it would make all T x T scores."""
+    kernel_folder()
     config: Any = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, COMPILATIONS)
     # one full graph, so that reaching the limit is an error and not a silent fall back to T x T scores
-    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    return torch.compile(flex_attention, dynamic=DYNAMIC, fullgraph=True)
 
 
 class Flex(Backend):
@@ -115,9 +165,12 @@ class Flex(Backend):
         return None if find_spec("triton") else "it needs the package triton"
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        if _recorded:
+            return _record(query, key, value, args)
         used = query.shape[2]
         mask = forest.once(("flex", args.window), lambda: _mask(forest, args.window))
-        q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)) for x in (query, key, value))
+        # contiguous, since where there is nothing to pad strides are the layer's own, and they are compiled in as well
+        q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)).contiguous() for x in (query, key, value))
         run: Any = _compiled() if query.device.type == "cuda" else flex_attention
         squeeze = None if args.softcap is None else _capped(args.softcap)
         gqa = q.shape[1] != k.shape[1]

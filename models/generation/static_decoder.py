@@ -24,7 +24,7 @@ BLOCK = 8
 COLUMNS = 128
 """Smallest number of columns of own keys; each further size is twice as large, and a graph of its own"""
 TRIES = 3
-"""Steps in which a model may wait for the device before it is taken to do so always: the first step of a process does"""
+"""Steps in which a model may wait for the device before it is taken to do so always: a process's first step does"""
 CHECKED_ELSEWHERE = "masking_utils"
 """Module of transformers that waits for the device except while a graph is recorded"""
 
