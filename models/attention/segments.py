@@ -133,9 +133,7 @@ def _parts(s: Segment, window: int | None) -> Iterator[tuple[int, int, int]]:
     a = 0
     while a < s.queries:
         low = 0 if window is None else max(0, s.before + a - window + 1)
-        before = s.before + a - low
-        most = int((MASK + before * before / 4) ** 0.5 - before / 2)  # n queries have a mask of n (before + n)
-        b = min(s.queries, a + max(32, most))
+        b = min(s.queries, a + max(32, _fitting(MASK, s.before + a - low)))
         yield a, b, low
         a = b
 
@@ -149,9 +147,15 @@ def _blocks(s: Segment, heads: int, window: int | None) -> Iterator[tuple[int, i
     """Blocks of queries [a, b) of a segment, counted from its start, each with the first key that its queries see."""
     a = 0
     while a < s.queries:
-        b = min(s.queries, a + max(32, BLOCK // (heads * (s.before + a + 64))))
+        most = min(BLOCK // (heads * (s.before + a + 64)), _fitting(4 * BLOCK // heads, s.before + a))
+        b = min(s.queries, a + max(32, most))
         yield a, b, 0 if window is None else max(0, s.before + a - window + 1)
         a = b
+
+
+def _fitting(entries: int, before: int) -> int:
+    """The most queries, after `before` keys, whose scores are no more than `entries`: n (before + n) of them."""
+    return int((entries + before * before / 4) ** 0.5 - before / 2)
 
 
 def _hidden(forest: Forest, queries: int, before: int, window: int | None) -> Tensor:
