@@ -30,7 +30,7 @@ ORDER = {
         cli compare
     """,
     "leyden.models": """
-        quantized logprobs compiled attention load backbone heads build_checks reference shared_base critic
+        quantized logprobs compiled experts attention load backbone heads build_checks reference shared_base critic
         generation saving causal_lm restore reward
         planner chat export tiny_recipe
     """,
