@@ -195,6 +195,43 @@ def four_bits(options: argparse.Namespace) -> Figures:
     return {"peak_gib": peak, "seconds": seconds, "model_written_s": written}
 
 
+def long(options: argparse.Namespace, kind: str) -> Figures:
+    """SFT on rows of 32,768 tokens with gradient checkpointing: peak memory and speed, the optimizer's state included.
+
+    Args:
+        kind: `one` response a row, or `shared`: a prompt of half the row, with two responses.
+    """
+    import torch
+    from lightning.pytorch import Callback, Trainer
+
+    from leyden.algos import SFT
+    from leyden.batch.forest import Tree
+    from leyden.models import CausalLM
+
+    row, seconds, r = 256 if options.tiny else 32768, list[float](), random.Random(0)
+    parts = [row // 2, row // 2] if kind == "one" else [row // 2, row // 4, row // 4]
+    trees = []
+    for number in range(options.warmup + options.steps):
+        prompt, *responses = ([r.randrange(10, 4000) for _ in range(length)] for length in parts)
+        trees.append(Tree(prompt, responses, None, [[1.0] * len(response) for response in responses], number))
+
+    class Clock(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.began = sides.now(options)
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            seconds.append(sides.now(options) - self.began)
+
+    policy = CausalLM(options.model, dtype=options.dtype, gradient_checkpointing=True)
+    algorithm = SFT(policy, optimizer=sides.adamw, lr_scheduler=None)
+    quiet = {n: False for n in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    settings = {"max_epochs": 1, "devices": 1, "callbacks": [Clock()]}
+    Trainer(accelerator=options.device, **settings, **quiet).fit(algorithm, sides.rows_in_order(trees, 1))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if options.device != "cpu" else 0.0
+    taken = statistics.median(seconds[options.warmup :])
+    return {"peak_gib": peak, "step_ms": 1e3 * taken, "tokens_per_second": row / taken}
+
+
 def product(options: argparse.Namespace) -> Figures:
     return contest.product_speed(options, 512 if options.tiny else 8192)
 
@@ -202,7 +239,7 @@ def product(options: argparse.Namespace) -> Figures:
 def worker(options: argparse.Namespace) -> Figures:
     job, *rest = options.worker.split(":")
     jobs: dict[str, Callable[..., Figures]] = {
-        "train": train, "sample": sample, "profile": profile, "qlora": four_bits, "product": product,
+        "train": train, "sample": sample, "profile": profile, "qlora": four_bits, "long": long, "product": product,
     }  # fmt: skip
     return jobs[job](options, *rest) | {"peak_gb": contest.peak_memory(options)}
 
@@ -214,7 +251,7 @@ def jobs_of(options: argparse.Namespace) -> list[str]:
     names = ["product"]
     names += [f"train:{kind}:{way}" for kind in TRAINED for way in WAYS]
     names += [f"sample:{who}:{n}" for n in (1, 16) for who in ("leyden", "transformers")]
-    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "qlora"]
+    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "qlora", "long:one", "long:shared"]
     wanted = [part for part in options.only.split(",") if part]
     return [name for name in names if not wanted or any(name.startswith(part) for part in wanted)]
 

@@ -18,6 +18,7 @@ FIGURES = {
     "sample": {"tokens_per_second", "ms_per_token"},
     "profile": {"idle_share", "step_ms", "kernels", "launches"},
     "qlora": {"peak_gib", "seconds", "model_written_s"},
+    "long": {"peak_gib", "step_ms", "tokens_per_second"},
 }
 
 
@@ -48,7 +49,7 @@ def test_all_of_it_runs(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", words)
     script.main()
     made = json.loads(table.read_text(encoding="utf-8"))["figures"]
-    assert len(made) == 1 + 3 + 4 + 2 + 1
+    assert len(made) == 1 + 3 + 4 + 2 + 1 + 2
     for name, figures in made.items():
         assert FIGURES[name.partition(":")[0]] <= figures.keys(), (name, figures)
     assert made["train:dpo:leyden"]["loss"] == pytest.approx(0.693147, rel=1e-5)
