@@ -24,7 +24,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,32 +113,28 @@ def sample(options: argparse.Namespace, who: str, n: str) -> Figures:
     return {"tokens_per_second": sum(map(len, answers)) / min(seconds), "ms_per_token": 1e3 * min(seconds) / new}
 
 
-def profile(options: argparse.Namespace, kind: str, way: str) -> Figures:
+def profile(options: argparse.Namespace, kind: str, way: str = "") -> Figures:
     """The kernels that take most of a step, the part of the time in which the GPU does nothing, and the lines of code
-    at which the host waits for it in one step."""
+    at which the host waits for it in one step. Of sampling, a step is a token of every row."""
+    if kind == "sample":
+        return profile_sampling(options)
     import torch
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as recorder
 
     module = importlib.import_module(kind)
     options.policy = {"compile": True} if "compiled" in way else {}
     options.warmup, options.steps = 4, 4
-    steps: list[int] = []
-    waits: list[str] = []
-    activities = [ProfilerActivity.CPU] if options.device == "cpu" else [ProfilerActivity.CUDA, ProfilerActivity.CPU]
-    made = recorder(activities=activities)
-    clock, device = sides.now, "cpu" if options.device == "cpu" else "cuda"
+    steps, waits, made, clock = list[int](), list[str](), recorder(options), sides.now
 
     def watched(given: argparse.Namespace) -> float:
         at = clock(given)
         steps.append(1)
-        if device == "cuda" and len(steps) == 2 * options.warmup - 1:
+        if options.device != "cpu" and len(steps) == 2 * options.warmup - 1:
             warnings.showwarning = lambda text, kind, file, number, *_: waits.append(
                 f"{Path(file).parent.name}/{Path(file).name}:{number}"
             )
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
-        if device == "cuda" and len(steps) == 2 * options.warmup:
+        if options.device != "cpu" and len(steps) == 2 * options.warmup:
             torch.cuda.set_sync_debug_mode("default")
         if len(steps) == 2 * options.warmup + 1:
             made.start()
@@ -150,20 +146,46 @@ def profile(options: argparse.Namespace, kind: str, way: str) -> Figures:
 
     sides.now = watched
     module.run(options, None)
-    time_of: Callable[[Any], float] = lambda e: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total  # noqa: E731
+    return kernels(made, options, options.took, options.steps) | {"waits": sorted(Counter(waits).items())}
+
+
+def profile_sampling(options: argparse.Namespace) -> Figures:
+    vars(options).update(stop=0, temperature=1.0)
+    run = importlib.import_module("generate").leyden(options)
+    prompts = [tree.prompt for tree in sides.read(options.trees)[: 2 if options.tiny else 16]]
+    run(prompts[:4], 1, 8)
+    made, new = recorder(options), 8 if options.tiny else 64
+    made.start()
+    began = sides.now(options)
+    run(prompts, 16, new)
+    took = sides.now(options) - began
+    made.stop()
+    return kernels(made, options, took, new)
+
+
+def recorder(options: argparse.Namespace) -> Any:
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] if options.device == "cpu" else [ProfilerActivity.CUDA, ProfilerActivity.CPU]
+    return profile(activities=activities)
+
+
+def kernels(made: Any, options: argparse.Namespace, took: float, steps: int) -> Figures:
+    """The kernels of a recording of so many seconds and steps, those that take the most first."""
+    import torch
+
+    cuda = options.device != "cpu"
+    time_of: Callable[[Any], float] = lambda e: e.self_device_time_total if cuda else e.self_cpu_time_total  # noqa: E731
     events = [
-        e
-        for e in made.key_averages()
-        if time_of(e) and (device == "cpu" or e.device_type == torch.autograd.DeviceType.CUDA)
+        e for e in made.key_averages() if time_of(e) and (not cuda or e.device_type == torch.autograd.DeviceType.CUDA)
     ]
     total = sum(map(time_of, events)) / 1e6
     top = sorted(events, key=time_of, reverse=True)[:15]
     return {
-        "idle_share": 1 - total / options.took,
-        "step_ms": 1e3 * options.took / options.steps,
-        "kernels": [[e.key[:90], round(time_of(e) / 1e3 / options.steps, 3), e.count // options.steps] for e in top],
-        "launches": sum(e.count for e in events) // options.steps,
-        "waits": sorted(Counter(waits).items()),
+        "idle_share": 1 - total / took,
+        "step_ms": 1e3 * took / steps,
+        "kernels": [[e.key[:90], round(time_of(e) / 1e3 / steps, 3), e.count // steps] for e in top],
+        "launches": sum(e.count for e in events) // steps,
     }
 
 
@@ -226,6 +248,39 @@ def four_bits(options: argparse.Namespace) -> Figures:
     return {"peak_gib": peak, "seconds": seconds, "model_written_s": written}
 
 
+LONG: dict[str, tuple[int, Sequence[int], sides.Settings]] = {
+    "32k": (1, (2, 2), {"gradient_checkpointing": True}),
+    "32k, shared": (1, (2, 4, 4), {"gradient_checkpointing": True}),
+    "8k": (2, (2, 2), {"compile": True}),
+}
+"""Rows a step; the shares of a row, 1 / n each, that its prompt and its responses have; options of the policy."""
+
+
+def long(options: argparse.Namespace, kind: str) -> Figures:
+    """SFT on rows of 32,768 or 8,192 tokens: peak memory, the optimizer's state included, and speed."""
+    import torch
+
+    from leyden.algos import SFT
+    from leyden.batch.forest import Tree
+    from leyden.models import CausalLM
+
+    size, shares, policy = LONG[kind]
+    row, r = (1024 if options.tiny else 32768) // (1 if kind.startswith("32k") else 4), random.Random(0)
+    trees = []
+    for number in range(size * (options.warmup + options.steps)):
+        prompt, *responses = ([r.randrange(10, 4000) for _ in range(row // share)] for share in shares)
+        trees.append(Tree(prompt, responses, None, [[1.0] * len(response) for response in responses], number))
+    options.trees, options.batch_size = str(Path(options.trees).parent / "long.json"), size
+    Path(options.trees).write_text(sides.written(trees), encoding="utf-8")
+    algorithm = SFT(CausalLM(options.model, dtype=options.dtype, **policy), optimizer=sides.adamw, lr_scheduler=None)
+    result = sides.fit(algorithm, options, passes=3)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if options.device != "cpu" else 0.0
+    seconds, work = (result[name][options.warmup :] for name in ("seconds", "work"))
+    taken = statistics.median(seconds)
+    speed = {"step_ms": 1e3 * taken, "tokens_per_second": size * row / taken, "flops": sum(work) / sum(seconds)}
+    return {"peak_gib": peak} | speed
+
+
 def product(options: argparse.Namespace) -> Figures:
     return contest.product_speed(options, 512 if options.tiny else 8192)
 
@@ -233,7 +288,7 @@ def product(options: argparse.Namespace) -> Figures:
 def worker(options: argparse.Namespace) -> Figures:
     job, *rest = options.worker.split(":")
     jobs: dict[str, Callable[..., Figures]] = {
-        "train": train, "sample": sample, "profile": profile, "ppo": ppo, "qlora": four_bits,
+        "train": train, "sample": sample, "profile": profile, "ppo": ppo, "qlora": four_bits, "long": long,
         "product": product,
     }  # fmt: skip
     return jobs[job](options, *rest) | {"peak_gb": contest.peak_memory(options)}
@@ -246,7 +301,8 @@ def jobs_of(options: argparse.Namespace) -> list[str]:
     names = ["product"]
     names += [f"train:{kind}:{way}" for kind in TRAINED for way in WAYS]
     names += [f"sample:{who}:{n}" for n in (1, 16) for who in ("leyden", "transformers")]
-    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "ppo", "qlora"]
+    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "profile:sample", "ppo", "qlora"]
+    names += [f"long:{kind}" for kind in LONG]
     wanted = [part for part in options.only.split(",") if part]
     return [name for name in names if not wanted or any(name.startswith(part) for part in wanted)]
 

@@ -18,6 +18,7 @@ from leyden.algorithm.microbatches import out_of_memory
 from leyden.data.tokenizer import loading_problem
 from leyden.errors import UserError, first_line, nearest
 from leyden.models import quantized
+from leyden.models.experts import use_grouped
 from leyden.paths import resolve
 from leyden.precision import asked
 
@@ -92,6 +93,7 @@ def _base(what: str, path: str, reward: bool, options: dict[str, Any]) -> PreTra
             what, path, AutoModelForCausalLM.from_pretrained, **options, **quantized.loading(spec)
         )
     _freeze_unreachable(base)
+    use_grouped(base)
     quantized.finish(base, spec)
     return base
 

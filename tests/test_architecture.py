@@ -30,8 +30,8 @@ ORDER = {
         cli compare
     """,
     "leyden.models": """
-        quantized logprobs compiled attention compile_ahead load backbone heads build_checks reference shared_base
-        critic generation saving causal_lm restore reward
+        quantized logprobs compiled experts attention compile_ahead load backbone heads build_checks reference
+        shared_base critic generation saving causal_lm restore reward
         planner chat export tiny_recipe
     """,
     "leyden.datamodules": """

@@ -19,6 +19,7 @@ FIGURES = {
     "profile": {"idle_share", "step_ms", "kernels", "launches"},
     "ppo": {"speed", "generation", "scoring", "update"},
     "qlora": {"peak_gib", "seconds", "model_written_s"},
+    "long": {"peak_gib", "step_ms", "tokens_per_second"},
 }
 
 
@@ -49,11 +50,15 @@ def test_all_of_it_runs(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", words)
     script.main()
     made = json.loads(table.read_text(encoding="utf-8"))["figures"]
-    assert len(made) == 1 + 3 + 4 + 2 + 1 + 1
+    assert len(made) == 1 + 3 + 4 + 3 + 1 + 1 + 3
     for name, figures in made.items():
         assert FIGURES[name.partition(":")[0]] <= figures.keys(), (name, figures)
     assert made["train:dpo:leyden"]["loss"] == pytest.approx(0.693147, rel=1e-5)
-    assert made["profile:dpo:leyden"]["kernels"] and "does not run" not in capsys.readouterr().out
+    assert (
+        made["profile:dpo:leyden"]["kernels"]
+        and made["profile:sample"]["kernels"]
+        and "does not run" not in capsys.readouterr().out
+    )
     for factor, code in ((1.0, 0), (0.5, 1)):
         slower = {name: {key: x * factor if key == "tokens_per_second" else x for key, x in figures.items()}
                   for name, figures in made.items()}  # fmt: skip

@@ -29,6 +29,7 @@ def test_values_and_gradients_equal_dense(
     heads: int, asked: dict[str, Any], block: int, dtype: torch.dtype, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(segments, "BLOCK", block)
+    monkeypatch.setattr(segments, "MASK", 1 if block == 1 else segments.MASK)
     batch = pack(TREES, length=530)
     g = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, n, 530, 8, generator=g, dtype=dtype, requires_grad=True) for n in (4, heads, heads)]

@@ -1,8 +1,9 @@
 """Attention segment by segment: no work across trees, and no mask of a whole row.
 
-The forward pass is one call of scaled dot-product attention per segment. The backward pass of torch's kernel for CPUs
-is slow on segments as short as these, so on a CPU it is written out with plain matrix products. For one block of
-queries, with scores z = s q kᵀ, s the scale, weights p = softmax(z) and output o = p v, the gradients are
+The forward pass is one call of scaled dot-product attention per segment, or one per block of queries where the mask of
+a segment would be large, so that memory is linear in the row. The backward pass of torch's kernel for CPUs is slow on
+segments as short as these, so on a CPU it is written out with plain matrix products. For one block of queries, with
+scores z = s q kᵀ, s the scale, weights p = softmax(z) and output o = p v, the gradients are
 
     dv = pᵀ do        dz = p ⊙ (do vᵀ - Σ do ⊙ o)        dq = s dz k        dk = s dzᵀ q
 
@@ -23,6 +24,10 @@ from leyden.models.attention.forest import AttentionArgs, Forest, Segment
 
 BLOCK = 1 << 19
 """Scores of all heads that the backward pass works on at a time: as many as fit a processor's cache."""
+MASK = 1 << 22
+"""Entries of the largest mask of the forward pass: a segment with a larger one is attended to block by block."""
+KEPT = 1 << 18
+"""Entries of the largest mask that is kept for later layers: all that are kept together stay linear in the row."""
 
 
 def segment_mask(forest: Forest, queries: int, before: int, window: int | None) -> Tensor | None:
@@ -36,6 +41,8 @@ def segment_mask(forest: Forest, queries: int, before: int, window: int | None) 
         mask = torch.ones(queries, before + queries, dtype=torch.bool, device=forest.end.device).tril(before)
         return mask if window is None else mask.triu(before - window + 1)
 
+    if queries * (before + queries) > KEPT:
+        return make()
     mask: Tensor = forest.once(("segment", queries, before, window), make)
     return mask
 
@@ -67,12 +74,13 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: At
         k, v = keys[i], values[i]
         if s.before:
             k, v = (torch.cat([x[number[s.first]], x[i]], 2) for x in (keys, values))
-        mask = segment_mask(forest, s.queries, s.before, args.window)
-        out.append(
-            F.scaled_dot_product_attention(
-                queries[i], k, v, mask, args.dropout, is_causal=mask is None, scale=args.scale, enable_gqa=gqa
-            ).transpose(1, 2)
-        )
+        parts = [*_parts(s, args.window)]
+        for q, (a, b, low) in zip(queries[i].split([b - a for a, b, _ in parts], 2), parts, strict=True):
+            whole = (a, b, low) == (0, s.queries, 0)
+            seen = (k, v) if whole else (x[:, :, low : s.before + b] for x in (k, v))
+            mask = segment_mask(forest, b - a, s.before + a - low, args.window)
+            options = {"is_causal": mask is None, "scale": args.scale, "enable_gqa": gqa}
+            out.append(F.scaled_dot_product_attention(q, *seen, mask, args.dropout, **options).transpose(1, 2))
     return torch.cat(out, 1)
 
 
@@ -116,6 +124,20 @@ class _Attention(torch.autograd.Function):
         return dq, dk.mul_(scale).to(dtype)[None], dv.to(dtype)[None], None, None
 
 
+def _parts(s: Segment, window: int | None) -> Iterator[tuple[int, int, int]]:
+    """Blocks of queries [a, b) of a segment, each with the first key that its queries see, such that no block's mask
+    has more than `MASK` entries; the whole segment where it needs no mask, or no larger one."""
+    if (s.before == 0 and (window is None or s.queries <= window)) or s.queries * (s.before + s.queries) <= MASK:
+        yield 0, s.queries, 0
+        return
+    a = 0
+    while a < s.queries:
+        low = 0 if window is None else max(0, s.before + a - window + 1)
+        b = min(s.queries, a + max(32, _fitting(MASK, s.before + a - low)))
+        yield a, b, low
+        a = b
+
+
 def _grouped(x: Tensor, keys: int) -> Tensor:
     """Queries grouped by key head: [T, H, D] to [K, T * G, D]."""
     return x.reshape(len(x), keys, -1, x.shape[-1]).transpose(0, 1).reshape(keys, -1, x.shape[-1])
@@ -125,9 +147,15 @@ def _blocks(s: Segment, heads: int, window: int | None) -> Iterator[tuple[int, i
     """Blocks of queries [a, b) of a segment, counted from its start, each with the first key that its queries see."""
     a = 0
     while a < s.queries:
-        b = min(s.queries, a + max(32, BLOCK // (heads * (s.before + a + 64))))
+        most = min(BLOCK // (heads * (s.before + a + 64)), _fitting(4 * BLOCK // heads, s.before + a))
+        b = min(s.queries, a + max(32, most))
         yield a, b, 0 if window is None else max(0, s.before + a - window + 1)
         a = b
+
+
+def _fitting(entries: int, before: int) -> int:
+    """The most queries, after `before` keys, whose scores are no more than `entries`: n (before + n) of them."""
+    return int((entries + before * before / 4) ** 0.5 - before / 2)
 
 
 def _hidden(forest: Forest, queries: int, before: int, window: int | None) -> Tensor:
