@@ -42,10 +42,10 @@ LIGER = {"use_liger_kernel": True}
 TRAINED = ("dpo", "reward_model", "sft")
 WAYS: dict[str, sides.Settings | None] = {
     "leyden": None,
-    "leyden, compiled": None,
-    "leyden, compiled, in halves": None,
-    "trl, best": {"bf16": False},
-    "trl, best, liger": {"bf16": False} | LIGER,
+    "leyden compiled": None,
+    "leyden compiled in halves": None,
+    "trl best": {"bf16": False},
+    "trl best liger": {"bf16": False} | LIGER,
 }
 """Who trains; weights are in bf16 on both sides. In halves: each step in two micro-batches."""
 SLOWER = 0.1
@@ -250,7 +250,7 @@ def four_bits(options: argparse.Namespace) -> Figures:
 
 LONG: dict[str, tuple[int, Sequence[int], sides.Settings]] = {
     "32k": (1, (2, 2), {"gradient_checkpointing": True}),
-    "32k, shared": (1, (2, 4, 4), {"gradient_checkpointing": True}),
+    "32k shared": (1, (2, 4, 4), {"gradient_checkpointing": True}),
     "8k": (2, (2, 2), {"compile": True}),
 }
 """Rows a step; the shares of a row, 1 / n each, that its prompt and its responses have; options of the policy."""
@@ -301,7 +301,7 @@ def jobs_of(options: argparse.Namespace) -> list[str]:
     names = ["product"]
     names += [f"train:{kind}:{way}" for kind in TRAINED for way in WAYS]
     names += [f"sample:{who}:{n}" for n in (1, 16) for who in ("leyden", "transformers")]
-    names += ["profile:dpo:leyden", "profile:dpo:leyden, compiled", "profile:sample", "ppo", "qlora"]
+    names += ["profile:dpo:leyden", "profile:dpo:leyden compiled", "profile:sample", "ppo", "qlora"]
     names += [f"long:{kind}" for kind in LONG]
     wanted = [part for part in options.only.split(",") if part]
     return [name for name in names if not wanted or any(name.startswith(part) for part in wanted)]

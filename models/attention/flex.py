@@ -22,7 +22,7 @@ from leyden.models.attention.forest import AttentionArgs, Forest
 from leyden.paths import kernel_folder
 
 BLOCK = 128
-DYNAMIC = False
+DYNAMIC = True
 """Whether the kernel is compiled once for rows of all lengths, which are then padded to whole blocks."""
 SHORTEST = 1024
 """Else rows are padded to this many tokens, or to the next power of two, since every new length is compiled anew."""
