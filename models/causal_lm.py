@@ -17,7 +17,7 @@ from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import quantized
 from leyden.models.attention.dispatch import FOREST, backend_named
-from leyden.models.attention.flex import compiled_lengths, recording
+from leyden.models.attention.flex import recording
 from leyden.models.backbone import Backbone, innermost
 from leyden.models.build_checks import cautions, check_head, check_rows, check_vocabulary, takes_forest
 from leyden.models.compile_ahead import compile_calls, uses_flex
@@ -239,7 +239,7 @@ class CausalLM(Policy):
     def compile_ahead(self, least: int, most: int) -> Iterator[None]:
         with recording() as calls:
             yield
-        compile_calls(calls, compiled_lengths(least, most), self.device)
+        compile_calls(calls, (least, most), self.device)
 
     def fingerprint(self) -> str:
         return self._base_fingerprint

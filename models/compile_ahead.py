@@ -12,7 +12,7 @@ import torch
 
 from leyden.batch.forest import Batch, pack
 from leyden.batch.tree import Tree
-from leyden.models.attention.flex import Call, Flex, recording
+from leyden.models.attention.flex import Call, Flex, compiled_lengths, give_up_dynamic, recording
 from leyden.models.attention.forest import Forest
 from leyden.policy.policy import Policy, eval_mode
 
@@ -31,8 +31,23 @@ def uses_flex(policy: Policy, batch: Batch, attention: str) -> bool:
     return bool(calls)
 
 
-def compile_calls(calls: Collection[Call], lengths: Collection[int], device: torch.device) -> None:
-    """Run each of these calls once for rows of each length, with its backward pass where gradients are recorded."""
+def compile_calls(calls: Collection[Call], sizes: tuple[int, int], device: torch.device) -> None:
+    """Run each of these calls once for rows of each length, with its backward pass where gradients are recorded.
+
+    Args:
+        sizes: fewest and most tokens of a row.
+    """
+    lengths = compiled_lengths(*sizes)
+    try:
+        _compile_all(calls, lengths, device)
+    except Exception as error:  # of a backward pass
+        if not give_up_dynamic(error):
+            raise
+    if compiled_lengths(*sizes) != lengths:  # torch could not compile for all lengths at once
+        _compile_all(calls, compiled_lengths(*sizes), device)
+
+
+def _compile_all(calls: Collection[Call], lengths: Collection[int], device: torch.device) -> None:
     for length in lengths if calls else ():
         forest = Forest(pack([Tree([0] * length, [])]).to(device), Flex.name)
         for call in calls:

@@ -24,7 +24,7 @@ from leyden.example import Example, Sample
 from leyden.models import CausalLM
 from leyden.models.attention import flex
 from leyden.models.attention.dispatch import forest_attention
-from leyden.models.attention.forest import Forest
+from leyden.models.attention.forest import AttentionArgs, Forest
 from leyden.models.compile_ahead import compile_calls, uses_flex
 from leyden.paths import kernel_folder
 from leyden.policy import Sampling
@@ -234,19 +234,20 @@ def test_kernels_are_kept_beside_the_data(monkeypatch: pytest.MonkeyPatch, tmp_p
 # -- attention -------------------------------------------------------------------------------------------------------
 
 
-def test_padded_lengths_between_two_sizes() -> None:
+def test_padded_lengths_of_one_compilation_for_all() -> None:
+    assert [flex.padded(n) for n in (1, 256, 257, 1000)] == [256, 256, 384, 1024]
+    assert flex.compiled_lengths(1, 900) == [37 * 128]
+
+
+def test_padded_lengths_between_two_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "DYNAMIC", False)
     assert flex.compiled_lengths(1, 900) == [1024]
     assert flex.compiled_lengths(700, 5000) == [1024, 2048, 4096, 8192]
     assert flex.compiled_lengths(3000, 3500) == [4096]
 
 
-def test_padded_lengths_of_one_compilation_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex, "DYNAMIC", True)
-    assert [flex.padded(n) for n in (1, 256, 257, 1000)] == [256, 256, 384, 1024]
-    assert flex.compiled_lengths(1, 900) == [1024]
-
-
-def test_the_kernel_is_called_as_it_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dynamic", "graphs"), [(True, 5), (False, 15)])
+def test_the_kernel_is_called_as_it_was_recorded(dynamic: bool, graphs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kind of layer is compiled for every length, so that the layers themselves need nothing new."""
     made: list[Any] = []
 
@@ -254,13 +255,21 @@ def test_the_kernel_is_called_as_it_was_recorded(monkeypatch: pytest.MonkeyPatch
         made.append(graph)
         return graph.forward
 
+    kernel = torch.compile(flex_attention, backend=backend, dynamic=dynamic, fullgraph=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(specialize_float=True):  # type: ignore[attr-defined]
+            return kernel(*args, **kwargs)
+
+    monkeypatch.setattr(flex, "DYNAMIC", dynamic)
     monkeypatch.setattr(flex, "SHORTEST", 128)
-    monkeypatch.setattr(flex, "flex_attention", torch.compile(flex_attention, backend=backend, dynamic=False))
+    monkeypatch.setattr(flex, "flex_attention", run)
 
     def layers(lengths: Sequence[int]) -> None:
         batch = pack([Tree([0] * n, [[0] * 5, [0] * 9]) for n in lengths])
         forest = Forest(batch, "flex")
-        for heads, options in ((2, {}), (4, {"sliding_window": 7}), (4, {"softcap": 1.5}), (4, {})):
+        asked: tuple[dict[str, Any], ...] = ({}, {"sliding_window": 7}, {"softcap": 1.5}, {}, {"scaling": 0.3})
+        for heads, options in zip((2, 4, 4, 4, 4), asked, strict=True):
             # as layers make them: heads beside each other in memory, not tokens
             q, k, v = (torch.randn(1, len(batch), h, 16).transpose(1, 2) for h in (4, heads, heads))
             forest_attention(torch.nn.Identity(), q, k, v, None, forest=forest, **options)
@@ -268,13 +277,36 @@ def test_the_kernel_is_called_as_it_was_recorded(monkeypatch: pytest.MonkeyPatch
     with torch.no_grad():
         with flex.recording() as calls:
             layers((3, 20))
-        assert len(calls) == 4 and made == []
-        compile_calls(calls, flex.compiled_lengths(40, 500), torch.device("cpu"))
+        assert len(calls) == 5 and made == []
+        compile_calls(calls, (40, 500), torch.device("cpu"))
         compiled_graphs = len(made)
-        assert compiled_graphs == 12
+        assert compiled_graphs == graphs
         for lengths in ((20, 11), (99, 1), (84, 30), (200, 12), (300, 50), (242, 242)):
             layers(lengths)
     assert len(made) == compiled_graphs
+
+
+def test_lengths_are_compiled_one_by_one_where_torch_cannot_do_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+        if flex.DYNAMIC:
+            raise RuntimeError("unbacked symbols")
+        lengths.append(query.shape[2])
+        return query
+
+    monkeypatch.setattr(flex, "DYNAMIC", True)
+    monkeypatch.setattr(flex, "flex_attention", kernel)
+    call = flex.Call(((4, 16), (4, 16), (4, 16)), (False,) * 3, torch.float32, AttentionArgs(), False, False)
+    compile_calls([call], (40, 3000), torch.device("cpu"))
+    assert lengths[-3:] == [1024, 2048, 4096] and not flex.DYNAMIC
+    monkeypatch.setattr(flex, "DYNAMIC", True)
+    out = flex.Flex().attend(*torch.randn(3, 1, 4, 9, 16), Forest(pack([Tree([0] * 9, [])]), "flex"), AttentionArgs())
+    assert out.shape == (1, 9, 4, 16) and lengths[-1] == 1024 and not flex.DYNAMIC
+    with monkeypatch.context() as broken:
+        broken.setattr(flex, "flex_attention", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            compile_calls([call], (40, 50), torch.device("cpu"))
 
 
 def test_a_recorded_layer_has_the_shape_and_the_graph_of_attention() -> None:

@@ -6,6 +6,7 @@ The kernel works on blocks of 128 x 128 scores. `end` tells block by block which
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,9 +22,13 @@ from leyden.models.attention.backend import Backend
 from leyden.models.attention.forest import AttentionArgs, Forest
 from leyden.paths import kernel_folder
 
+log = logging.getLogger(__name__)
 BLOCK = 128
 DYNAMIC = True
-"""Whether the kernel is compiled once for rows of all lengths, which are then padded to whole blocks."""
+"""Whether the kernel is compiled once for rows of all lengths, which are then padded to whole blocks. Where torch
+cannot, `give_up_dynamic` ends it."""
+BLOCKS = 37
+"""Blocks of the row that it is compiled for: a compiler takes equal sizes as one, and no model has so many heads."""
 SHORTEST = 1024
 """Else rows are padded to this many tokens, or to the next power of two, since every new length is compiled anew."""
 COMPILATIONS = 64
@@ -41,7 +46,7 @@ def padded(length: int) -> int:
 def compiled_lengths(least: int, most: int) -> list[int]:
     """The lengths to compile for, where rows have `least` to `most` tokens."""
     low, high = padded(least), padded(most)
-    return [high] if DYNAMIC else [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
+    return [BLOCKS * BLOCK] if DYNAMIC else [1 << n for n in range(low.bit_length() - 1, high.bit_length())]
 
 
 class Call(NamedTuple):
@@ -148,7 +153,25 @@ def _compiled() -> Callable[..., Any]:
     config: Any = torch.compiler.config
     config.recompile_limit = max(config.recompile_limit, COMPILATIONS)
     # one full graph, so that reaching the limit is an error and not a silent fall back to T x T scores
-    return torch.compile(flex_attention, dynamic=DYNAMIC, fullgraph=True)
+    kernel = torch.compile(flex_attention, dynamic=DYNAMIC, fullgraph=True)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # with dynamic lengths torch makes inputs of numbers too, and fails on those that scores are worked out with
+        with torch._dynamo.config.patch(specialize_float=True):  # type: ignore[attr-defined]
+            return kernel(*args, **kwargs)
+
+    return run
+
+
+def give_up_dynamic(error: Exception) -> bool:
+    """Compile for each length by itself from now on; return whether that is a change that may help."""
+    global DYNAMIC
+    if not DYNAMIC or isinstance(error, torch.OutOfMemoryError):
+        return False
+    log.debug("FlexAttention is not compiled for all lengths at once", exc_info=error)
+    DYNAMIC = False
+    _compiled.cache_clear()
+    return True
 
 
 class Flex(Backend):
@@ -167,10 +190,18 @@ class Flex(Backend):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
         if _recorded:
             return _record(query, key, value, args)
-        used = query.shape[2]
-        mask = forest.once(("flex", args.window), lambda: _mask(forest, args.window))
+        try:
+            return self._run(query, key, value, forest, args)
+        except Exception as error:
+            if not give_up_dynamic(error):
+                raise
+        return self._run(query, key, value, forest, args)
+
+    def _run(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: AttentionArgs) -> Tensor:
+        used, length = query.shape[2], padded(query.shape[2])
+        mask = forest.once(("flex", args.window, length), lambda: _mask(forest, args.window))
         # contiguous, since where there is nothing to pad strides are the layer's own, and they are compiled in as well
-        q, k, v = (F.pad(x, (0, 0, 0, padded(used) - used)).contiguous() for x in (query, key, value))
+        q, k, v = (F.pad(x, (0, 0, 0, length - used)).contiguous() for x in (query, key, value))
         run: Any = _compiled() if query.device.type == "cuda" else flex_attention
         squeeze = None if args.softcap is None else _capped(args.softcap)
         gqa = q.shape[1] != k.shape[1]
