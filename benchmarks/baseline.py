@@ -89,6 +89,12 @@ def read(path: str, record: Record) -> Figures:
     return figures
 
 
+def write(path: str, record: Record) -> None:
+    """Write the file of `--output`, where there is to be one."""
+    if path:
+        Path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
 def hold(
     options: argparse.Namespace,
     conditions: Mapping[str, Any],
@@ -105,8 +111,7 @@ def hold(
     record: Record = {"options": dict(conditions), "machine": processor(), "packages": dict(packages)}
     earlier = read(options.against, record) if options.against else None
     record["figures"] = measure()
-    if options.output:
-        Path(options.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write(options.output, record)
     if earlier is not None:
         lines = worse(earlier, record["figures"])
         print("\n".join(lines) or f"nothing is worse than in {options.against}")

@@ -396,9 +396,9 @@ def card(options: argparse.Namespace) -> str:
     return torch.cuda.get_device_name()
 
 
-def measure(options: argparse.Namespace) -> dict[str, Figures]:
-    """Run all parts and print their figures."""
-    results = dict[str, Figures]()
+def measure(options: argparse.Namespace, keep: Callable[[Figures], None]) -> Figures:
+    """Run all parts and print their figures. All so far are kept after each, since a borrowed machine may go away."""
+    results: Figures = {}
     print(f"{card(options)}; {contest.machine(PACKAGES)}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         options.model, options.trees = f"{folder}/model", f"{folder}/dpo.json"
@@ -416,6 +416,7 @@ def measure(options: argparse.Namespace) -> dict[str, Figures]:
                 continue
             results[name] = figures
             print(line(name, figures, results), flush=True)
+            keep(results)
     return results
 
 
@@ -445,7 +446,13 @@ def main() -> None:
         vars(options).update(batch_size=2, max_length=64, warmup=1, steps=2)
     sized = ("tiny", "dtype", "batch_size", "max_length", "warmup", "steps")
     conditions = {"card": card(options)} | {name: getattr(options, name) for name in sized}
-    baseline.hold(options, conditions, baseline.versions(PACKAGES), lambda: measure(options), compare_with)
+    packages = baseline.versions(PACKAGES)
+
+    def keep(figures: Figures) -> None:
+        record = {"options": conditions, "machine": baseline.processor(), "packages": packages, "figures": figures}
+        baseline.write(options.output, record)
+
+    baseline.hold(options, conditions, packages, lambda: measure(options, keep), compare_with)
 
 
 if __name__ == "__main__":
