@@ -15,7 +15,7 @@ test: .venv/ready
 
 # The core at the oldest versions that pyproject.toml allows; torch 2.10 from the package index is a CUDA build of 3 GB.
 CORE := algorithm attention chat cli cli_run dpo evaluation export files formats generate instruction merge on_policy \
-	policy_gradient preference prompts qlora reward_model template varlen wandb
+	fsdp2 policy_gradient preference prompts qlora reward_model static_decoder template varlen wandb
 test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(CORE:%=tests/test_%.py)
 

@@ -14,6 +14,8 @@ _HARMLESS = (
     r".*Be aware that when using `ckpt_path`",
     r".*`loftq_config` specified but will be ignored",  # its default, written out
     r".*`is_gradient_checkpointing` is deprecated",
+    r".*a tied layer is part of the adapter",  # merging takes care of it
+    r".*Setting `save_embedding_layers` to `True`",
     r".*Checkpoint directory .* exists and is not empty",
     r".*The dirpath has changed",
     r".*smaller than the logging interval",

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from leyden.atomic import replacing
+from leyden.cli.console import quiet_libraries
 from leyden.cli.parser import Parser
 from leyden.errors import UserError, first_line
 from leyden.language import say
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> int:
     options = parser.read(argv)
     if not options.merge and options.merge_into != "full":
         raise UserError(f"--merge-into {options.merge_into}: only where an adapter is merged; add --merge")
+    quiet_libraries()
     folder = export(options)
     say(f"exported to {folder}")
     if options.push_to_hub:
