@@ -75,12 +75,14 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, forest: Forest, args: At
         if s.before:
             k, v = (torch.cat([x[number[s.first]], x[i]], 2) for x in (keys, values))
         parts = [*_parts(s, args.window)]
-        for q, (a, b, low) in zip(queries[i].split([b - a for a, b, _ in parts], 2), parts, strict=True):
+        for q, (a, b, low) in zip(torch.split(queries[i], [b - a for a, b, _ in parts], 2), parts, strict=True):
             whole = (a, b, low) == (0, s.queries, 0)
-            seen = (k, v) if whole else (x[:, :, low : s.before + b] for x in (k, v))
+            seen_k, seen_v = (x if whole else x[:, :, low : s.before + b] for x in (k, v))
             mask = segment_mask(forest, b - a, s.before + a - low, args.window)
-            options = {"is_causal": mask is None, "scale": args.scale, "enable_gqa": gqa}
-            out.append(F.scaled_dot_product_attention(q, *seen, mask, args.dropout, **options).transpose(1, 2))
+            one = F.scaled_dot_product_attention(
+                q, seen_k, seen_v, mask, args.dropout, is_causal=mask is None, scale=args.scale, enable_gqa=gqa
+            )
+            out.append(one.transpose(1, 2))
     return torch.cat(out, 1)
 
 

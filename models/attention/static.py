@@ -30,7 +30,7 @@ class StaticPlan:
         self.rows, self.most, self.longest = rows, most, longest
         sizes = [rows, rows, rows, rows, prompts * most, prompts]
         self.numbers = torch.zeros(sum(sizes), dtype=torch.long, device=device)
-        self.tokens, self.position, self.age, self.back, self.there, self.lengths = self.numbers.split(sizes)
+        self.tokens, self.position, self.age, self.back, self.there, self.lengths = torch.split(self.numbers, sizes)
         """[R] newest token, its position, number of the row's earlier tokens, place in the layout [P, m] of queries;
         [P * m] the row in each place of the layout, arbitrary in empty ones; [P] number of tokens of each prompt"""
         self.row = torch.arange(rows, device=device)

@@ -85,7 +85,7 @@ class StaticDecoder(Decoder):
         columns = COLUMNS
         while columns < needed:
             columns *= 2
-        return min(columns, self.cache.columns)
+        return min(columns, int(self.cache.columns))
 
     def _read(self, steps: int) -> None:
         """Append the tokens of the last steps to their drafts."""
@@ -148,7 +148,7 @@ class StaticDecoder(Decoder):
 
 def recorded(run: Callable[[], None]) -> Callable[[], None]:
     """A function that replays the kernels of `run`, which is recorded and not executed."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     collects = gc.isenabled()
     gc.disable()  # to free a tensor of another stream may wait for the device
