@@ -1,5 +1,5 @@
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -61,6 +61,19 @@ def test_structure_is_read_back_from_the_tensors() -> None:
     b = pack(forest(3, bare=True), length=90)
     kept, b.spans = b.spans, None
     assert b.structure() == kept
+
+
+def test_predicted_tokens_follow_the_weights() -> None:
+    """Looked up once, and again where weights were replaced or written to; it moves with the batch."""
+    batch = pack([Tree([5, 6], [[7, 8, 9], [4]])])
+    assert batch.predicted().tolist() == [2, 3, 4, 5] and batch.predicted() is batch.predicted()
+    batch.weight[3] = 0.0
+    assert batch.predicted().tolist() == [2, 4, 5]
+    batch.weight = torch.zeros_like(batch.weight)
+    assert batch.predicted().tolist() == []
+    assert replace(batch, weight=torch.ones(6)).predicted().tolist() == [2, 3, 4, 5]
+    moved = batch.to("meta")
+    assert moved.predicted().device.type == "meta" and moved.predicted().shape == (0,)
 
 
 def test_roots_are_never_predicted() -> None:

@@ -37,6 +37,28 @@ class Rows(NamedTuple):
     """[T] int64, where each token of the forest stands in the rows: `hidden.flatten(0, 1)[source]` is [T, …]"""
 
 
+class _Predicted(NamedTuple):
+    """What `Batch.predicted` has looked up, and where: the tensors, and how often each had been written to."""
+
+    at: Tensor
+    tensors: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, batch: Batch, at: Tensor) -> _Predicted:
+        tensors = batch.branch, batch.parent, batch.weight
+        return cls(at, tensors, tuple(map(_version, tensors)))
+
+    def holds(self, batch: Batch) -> bool:
+        tensors = batch.branch, batch.parent, batch.weight
+        same = all(a is b for a, b in zip(tensors, self.tensors, strict=True))
+        return same and tuple(map(_version, tensors)) == self.versions
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
+
+
 @dataclass
 class Batch:
     """A packed forest in depth-first order: T tokens, N responses (branches), P prompts. See the module's drawing.
@@ -67,7 +89,7 @@ class Batch:
     """Denominators of the whole optimizer step; of this batch alone when it was made by hand"""
     spans: tuple[Span, ...] | None = field(default=None, repr=False, compare=False, kw_only=True)
     """The same structure as plain numbers, kept from `pack` to spare a copy from the device; see `structure`"""
-    _predicted: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _predicted: _Predicted | None = field(default=None, init=False, repr=False, compare=False)
 
     axes: ClassVar[dict[str, str]] = dict.fromkeys(PER_TOKEN, "T") | {
         "group": "N",
@@ -127,14 +149,16 @@ class Batch:
     def predicted(self) -> Tensor:
         """Indices of the predicted tokens with a nonzero weight. They are looked up once, at best before the batch is
         sent to a GPU, since their number has to be known on the host."""
-        if self._predicted is None:
-            self._predicted = ((self.branch >= 0) & (self.parent >= 0) & (self.weight != 0)).nonzero()[:, 0]
-        return self._predicted
+        if self._predicted is None or not self._predicted.holds(self):
+            at = ((self.branch >= 0) & (self.parent >= 0) & (self.weight != 0)).nonzero()[:, 0]
+            self._predicted = _Predicted.of(self, at)
+        return self._predicted.at
 
     def _map(self, f: Any) -> Self:
         tensors = {d.name: f(v) for d in fields(self) if d.init and isinstance(v := getattr(self, d.name), Tensor)}
         out = replace(self, **tensors)
-        out._predicted = None if self._predicted is None else f(self._predicted)
+        if self._predicted is not None and self._predicted.holds(self):
+            out._predicted = _Predicted.of(out, f(self._predicted.at))
         return out
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
