@@ -284,6 +284,38 @@ def test_the_configuration_is_the_truth_on_resume(tmp_path: Path) -> None:
     assert trainer.optimizers[0].param_groups[0]["weight_decay"] == 0.2
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_clipping_by_the_known_norm_is_clipping(
+    algorithm: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of Lightning's own clipping, bit for bit, with the norm worked out once a step."""
+    measured: list[int] = []
+    norm = torch.nn.utils.get_total_norm
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        measured.append(1)
+        return norm(*args, **kwargs)
+
+    class Plain(SFT):
+        def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+            self.clip_gradients(*args, **kwargs)
+
+    ends = []
+    for kind in (SFT, Plain):
+        found = kind(small(), optimizer=adamw, lr_scheduler=None)
+        with monkeypatch.context() as watched:
+            watched.setattr(torch.nn.utils, "get_total_norm", counted)
+            watched.setattr(torch.nn.utils.clip_grad, "_get_total_norm", counted)
+            clipping = dict(gradient_clip_val=0.05, gradient_clip_algorithm=algorithm)
+            fit(found, TreeData(some_trees(12), batch_size=4), precision=precision, **clipping)
+        ends.append((weights_of(found), len(measured)))
+        measured.clear()
+    (ours, once), (plain, twice) = ends
+    assert torch.equal(ours, plain)
+    assert once == 3 and twice == (6 if algorithm == "norm" else 3)
+
+
 def test_fused_optimizers_clip_under_mixed_precision() -> None:
     """Lightning refuses that by itself."""
     algorithm = SFT(small(), optimizer=lambda p: torch.optim.SGD(p, lr=1.0, fused=True), lr_scheduler=None)

@@ -189,7 +189,7 @@ class OptimizerStep(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         window, self._window, self._micro = self._window, [], []
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in _learning(optimizer) if p.grad is not None])
         mine = {
             "wrong": sum(~torch.isfinite(noted["loss"]) for _, noted in window),
             "tokens": sum(batch.size for batch, _ in window if len(batch.row)),
@@ -227,8 +227,7 @@ class OptimizerStep(LightningModule):
         if norm is None or not gradient_clip_val or gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)  # by the norm that is known already
+        torch.nn.utils.clip_grads_with_norm_(_learning(optimizer), gradient_clip_val, norm)  # it is known already
 
     def _refuse_step(self, what: str, value: float, rows: Sequence[int]) -> NoReturn:
         """Stop before the weights are touched by a loss or gradient that is not finite, and name the rows.
@@ -258,3 +257,8 @@ class OptimizerStep(LightningModule):
         parts = [batch.select([i]) for i, span in enumerate(batch.structure()) if span.responses]
         with self.trainer.precision_plugin.forward_context():
             return [int(part.row[0]) for part in parts if not torch.isfinite(self.loss(part))] or rows
+
+
+def _learning(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters that have a gradient."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
