@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -23,6 +24,11 @@ WAYS = {
 }
 
 
+@cache
+def made(name: str) -> CausalLM:
+    return small(name, *MODELS[name])
+
+
 def both(
     policy: CausalLM, monkeypatch: pytest.MonkeyPatch, n: int, sampling: Sampling
 ) -> tuple[list[list[Response]], list[list[Response]]]:
@@ -33,7 +39,7 @@ def both(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (3, 8), (5, 16)])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (3, 8)])
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_are_those_of_the_plain_decoder(
     name: str, rows: int, columns: int, way: str, monkeypatch: pytest.MonkeyPatch
@@ -41,7 +47,7 @@ def test_samples_are_those_of_the_plain_decoder(
     """With windows and soft caps, few rows that are refilled, and columns that grow while rows are there."""
     monkeypatch.setitem(decoder.ROWS, "cpu", rows)
     monkeypatch.setattr(static_decoder, "COLUMNS", columns)
-    plain, fixed = both(small(name, *MODELS[name]), monkeypatch, 4, WAYS[way])
+    plain, fixed = both(made(name), monkeypatch, 4, WAYS[way])
     assert tokens(fixed) == tokens(plain)
     for a, b in zip(plain, fixed, strict=True):
         for x, y in zip(a, b, strict=True):
@@ -132,14 +138,14 @@ def test_positions_end_where_the_model_has_no_more(monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", NAMES)
 def test_graphs_are_recorded_on_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, sampling, made = small(name, *MODELS[name]), Sampling(max_new_tokens=40, seed=4), list[StaticDecoder]()
+    policy, sampling, decoders = small(name, *MODELS[name]), Sampling(max_new_tokens=40, seed=4), list[StaticDecoder]()
     expected = policy.generate(PROMPTS, 4, sampling)
     run = StaticDecoder.run
-    monkeypatch.setattr(StaticDecoder, "run", lambda self: (made.append(self), run(self))[1])
+    monkeypatch.setattr(StaticDecoder, "run", lambda self: (decoders.append(self), run(self))[1])
     monkeypatch.setattr(static_decoder, "COLUMNS", 16)
     monkeypatch.setitem(decoder.ROWS, "cuda", 5)
     ours = policy.cuda().generate(PROMPTS, 4, sampling)
-    assert made[0].records and len(made[0].graphs) >= 2
+    assert decoders[0].records and len(decoders[0].graphs) >= 2
     assert tokens(ours) == tokens(expected)
     torch.cuda.synchronize()
     assert torch.randn(3, device="cuda").isfinite().all()  # the generator is left as it was
