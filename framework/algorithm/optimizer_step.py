@@ -196,9 +196,8 @@ class OptimizerStep(LightningModule):
             "samples": sum(len(batch.row) for batch, _ in window),
         } | {name: sum(noted[name] for _, noted in window) for name in window[0][1]}
         # the one place of a step where the host waits for the device; the norm is the same on every rank
-        metrics = reduce_sums(
-            mine | {"grad_norm": full_tensor(self._norm).double() / self.trainer.world_size}, self.trainer, self.device
-        )
+        mine["grad_norm"] = full_tensor(self._norm) / self.trainer.world_size
+        metrics = reduce_sums(mine, self.trainer, self.device)
         norm = metrics.pop("grad_norm")
         if metrics.pop("wrong"):  # every rank learns of it in the same place, so that none waits for another
             bad = [batch for batch, noted in window if not torch.isfinite(noted["loss"])]

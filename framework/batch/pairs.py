@@ -33,9 +33,9 @@ def preference_pairs(batch: Batch) -> Pairs:
         better += [a for a, _ in pairs]
         worse += [b for _, b in pairs]
         share += [1 / max(len(pairs), 1)] * len(pairs)
-    columns = torch.tensor(better), torch.tensor(worse), torch.tensor(share, dtype=torch.float32)
-    numbers = [x.long() for x in columns[:2]]  # of no pairs too, which would be floats
-    return Pairs(*(x.to(batch.group.device, non_blocking=True) for x in (*numbers, columns[2])))
+    numbers = (torch.tensor(x, dtype=torch.long) for x in (better, worse))
+    columns = (*numbers, torch.tensor(share, dtype=torch.float32))
+    return Pairs(*(x.to(batch.group.device, non_blocking=True) for x in columns))
 
 
 def pairwise_wins(better: Tensor, worse: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leyden.batch.forest import Batch
 from leyden.models.attention.forest import AttentionArgs, Forest
-from leyden.models.attention.kv_cache import Cache, Layer
+from leyden.models.attention.kv_cache import Cache, KVCache, Layer
 from leyden.models.attention.partial import join, partial
 
 UNSEEN = -1e9
@@ -34,7 +34,7 @@ class Prefill(Forest):
         cache: the KV cache, in which the prompts get places.
     """
 
-    def __init__(self, batch: Batch, backend: str, cache: Any) -> None:
+    def __init__(self, batch: Batch, backend: str, cache: KVCache) -> None:
         super().__init__(batch, backend)
         self.cache, self.spans = cache, [(span.start, span.cut) for span in batch.structure()]
         self.places = cache.open([stop - start for start, stop in self.spans])

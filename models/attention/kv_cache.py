@@ -7,6 +7,7 @@ moved to make room. Attention does not depend on the order of columns, since pos
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -45,7 +46,40 @@ class Layer:
         """[R, K, C, D] of the rows' sampled tokens"""
 
 
-class Cache:
+class KVCache(ABC):
+    """Keys and values of all layers, with places for prompts and for rows.
+
+    Args:
+        rows: largest number of rows side by side.
+        prompts: largest number of prompts at a time.
+        longest: tokens of the longest prompt.
+    """
+
+    def __init__(self, rows: int, prompts: int, longest: int) -> None:
+        self.rows, self.prompts, self.longest = rows, prompts, longest
+        self.layers: list[Layer] = []
+        """By the order in which a forward pass calls attention."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> int:
+        """Room for the sampled tokens of a row."""
+
+    @abstractmethod
+    def open(self, lengths: Sequence[int]) -> Sequence[int]:
+        """Add prompts of these lengths, and return their places."""
+
+    def layer(self, call: int, key: Tensor, value: Tensor) -> Layer:
+        """Keys and values of attention call number `call` of a forward pass; allocated the first time.
+
+        Calls are counted, not modules: one module may attend several times in a forward pass (DiffLlama).
+        """
+        if call == len(self.layers):
+            self.layers.append(Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns)))
+        return self.layers[call]
+
+
+class Cache(KVCache):
     """The KV cache of all layers, for prompts and for rows. Both occupy places 0, 1, 2 … without gaps.
 
     Args:
@@ -56,9 +90,8 @@ class Cache:
     """
 
     def __init__(self, rows: int, prompts: int, longest: int, device: torch.device) -> None:
-        self.rows, self.prompts, self.longest, self.device = rows, prompts, longest, device
-        self.layers: list[Layer] = []
-        """By the order in which a forward pass calls attention."""
+        super().__init__(rows, prompts, longest)
+        self.device = device
         self.lengths: list[int] = []
         """Number of tokens of each prompt."""
         self.owner: list[int] = []
@@ -82,15 +115,6 @@ class Cache:
             self._plan = RowMap(self)
         return self._plan
 
-    def layer(self, call: int, key: Tensor, value: Tensor) -> Layer:
-        """Keys and values of attention call number `call` of a forward pass; allocated the first time.
-
-        Calls are counted, not modules: one module may attend several times in a forward pass (DiffLlama).
-        """
-        if call == len(self.layers):
-            self.layers.append(Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns)))
-        return self.layers[call]
-
     @property
     def token_bytes(self) -> int:
         """Bytes of one token of one row, in all layers."""
@@ -98,7 +122,6 @@ class Cache:
         return sum(x.shape[1] * x.shape[3] * x.element_size() for x in buffers)
 
     def open(self, lengths: Sequence[int]) -> Sequence[int]:
-        """Add prompts of these lengths, and return their places."""
         self._plan = None
         self.lengths += lengths
         return range(len(self.lengths) - len(lengths), len(self.lengths))

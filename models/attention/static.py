@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leyden.models.attention.cached import CachedStep, Masks, additive
-from leyden.models.attention.kv_cache import Layer, close, closing
+from leyden.models.attention.kv_cache import KVCache, Layer, close, closing
 
 
 class StaticPlan:
@@ -41,7 +41,7 @@ class StaticPlan:
         self.numbers.copy_(host, non_blocking=True)
 
 
-class StaticCache:
+class StaticCache(KVCache):
     """The KV cache of all layers for fixed shapes, with the methods of `Cache`. What it speaks of by index are the
     prompts and rows that are there, without gaps; their places on the device lie anywhere.
 
@@ -54,8 +54,8 @@ class StaticCache:
     """
 
     def __init__(self, rows: int, prompts: int, most: int, longest: int, columns: int, device: torch.device) -> None:
-        self.rows, self.prompts, self.longest, self.columns = rows, prompts, longest, columns
-        self.layers: list[Layer] = []
+        super().__init__(rows, prompts, longest)
+        self._columns = columns
         self.plan = StaticPlan(rows, prompts, most, longest, device)
         self.lengths: list[int] = []
         """Number of tokens of each prompt."""
@@ -65,14 +65,11 @@ class StaticCache:
         self.row_place: list[int] = []
         self._free_prompts, self._free_rows = [*range(prompts)][::-1], [*range(rows)][::-1]
 
-    def layer(self, call: int, key: Tensor, value: Tensor) -> Layer:
-        """Keys and values of attention call number `call` of a forward pass; allocated the first time."""
-        if call == len(self.layers):
-            self.layers.append(Layer(key, value, (self.prompts, self.longest), (self.rows, self.columns)))
-        return self.layers[call]
+    @property
+    def columns(self) -> int:
+        return self._columns
 
     def open(self, lengths: Sequence[int]) -> list[int]:
-        """Add prompts of these lengths, and return their places."""
         places = [self._free_prompts.pop() for _ in lengths]
         self.lengths += lengths
         self.prompt_place += places
