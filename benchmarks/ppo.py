@@ -47,7 +47,7 @@ def leyden(options: argparse.Namespace, settings: sides.Settings) -> sides.Resul
     from leyden.data.prompts import Prompt, PromptLoader
     from leyden.example import Example
     from leyden.models import CausalLM
-    from leyden.on_policy.engine import Native
+    from leyden.policy.engine import Native
     from leyden.policy.policy import Sampling
 
     prompts = json.loads(Path(options.trees).read_text(encoding="utf-8"))

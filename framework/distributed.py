@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from leyden.errors import UserError
+
 T = TypeVar("T")
 Reduce = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes; the tensor itself where there is one."""
@@ -36,6 +38,26 @@ def all_gather(item: T) -> list[T]:
 def all_gather_list(items: Sequence[T]) -> list[T]:
     """The lists of all processes, one after the other."""
     return [item for part in all_gather(list(items)) for item in part]
+
+
+def all_or_none(action: Callable[[], T]) -> list[T]:
+    """The results of an action of every process, in the order of their ranks: small Python objects only.
+
+    Raises:
+        UserError: the first that any of them raised, on every process, so that none waits for another in vain.
+    """
+    result: T | None = None
+    try:
+        result, problem = action(), None
+    except UserError as error:
+        problem = error
+    found = all_gather((result, str(problem) if problem is not None else None))
+    if problem is not None:
+        raise problem
+    for _, said in found:
+        if said is not None:
+            raise UserError(said)
+    return [one for one, _ in found]  # type: ignore[misc]
 
 
 def reduce_sums(sums: Mapping[str, Any], trainer: Any, device: torch.device) -> dict[str, float]:

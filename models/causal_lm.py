@@ -29,6 +29,7 @@ from leyden.models.load import check_continued, load_model
 from leyden.models.logprobs import logprobs
 from leyden.models.reference import base_fingerprint, frozen_reference, remove_dropout
 from leyden.models.saving.save import save
+from leyden.models.saving.whole_weights import whole_weights
 from leyden.models.shared_base import check_frozen, with_new_adapter
 from leyden.paths import resolve
 from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
@@ -286,6 +287,9 @@ class CausalLM(Policy):
         on_token: Callable[[int, int, int], None] | None = None,
     ) -> list[list[Response]]:
         return generate(self, self.backbone, prompts, n, sampling or Sampling(), keys, on_progress, on_token)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return whole_weights(self.backbone)
 
     def save(self, folder: str | Path | None) -> None:
         save(self, self.backbone, folder)

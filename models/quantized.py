@@ -31,6 +31,17 @@ def loading(spec: Quantization | None) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": spec.device}}
 
 
+def is_stored(folder: str, revision: str | None = None) -> bool:
+    """Whether the weights in a folder or under a hub name are quantised as they are stored."""
+    from transformers import PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder, revision=revision)
+    except (OSError, ValueError):
+        return False
+    return bool(config.get("quantization_config"))
+
+
 def check_float(path: str, folder: str, revision: str | None) -> None:
     """That the weights of a model are not stored quantised: such weights have no gradients of their own.
 
@@ -100,7 +111,7 @@ def unpacked_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
             f"{model.config.name_or_path}: its weights are quantised in a form that no adapter can be merged into "
             f"({reason}); use the adapter over it as it is, or --base the model that it was quantised from"
         ) from error
-    conversions = [one for one in getattr(plain, "_weight_conversions", None) or () if _reversible(one)]
+    conversions = [one for one in getattr(plain, "_weight_conversions", None) or () if reversible(one)]
     plain._weight_conversions = conversions or None  # saving reverses them, and needs none for packed weights
     for holder in (plain, plain.config):
         for name in ("quantization_config", "hf_quantizer", "_pre_quantization_dtype"):
@@ -112,7 +123,8 @@ def unpacked_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMode
     return plain.to(dtype)
 
 
-def _reversible(conversion: Any) -> bool:
+def reversible(conversion: Any) -> bool:
+    """Whether what a conversion did to weights as they were loaded can be undone."""
     try:
         conversion.reverse_transform()
     except NotImplementedError:
@@ -122,7 +134,12 @@ def _reversible(conversion: Any) -> bool:
 
 def unpacked(weight: Tensor) -> Tensor:
     """The values of a four-bit weight, in the dtype that it was quantised from."""
+    return unpacked_by(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+
+
+def unpacked_by(packed: Tensor, state: Any) -> Tensor:
+    """The same from the bytes of a weight and its quantisation state."""
     from bitsandbytes.functional import dequantize_4bit
 
-    values: Tensor = dequantize_4bit(weight.data, weight.quant_state)  # type: ignore[attr-defined]
+    values: Tensor = dequantize_4bit(packed, state)
     return values

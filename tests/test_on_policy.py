@@ -27,10 +27,10 @@ from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
 from leyden.errors import UserError
 from leyden.example import Example, Sample
-from leyden.on_policy import AnsweredPrompt, KLController, Native, OnPolicy, Rollout, RolloutLoader, ScoreTransform
+from leyden.on_policy import AnsweredPrompt, KLController, OnPolicy, Rollout, RolloutLoader, ScoreTransform
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
 from leyden.on_policy.rollout_loader import check_room
-from leyden.policy import Response, Sampling
+from leyden.policy import Native, Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput
 from leyden.run.flops import flops_per_token
 from leyden.run.progress import Progress, RunEstimate
@@ -469,7 +469,8 @@ def resume(algorithm: Any, data: Any, checkpoint: Path, **options: Any) -> None:
 
 def test_a_rollout_that_broke_off_is_not_sampled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was sampled when a reward failed is on file, is scored when the run comes back, and the end is the same."""
-    monkeypatch.setattr("leyden.on_policy.sampler.CHUNK", 4)
+    for module in ("on_policy.sampler", "policy.engine"):
+        monkeypatch.setattr(f"leyden.{module}.CHUNK", 4)
     whole = algorithm(PPO, {"samples": 2}, keep_rollouts=True)
     fit(whole, Questions(), max_epochs=1, default_root_dir=tmp_path / "whole")
     calls: list[int] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +24,7 @@ from leyden.algorithm.schedules import (
 )
 from leyden.algorithm.trainer_checks import check_trainer
 from leyden.batch.forest import Batch
-from leyden.checkpoint.averaging import average_exactly, resume_current
+from leyden.checkpoint.averaging import average_exactly, holds_average, resume_current
 from leyden.checkpoint.find import ENTRY
 from leyden.checkpoint.provenance import Provenance, made_from
 from leyden.data.tokenizer import beyond_embeddings, set_template
@@ -30,15 +32,14 @@ from leyden.distributed import reduce_sums
 from leyden.errors import UserError
 from leyden.example import Example
 from leyden.lightning_loop import planned_steps, use_exact_loop
+from leyden.policy.engine import Engine, Native
+from leyden.policy.engine_session import EngineSession
 from leyden.policy.policy import Policy, Reference, ReferenceKind, Sampling
 from leyden.policy.reference import OtherPolicy
 from leyden.sharding import assembled, shard
 
 log = logging.getLogger("leyden")
 GREEDY = Sampling(temperature=0.0)
-
-
-log = logging.getLogger(__name__)
 
 
 class Algorithm(OptimizerStep):
@@ -50,6 +51,7 @@ class Algorithm(OptimizerStep):
         optimizer: any optimizer by class path.
         lr_scheduler: any scheduler by class path, stepped once an optimizer step; None keeps the rate.
         sampling: how `predict` samples; greedy unless a temperature is given.
+        engine: what samples; None is the policy itself.
     """
 
     wants: ClassVar[tuple[str, ...]] = ("logp",)
@@ -68,6 +70,7 @@ class Algorithm(OptimizerStep):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-5, weight_decay=0.01, fused=True),
         lr_scheduler: LRSchedulerCallable | None = lambda o: WarmupCosine(o),
         sampling: Sampling = GREEDY,
+        engine: Engine | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -81,8 +84,12 @@ class Algorithm(OptimizerStep):
         """Called once the policy is built, before the weights of a checkpoint arrive."""
         self.validated_at = -1
         """The optimizer step of the last validation."""
+        self.engine = engine or Native()
+        self.session = EngineSession(self.engine)
         self.samples_answers = False
-        """Whether the policy answers prompts while it is trained; set by what will ask it."""
+        """Whether the policy itself answers prompts while it is trained; set by what will ask it."""
+        self.longest_sampled = 0
+        """Most tokens of a prompt and its answer that anything beside the data's own prompts will ask for."""
         self._sums: dict[str, Tensor] = {}
         self._settings: list[dict[str, Any]] = []
         """Of the optimizer's parameter groups, as they are configured."""
@@ -114,6 +121,7 @@ class Algorithm(OptimizerStep):
 
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)
+        self.session.forget()
         if stage == "fit":
             check_trainer(self.trainer, self)
             for policy in (module for module in self.modules() if isinstance(module, Policy)):
@@ -121,6 +129,19 @@ class Algorithm(OptimizerStep):
         template = getattr(self.data, "chat_template", None)
         if template is not None:  # so that generation and exports use the template of the data
             set_template(self.policy.tokenizer, template)
+
+    def teardown(self, stage: str) -> None:
+        self.session.stop()
+
+    @contextmanager
+    def sampling_engine(self) -> Iterator[Engine]:
+        """The engine, with the policy's present weights, which each state of them is sent to once. To be entered on
+        every process; sharded weights are whole inside where the engine runs them."""
+        trainer, sharded = self.trainer, nullcontext() if not self.engine.runs_policy else assembled(self)
+        longest = max(self.longest_sampled, int(getattr(self.data, "max_length", 0) or 0))
+        version = (trainer.global_step, holds_average(trainer))
+        with sharded:
+            yield self.session.sync(self.policy, version, Path(trainer.default_root_dir), longest or self.budget)
 
     @property
     def budget(self) -> int:
@@ -307,10 +328,16 @@ class Algorithm(OptimizerStep):
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
 
+    def on_predict_start(self) -> None:
+        if self.predicts == "answers":
+            with self.sampling_engine():  # here, and not where prompts are answered: a process may have none of them
+                pass
+
     def predict_step(self, batch: Sequence[tuple[Example, list[int]]], index: int) -> list[dict[str, Any]]:
         """One answer to each prompt: rows for a JSONL file that can be trained on, with the row each came from."""
-        with assembled(self):
-            groups = self.policy.generate([prompt for _, prompt in batch], 1, self.sampling)
+        prompts = [prompt for _, prompt in batch]
+        with self.sampling_engine() as engine:
+            groups = engine.generate(prompts, 1, self.sampling, range(len(prompts)))
         return [
             {
                 **example.prompt_columns(),

@@ -133,6 +133,12 @@ def resume_current(checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = checkpoint[_CURRENT]
 
 
+def holds_average(trainer: Trainer) -> bool:
+    """Whether the model has the averaged weights in place of its own at present."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return any(isinstance(callback, ExactAveraging) and callback._inside for callback in callbacks)
+
+
 @contextmanager
 def averaged(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Run with the averaged weights, where a callback averages them and they are not in place already."""

@@ -119,7 +119,8 @@ class Evaluator(Callback, ABC):
                 f"--eval.reward: missing; {name} has no reward of its own to score answers by: add --eval.reward Gold, "
                 "ModelReward or a class of yours"
             )
-        pl_module.samples_answers = True
+        pl_module.samples_answers |= pl_module.engine.runs_policy
+        pl_module.longest_sampled = max(pl_module.longest_sampled, getattr(self, "max_length", 0))
         pl_module.when_built.append(lambda: self._build(pl_module))
 
     def _build(self, module: Any) -> None:
@@ -188,9 +189,8 @@ class Evaluator(Callback, ABC):
         prompts, reference = local_share(self._prompts or [], trainer), self._reference_of(module)
         whole = averaged(trainer, module), assembled(module), assembled(reference or nn.Module())
         with eval_mode(module), whole[0], whole[1], whole[2], trainer.precision_plugin.forward_context():
-            engine = getattr(module, "engine", None)
-            if engine is not None:  # on every process, also where it has no prompts
-                engine.sync(module.policy)
+            with module.sampling_engine() as engine:  # on every process, also where it has no prompts
+                pass
             answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
             mine = list(map(answer_row, answered))
             self._ensure_reference_answers(trainer, module, prompts, mine)

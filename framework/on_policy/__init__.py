@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from leyden.on_policy.engine import Engine, Native
     from leyden.on_policy.on_policy import OnPolicy
     from leyden.on_policy.policy_gradient import KLController, PolicyGradient, ScoreTransform
     from leyden.on_policy.rollout import AnsweredPrompt, Rollout
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnsweredPrompt",
-    "Engine",
     "KLController",
-    "Native",
     "OnPolicy",
     "PolicyGradient",
     "Rollout",
@@ -40,6 +37,5 @@ __getattr__ = lazy_exports(
         "rollout": "AnsweredPrompt Rollout",
         "sampler": "Sampler",
         "rollout_loader": "RolloutLoader",
-        "engine": "Engine Native",
     },
 )

@@ -20,7 +20,6 @@ from leyden.batch.tree import Totals, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
 from leyden.distributed import all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
-from leyden.on_policy.engine import Engine, Native
 from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, rollout_sums, term_means, term_sums
 from leyden.on_policy.rollout import Rollout
 from leyden.on_policy.rollout_loader import RolloutLoader, check_room
@@ -46,7 +45,6 @@ class OnPolicy(WithReference):
         epochs: passes over each rollout.
         minibatches: optimizer steps in one pass.
         sampling: how responses are sampled, in training and by `predict`.
-        engine: what samples; None is the policy itself.
         keep_rollouts: whether all responses and scores go to rollouts.jsonl in the run's folder, from where a run that
             broke off in the middle of a rollout goes on, too.
     """
@@ -63,7 +61,6 @@ class OnPolicy(WithReference):
         epochs: int = 1,
         minibatches: int = 1,
         sampling: Sampling = SAMPLING,
-        engine: Engine | None = None,
         keep_rollouts: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -78,8 +75,7 @@ class OnPolicy(WithReference):
             )
         self._reward = (reward,)  # a tuple, so that a model in it is neither trained nor saved
         self.samples, self.epochs, self.minibatches = samples, epochs, minibatches
-        self.engine = engine or Native()
-        self.samples_answers = isinstance(self.engine, Native)
+        self.samples_answers = self.engine.runs_policy
         self.keep_rollouts = keep_rollouts
         self.rollout_loader: RolloutLoader | None = None
         self.rollout_metrics: dict[str, float] = {}
@@ -178,8 +174,7 @@ class OnPolicy(WithReference):
     def collect(self, number: int, drawn: list[tuple[int, Prompt]]) -> Trajectory:
         """Sample, score and credit this process's part of a rollout."""
         self.clock.start()
-        with assembled(self), self.trainer.precision_plugin.forward_context():
-            self.engine.sync(self.policy)
+        with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
             rollout = self.sampler.sample(number, drawn, self.reward, self)
             terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
@@ -221,8 +216,8 @@ class OnPolicy(WithReference):
     @torch.no_grad()
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        with assembled(self):  # here, and not where prompts are answered: a process may have none of them
-            self.engine.sync(self.policy)
+        with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
+            pass  # here, and not where prompts are answered: a process may have none of them
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -69,8 +69,13 @@ class RolloutFile:
         self._begun, self._again = True, bool(known)
         return {row["draw"]: row for row in known}
 
-    def append(self, answered: Sequence[AnsweredPrompt]) -> None:
-        """Add rows of the rollout that has begun, and hand them to the disk."""
+    def append(self, answered: Sequence[AnsweredPrompt], again: bool = False) -> None:
+        """Add rows of the rollout that has begun, and hand them to the disk.
+
+        Args:
+            again: whether they will be added once more, with their scores.
+        """
+        self._again |= again
         if self.file is None:
             return
         rows = [one.to_row(self._rollout, self._fingerprint) for one in answered]
@@ -80,9 +85,10 @@ class RolloutFile:
             os.fsync(out.fileno())
 
     def end(self) -> None:
-        """Finish a rollout: of a row that was reused and scored again, only the later copy stays."""
-        if self._again:
-            self._write(list({(row["rollout"], row["draw"]): row for row in self.rows()}.values()))
+        """Finish a rollout: of a row that was added twice only the later copy stays, and draws stand in order."""
+        if self._again and self.file is not None:
+            rows = {(row["rollout"], row["draw"]): row for row in self.rows()}
+            self._write([rows[key] for key in sorted(rows)])
             self._again = False
 
     def _write(self, rows: Sequence[Row]) -> None:

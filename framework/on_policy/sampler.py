@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,12 @@ from torch import nn
 
 from leyden.data.prompts import Prompt
 from leyden.errors import UserError
-from leyden.on_policy.engine import Engine, Native
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
-from leyden.on_policy.rollout_file import RolloutFile, Row, sampling_fingerprint
+from leyden.on_policy.rollout_file import RolloutFile, sampling_fingerprint
+from leyden.policy.engine import CHUNK, Engine, Native
 from leyden.policy.policy import Policy, Response, Sampling
 from leyden.rewards.reward import score_with_terms
 from leyden.run.progress import RolloutBar, count_answers
-
-CHUNK = 256
-"""Responses that are sampled, scored and filed at a time."""
 
 
 class Sampler:
@@ -56,32 +54,34 @@ class Sampler:
         fingerprint = sampling_fingerprint(trained, sampling, self.samples)
         rows = self.file.begin(rollout, fingerprint, self.trainer.ckpt_path is not None)
         bar = RolloutBar(self.trainer, rollout, len(drawn) * self.samples)
+        known = {draw: AnsweredPrompt.from_row(prompt, rows[draw]) for draw, prompt in drawn if draw in rows}
+        ready = {draw: one for draw, one in known.items() if one is not None}
         step, whole = max(1, CHUNK // self.samples), Rollout(rollout, [])
-        for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
-            answered = self._answer(chunk, rows, sampling, bar.add)
-            self._score(answered, reward)
-            whole.answered += answered
-            bar.scored(len(whole.answered) * self.samples)
+        with closing(self._arrivals([one for one in drawn if one[0] not in ready], sampling, bar.add)) as arrivals:
+            for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
+                # always the same few are scored together, whatever order they arrive in: models round by company
+                while len(answered := [ready[draw] for draw, _ in chunk if draw in ready]) < len(chunk):
+                    arrived = next(arrivals)
+                    ready |= {one.draw: one for one in arrived}
+                    if any(draw not in ready for draw, _ in chunk):
+                        self.file.append(arrived, again=True)
+                self._score(answered, reward)
+                whole.answered += answered
+                bar.scored(len(whole.answered) * self.samples)
         self.file.end()
         return whole
 
-    def _answer(
-        self,
-        drawn: Sequence[tuple[int, Prompt]],
-        rows: Mapping[int, Row],
-        sampling: Sampling,
-        on_progress: Callable[[int], None],
-    ) -> list[AnsweredPrompt]:
-        """Prompts with their responses: those on file, and new ones."""
-        known = {draw: AnsweredPrompt.from_row(prompt, rows[draw]) for draw, prompt in drawn if draw in rows}
-        missing = [(draw, prompt) for draw, prompt in drawn if known.get(draw) is None]
-        if missing:
-            prompts, draws = [prompt.tokens for _, prompt in missing], [draw for draw, _ in missing]
-            groups = self.engine.generate(prompts, self.samples, sampling, draws, on_progress)
-            check_log_probs(self.engine, groups)
-            for (draw, prompt), group in zip(missing, groups, strict=True):
-                known[draw] = AnsweredPrompt(prompt, draw, list(map(rounded, group)))
-        return [one for draw, _ in drawn if (one := known[draw]) is not None]
+    def _arrivals(
+        self, missing: Sequence[tuple[int, Prompt]], sampling: Sampling, on_progress: Callable[[int], None]
+    ) -> Generator[list[AnsweredPrompt]]:
+        """Prompts with new responses, as the engine has them."""
+        prompts, draws = [prompt.tokens for _, prompt in missing], [draw for draw, _ in missing]
+        for groups in self.engine.stream(prompts, self.samples, sampling, draws, on_progress) if missing else ():
+            check_log_probs(self.engine, [group for _, group in groups])
+            yield [
+                AnsweredPrompt(missing[place][1], missing[place][0], list(map(rounded, group)))
+                for place, group in groups
+            ]
 
     def _score(self, answered: Sequence[AnsweredPrompt], reward: Any) -> None:
         """Give prompts the scores of their responses, and file them, with what the reward failed on too."""

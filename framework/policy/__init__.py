@@ -1,7 +1,9 @@
-"""A policy turns tokens into log-probabilities and prompts into responses; a reference stands still.
+"""A policy turns tokens into log-probabilities and prompts into responses; a reference stands still; an engine samples
+for a policy.
 
 Called by algorithms, rewards and evaluation; implemented by `leyden.models.CausalLM`, or by a class of yours. May
-import `batch` and the single files of `framework`. Begin reading at `policy`.
+import `batch` and the single files of `framework`. Begin reading at `policy`, then
+`engine`; `engine_session` keeps one in step with the policy, and `sync_proof` proves it.
 """
 
 from __future__ import annotations
@@ -11,13 +13,25 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.policy.engine import Engine, Native
     from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling, eval_mode
 
-__all__ = ["eval_mode", "Outputs", "Policy", "Reference", "ReferenceKind", "Response", "Sampling"]
+__all__ = [
+    "Engine",
+    "eval_mode",
+    "Native",
+    "Outputs",
+    "Policy",
+    "Reference",
+    "ReferenceKind",
+    "Response",
+    "Sampling",
+]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "engine": "Engine Native",
         "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode",
     },
 )

@@ -230,6 +230,11 @@ class Policy(nn.Module, ABC):
             UserError: a prompt that leaves no position for an answer.
         """
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, weight) of the model without an adapter, as its folder has them: whole, and one after the other, so
+        that a model which is sharded need fit no single device. To be run to the end on every process."""
+        raise UserError(f"{type(self).__name__} gives its weights to no engine; use CausalLM, or leave the engine out")
+
     @abstractmethod
     def save(self, folder: str | Path | None) -> None:
         """Write what was trained as an ordinary transformers folder, or a PEFT adapter folder, with the tokenizer.

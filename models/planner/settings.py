@@ -12,7 +12,7 @@ from leyden.models.planner.memory import FLOAT, Arithmetic
 from leyden.models.planner.outline import Model, Optimizer, PlannedRun, Sampling
 from leyden.on_policy.on_policy import OnPolicy
 from leyden.on_policy.rollout_loader import largest_shares
-from leyden.on_policy.sampler import CHUNK
+from leyden.policy.engine import CHUNK
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def save(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
         backbone: the policy's model.
         folder: the folder to write; None on processes that only help to gather sharded weights.
     """
-    state = _whole_weights(policy) if is_sharded(policy) or folder is not None else None
+    state = _whole_weights(policy, _saved(policy, backbone)) if is_sharded(policy) or folder is not None else None
     if folder is None or state is None:
         return
     if "heads.score.weight" in state:
@@ -38,9 +39,29 @@ def save(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
         _save_language(policy, backbone, state, Path(folder))
 
 
-def _whole_weights(policy: nn.Module) -> State:
-    """All weights by name; those of a sharded policy are gathered on every process."""
+def save_adapter(policy: Policy, backbone: Backbone, folder: str | Path | None) -> None:
+    """Save a policy's adapter alone, without heads and tokenizer: what an engine needs of it; see `Policy.save`."""
+    names = {name for name in _saved(policy, backbone) if name.startswith("model.")}
+    state = _whole_weights(policy, names) if is_sharded(policy) or folder is not None else None
+    if folder is not None and state is not None:
+        _save_pretrained(policy, backbone.model, state, Path(folder))
+
+
+def _saved(policy: Policy, backbone: Backbone) -> set[str]:
+    """Names of the weights that a save writes: of a policy with an adapter neither of its frozen ones, which need not
+    be put together where they are sharded."""
     state = dict(policy.state_dict())
+    if not backbone.adapted:
+        return set(state)
+    from peft import get_peft_model_state_dict
+
+    own = {id(x) for x in get_peft_model_state_dict(backbone.model, state_dict=_of_model(state)).values()}
+    return {name for name, x in state.items() if id(x) in own or name.startswith("heads.")}
+
+
+def _whole_weights(policy: nn.Module, names: Collection[str]) -> State:
+    """These weights by name; those of a sharded policy are gathered on every process."""
+    state = {name: x for name, x in policy.state_dict().items() if name in names}
     if not is_sharded(policy):
         return state
     gathered: dict[int, Tensor] = {}

@@ -1,0 +1,106 @@
+"""Engines that sample responses for a policy: the policy itself, or another program that is kept up to date."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from leyden.policy.policy import Policy, Response, Sampling
+
+CHUNK = 256
+"""Responses that `Engine.stream` asks for at a time, where a class has no way of its own."""
+OnProgress = Callable[[int], None]
+"""Called now and then with how many responses have ended since."""
+
+
+class Engine(ABC):
+    """Samples responses with the policy's present weights. Write one for a server or another library.
+
+    Every process has an engine of its own. Its log-probs travel with every token. Those that training computes are
+    trained on, and what lies between the two is logged as `rollout/mismatch`.
+    """
+
+    runs_policy: ClassVar[bool] = True
+    """Whether `generate` runs this process's own policy, whose sharded weights must then be whole."""
+
+    def is_exact(self, policy: Policy) -> bool:
+        """Whether it samples from just the distribution that training computes, in the same precision. False by
+        default."""
+        return False
+
+    def start(self, policy: Policy, folder: Path, longest: int) -> None:
+        """Get ready to sample: called on every process, before the first `sync`. Does nothing by default.
+
+        Args:
+            policy: built, and on its device.
+            folder: of the run, for logs.
+            longest: most tokens of a prompt and its response together.
+        """
+        return
+
+    @abstractmethod
+    def sync(self, policy: Policy) -> None:
+        """Take over the policy's weights as they are now. Called on every process, with or without prompts to answer,
+        once for each state of the weights that is sampled from: it may wait for the others. Sharded weights are whole
+        inside the call where the engine runs the policy; elsewhere `policy.weights()` gathers them one by one."""
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        keys: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Response]]:
+        """`n` responses to each prompt of token ids, with their log-probs; see `Policy.generate`.
+
+        `keys` are the places of prompts in the run's sequence: noise that depends on them and on `sampling.seed` alone
+        makes a resumed run, and any number of processes, sample the same.
+        """
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        keys: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        """As `generate`, but handed out as it is there: (place of the prompt, its responses), several at a time and in
+        any order, so that they are scored and kept while others are sampled. By default some 256 responses a time."""
+        step = max(1, CHUNK // n)
+        for at in range(0, len(prompts), step):
+            part = slice(at, at + step)
+            groups = self.generate(prompts[part], n, sampling, keys[part], on_progress)
+            yield list(enumerate(groups, at))
+
+    def stop(self) -> None:
+        """End what `start` has started: called on every process, as the run ends. Does nothing by default."""
+        return
+
+
+class Native(Engine):
+    """The policy's own `generate`."""
+
+    def __init__(self) -> None:
+        self._policy: Policy | None = None
+
+    def is_exact(self, policy: Policy) -> bool:
+        return True
+
+    def sync(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        keys: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Response]]:
+        assert self._policy is not None
+        return self._policy.generate(prompts, n, sampling, keys, on_progress)

@@ -1,0 +1,19 @@
+"""Engines other than the policy itself: vLLM behind a server, or in this process.
+
+Named by class path, `--model.engine leyden.models.engines.VLLM`, mostly through `--config vllm`. May import the
+framework; needs no vLLM itself. Begin reading at `vllm`, the engine; `server` starts and ends a server of its own,
+`client` speaks to one, `published` is what weights travel by.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from leyden.models.engines.vllm import VLLM
+
+__all__ = ["VLLM"]
+
+__getattr__ = lazy_exports(__name__, {"vllm": "VLLM"})

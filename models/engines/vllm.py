@@ -1,0 +1,370 @@
+"""vLLM as the engine of a run: a server of its own on this machine, or servers that run already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from leyden.distributed import all_gather, all_or_none
+from leyden.errors import UserError
+from leyden.models.causal_lm import CausalLM
+from leyden.models.engines.client import Client, Refused
+from leyden.models.engines.published import base_of, check_policy, publish_adapter, publish_model, room_for
+from leyden.models.engines.requests import Replica, Requests, persist
+from leyden.models.engines.server import Found, Server, find, free_port
+from leyden.policy.engine import Engine, OnProgress
+from leyden.policy.policy import Policy, Response, Sampling
+
+log = logging.getLogger("leyden")
+
+SERVED = "policy"
+"""What a server of our own calls the model that it was started from."""
+MEMORY = Path("/dev/shm")
+"""A disk in memory, on Linux"""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM has room for."""
+
+
+class VLLM(Engine):
+    """Samples with vLLM, which gets the weights anew whenever they have changed (Kwon et al. 2023).
+
+    Without `url` a server is started on this machine (on each, where training runs on several), in the environment of
+    `python`, and ended with the run. Full weights travel by a folder that both sides see; an adapter travels alone,
+    under a name of its own each time. After each sync a few samples are scored on both sides; see `SyncProof`.
+
+    Args:
+        python: the Python of an environment with vLLM, or that environment's folder; None is this one.
+        url: of a server that runs already, or of several with the same weights, which share the work.
+        folder: where weights are put for it: a disk that it sees too. Beside a server of its own that is the memory,
+            if there is room, or else the run's folder.
+        dtype: in which the server computes; `auto` is that of training's forward pass.
+        devices: GPUs of the server that is started; None is all that are visible.
+        memory: the share of a GPU's memory that the server may take; on a processor GiB for its cache of keys.
+        max_length: most tokens of a prompt and its response; None is what the data may ask for.
+        requests: most responses that are asked for at the same time, by each process.
+        timeout: seconds that the answer to one prompt may take.
+        start_timeout: seconds that a server may take to start.
+        host, port: where the server that is started listens: on this machine alone, at a free port.
+        options: more arguments of vLLM's server, such as `tensor_parallel_size: 2`; null leaves one out.
+    """
+
+    runs_policy: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        python: str | None = None,
+        url: str | list[str] | None = None,
+        folder: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        devices: list[int] | None = None,
+        memory: float | None = None,
+        max_length: int | None = None,
+        requests: int = 256,
+        timeout: float = 1800.0,
+        start_timeout: float = 900.0,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if requests < 1 or timeout <= 0 or start_timeout <= 0 or (memory is not None and memory <= 0):
+            raise UserError(
+                f"VLLM: requests {requests}, timeout {timeout:g}, start_timeout {start_timeout:g}, memory {memory}: "
+                "give more than 0"
+            )
+        self.urls = [url] if isinstance(url, str) else list(url or ())
+        if self.urls and python is not None:
+            raise UserError("VLLM: python is of a server to start, and url of one that runs; give one of the two")
+        if self.urls and folder is None:
+            raise UserError(
+                "--model.engine.url: its server reads the weights from a folder that both sides see; give it by "
+                "--model.engine.folder"
+            )
+        self.python, self.folder, self.dtype, self.devices = python, folder, dtype, devices
+        self.memory, self.max_length, self.requests = memory, max_length, requests
+        self.timeout, self.start_timeout = timeout, start_timeout
+        self.host, self.port, self.options = host, port, dict(options or {})
+        self._clients = [Client(one, timeout) for one in self.urls]
+        self._replicas: list[Replica] = []
+        self._server: Server | None = None
+        self._policy: CausalLM | None = None
+        self._scratch = Path()
+        self._version, self._run, self._model = 0, "", SERVED
+        self._computes: torch.dtype | None = None
+        self._leads = self._started = False
+
+    def is_exact(self, policy: Policy) -> bool:
+        return self._computes == torch.float32 == _computes(policy)
+
+    # -- start and stop ----------------------------------------------------------------------------------------------
+
+    def start(self, policy: Policy, folder: Path, longest: int) -> None:
+        policy = self._policy = check_policy(policy)
+        hosts = all_gather(socket.gethostname())
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        first = hosts.index(hosts[rank]) == rank
+        self._run = all_gather(uuid.uuid4().hex[:8])[0]
+        if self.urls:
+            self._leads = rank == 0
+            all_or_none(self._prepare_shared)
+            self._replicas = [Replica(client) for client in self._clients]
+            return
+        self._leads, self._computes = first, getattr(torch, self.dtype, None) or _computes(policy)
+        found = all_or_none(lambda: find(self.python) if first else None)
+        self._scratch = Path(
+            all_or_none(lambda: str(self._make_scratch(policy, folder)) if first else "")[_of(hosts, rank)]
+        )
+        model = base_of(policy)
+        if model is None:
+            self._publish(publish_model, "v0")
+            model = str(self._scratch / "current")
+        length = min(self.max_length or longest, policy.positions or self.max_length or longest)
+        log_file = folder / ("vllm.log" if len(set(hosts)) == 1 else f"vllm-{hosts[rank]}.log")
+        urls = all_or_none(lambda: self._serve(found[rank], model, length, log_file) if first else "")
+        self._replicas = [Replica(Client(urls[_of(hosts, rank)], self.timeout))]
+        self._started = base_of(policy) is None and not policy.backbone.adapted
+
+    def _prepare_shared(self) -> None:
+        if self._leads:
+            self._scratch = Path(str(self.folder)).expanduser() / f"leyden-{self._run}"
+            try:
+                self._scratch.mkdir(parents=True)
+            except OSError as error:
+                raise UserError(
+                    f"--model.engine.folder {self.folder}: {error.strerror}; give a folder to write to"
+                ) from None
+
+    def _make_scratch(self, policy: CausalLM, folder: Path) -> Path:
+        """A new folder: in memory where there is room, or else in the run's."""
+        if self.folder is not None:
+            Path(self.folder).expanduser().mkdir(parents=True, exist_ok=True)
+            place = Path(self.folder).expanduser()
+        else:
+            place = MEMORY if MEMORY.is_dir() and room_for(policy, MEMORY) else folder
+            place.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="leyden-", dir=place)).resolve()
+
+    def _serve(self, found: Found | None, model: str, longest: int, log_file: Path) -> str:
+        assert found is not None and self._policy is not None
+        port = self.port or free_port(self.host)
+        self._server = Server(
+            found,
+            model,
+            self._arguments(found, longest) | self.options,
+            self._environment(found),
+            self.host,
+            port,
+            log_file,
+            self._scratch,
+        )
+        log.info("vLLM %s starts, which takes a minute or more; its log is %s", found.version, log_file)
+        self._server.wait(self.start_timeout)
+        return self._server.client.url
+
+    def _arguments(self, found: Found, longest: int) -> dict[str, Any]:
+        policy = self._policy
+        assert policy is not None
+        arguments: dict[str, Any] = {
+            "served_model_name": SERVED,
+            "dtype": str(self._computes).removeprefix("torch."),
+            "max_model_len": longest,
+            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
+            "generation_config": "vllm",
+            "seed": 0,
+        }
+        if policy.backbone.adapted:
+            rank = max(kind.r for kind in policy.model.peft_config.values())
+            room = next((size for size in RANKS if size >= rank), rank)
+            arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 2, "max_cpu_loras": 2}
+        if found.cpu:
+            # a seeded request whose prompt is cut in chunks ends the engine there
+            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
+            arguments["max_num_batched_tokens"] = max(4096, 4 * longest)
+        else:
+            arguments["gpu_memory_utilization"] = self.memory
+            arguments["tensor_parallel_size"] = len(self.devices) if self.devices else None
+        if policy.source["trust_remote_code"]:
+            arguments["trust_remote_code"] = True
+        return arguments
+
+    def _environment(self, found: Found) -> dict[str, str]:
+        own = {
+            "VLLM_SERVER_DEV_MODE": "1",  # weights are taken over by a command that it has only then
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+        }
+        if found.cpu:
+            own |= {
+                "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(self.memory or 1))),
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            }
+        elif self.devices is not None:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            names = visible if visible != [""] else [str(n) for n in range(max(self.devices) + 1)]
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(names[n] for n in self.devices if n < len(names))
+        return own
+
+    def stop(self) -> None:
+        for replica in self._replicas:
+            replica.client.hang_up()
+        if self._server is not None:
+            self._server.stop()
+        if self._leads and self._scratch.name.startswith("leyden-"):
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        self._server, self._replicas, self._started = None, [], False
+        self._version, self._model = 0, SERVED
+
+    # -- weights -----------------------------------------------------------------------------------------------------
+
+    def sync(self, policy: Policy) -> None:
+        policy = self._policy = check_policy(policy)
+        if self._started:  # from these very weights
+            self._started = False
+            return
+        self._version += 1
+        if policy.backbone.adapted:
+            if self.urls and base_of(policy) is None and self._version == 1:
+                raise UserError(
+                    "--model.engine.url: the frozen weights of this run are quantised in its own memory, and no server "
+                    "elsewhere has them; leave url out, so that one is started from them"
+                )
+            self._model = f"{SERVED}-{self._run}-{self._version}"
+            self._publish(publish_adapter, f"a{self._version}")
+            self._tell(self._load_adapter)
+            self._remove(f"a{self._version - 1}")
+        else:
+            if self.urls:
+                self._model = self._served()
+            self._publish(publish_model, f"v{self._version}")
+            self._tell(self._reload)
+            self._remove(f"v{self._version - 1}")
+
+    def _publish(self, how: Callable[[CausalLM, Path, bool], None], name: str) -> None:
+        """Write weights to a folder of this name, on the first process of each machine, and wait for it."""
+        assert self._policy is not None
+        how(self._policy, self._scratch / name, self._leads)
+        if self._leads and not name.startswith("a"):
+            link = self._scratch / "next"
+            link.symlink_to(name)
+            os.replace(link, self._scratch / "current")  # what a server that has to be started again reads
+        all_gather(None)
+
+    def _tell(self, what: Callable[[Client], None]) -> None:
+        """Have every server take over what was published; a problem of one process is raised on all."""
+
+        def tell() -> None:
+            for replica in self._replicas if self._leads else ():
+                persist(replica, what, self._lives, self.start_timeout, alone=len(self._replicas) == 1)
+
+        all_or_none(tell)
+        for replica in self._replicas:
+            replica.is_up = replica.is_up or not self._leads
+
+    def _lives(self) -> bool:
+        """Whether a server that does not answer may come back: one of our own, until its guard has given up."""
+        return bool(self.urls) or self._scratch.is_dir()
+
+    def _reload(self, client: Client) -> None:
+        folder = self._scratch / f"v{self._version}"
+        try:
+            client.post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            if not client.post("/reset_prefix_cache").get("success"):
+                raise UserError(f"{client.url}: its cache of keys could not be emptied, since requests are running")
+        except Refused as refusal:
+            raise self._unsynced(client, folder, refusal) from None
+
+    def _load_adapter(self, client: Client) -> None:
+        folder = self._scratch / f"a{self._version}"
+        try:
+            client.post("/v1/load_lora_adapter", {"lora_name": self._model, "lora_path": str(folder)})
+        except Refused as refusal:
+            if "already been loaded" not in refusal.reason:
+                raise self._unsynced(client, folder, refusal) from None
+        if self._version > 1:
+            try:
+                client.post("/v1/unload_lora_adapter", {"lora_name": f"{SERVED}-{self._run}-{self._version - 1}"})
+            except Refused:
+                pass  # it was started again since, and does not know that one
+
+    def _unsynced(self, client: Client, folder: Path, refusal: Refused) -> UserError:
+        """What a refusal of weights means."""
+        if "max_lora_rank" in refusal.reason or "is greater than" in refusal.reason:
+            advice = "start it with a larger --max-lora-rank"
+        elif refusal.status == 404:
+            advice = (
+                "start it with VLLM_SERVER_DEV_MODE=1 (and --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for "
+                "adapters)"
+            )
+        elif (
+            "No such file" in refusal.reason
+            or "not found" in refusal.reason.lower()
+            or "does not exist" in refusal.reason
+        ):
+            advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
+        else:
+            advice = "its log says more"
+        return UserError(f"{client.url} does not take the weights over ({refusal}); {advice}")
+
+    def _served(self) -> str:
+        """What servers elsewhere call their model."""
+        try:
+            return str(self._replicas[0].client.get("/v1/models")["data"][0]["id"])
+        except (Refused, LookupError, TypeError) as error:
+            raise UserError(f"{self.urls[0]}: no vLLM server answers there ({error})") from None
+
+    def _remove(self, name: str) -> None:
+        if self._leads:
+            shutil.rmtree(self._scratch / name, ignore_errors=True)
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        keys: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> list[list[Response]]:
+        groups = dict(one for few in self.stream(prompts, n, sampling, keys, on_progress) for one in few)
+        return [groups[i] for i in range(len(prompts))]
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        n: int,
+        sampling: Sampling,
+        keys: Sequence[int],
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[list[tuple[int, list[Response]]]]:
+        assert self._policy is not None
+        asking = Requests(
+            self._policy, self._replicas, self._model, self.requests, self._lives, self.start_timeout, self._again()
+        )
+        return asking.stream(prompts, n, sampling, keys, on_progress or (lambda count: None))
+
+    def _again(self) -> Callable[[Client], None] | None:
+        """What makes a server of our own that was started again ready; None where it is so from the start."""
+        adapted = self._policy is not None and self._policy.backbone.adapted
+        return self._load_adapter if adapted and not self.urls else None
+
+
+def _of(hosts: Sequence[str], rank: int) -> int:
+    """The first process on this one's machine."""
+    return hosts.index(hosts[rank])
+
+
+def _computes(policy: Policy) -> torch.dtype:
+    """The dtype of training's forward pass: that of the weights, or of the autocast that is on."""
+    kind = policy.device.type
+    own: torch.dtype = getattr(policy, "dtype", torch.float32)
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else own
