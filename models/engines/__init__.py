@@ -1,6 +1,6 @@
 """Engines other than the policy itself: vLLM behind a server, or in this process.
 
-Named by class path, `--model.engine leyden.models.engines.VLLM`, mostly through `--config vllm`. May import the
+Called by algorithms through `leyden.policy.Engine`, by class path, mostly from `--config vllm`. May import the
 framework; needs no vLLM itself. Begin reading at `vllm`, the engine; `server` starts and ends a server of its own,
 `client` speaks to one, `published` is what weights travel by.
 """
