@@ -15,6 +15,11 @@ class Engine(ABC):
     training computes; the latter are trained on.
     """
 
+    def is_exact(self, policy: Policy) -> bool:
+        """Whether it samples from just the distribution that training computes, at the same precision. Where it does
+        not, policy gradients correct for it. The same on every process; asked once the policy is built."""
+        return False
+
     @abstractmethod
     def sync(self, policy: Policy) -> None:
         """Take over the policy's weights as they are now; sharded ones are whole inside the call, and
@@ -43,6 +48,9 @@ class Native(Engine):
 
     def __init__(self) -> None:
         self._policy: Policy | None = None
+
+    def is_exact(self, policy: Policy) -> bool:
+        return True
 
     def sync(self, policy: Policy) -> None:
         self._policy = policy
