@@ -22,7 +22,7 @@ ORDER = {
     "leyden": """
         errors language lazy example shapes atomic paths class_paths distributed rng lightning_loop precision sharding
         losses objectives
-        batch surrogates advantages fingerprint
+        batch surrogates advantages corrections fingerprint
         policy rewards data
         checkpoint run wandb
         algorithm on_policy

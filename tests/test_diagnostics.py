@@ -27,7 +27,7 @@ from leyden.diagnostics.rules import RULES, Finding
 from leyden.example import Example
 from leyden.on_policy import AnsweredPrompt, Rollout
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
-from leyden.policy import Response
+from leyden.policy import Native, Response
 from leyden.policy.policy import Sampling
 from leyden.run.callbacks import FinalValidation
 from leyden.run.metrics_csv import MetricsCSV
@@ -133,6 +133,12 @@ WRECKED: list[tuple[str, Callable[[], History], str, str]] = [
         "samples 16",
     ),
     (
+        "engine_mismatch",
+        lambda: rollouts({"rollout/mismatch": lambda i: 2.0, "rollout/mismatch_k3": lambda i: 9.0}),
+        "are 2 nats a token from those of training (k3 9)",
+        "a --model.engine with",
+    ),
+    (
         "chosen_collapse",
         lambda: steps("train/chosen_drift", [0.0] * 9 + [-0.9] * 20),
         "0.90 nats a token",
@@ -227,6 +233,33 @@ def test_advice_is_of_the_algorithm_and_goes_on_from_its_settings() -> None:
     assert fired(rollouts({"rollout/same": lambda i: 0.99}, PPO_SETTINGS)) == {}  # values compare
     free = rollouts({"ppo/explained_variance": lambda i: -3.0}, PPO_SETTINGS | {"value_clip": None})
     assert "--model.value_weight 1," in fired(free)["value_function"].sentence + ","
+
+
+def test_an_engine_that_rounds_is_not_complained_of_and_one_that_is_another_model_is() -> None:
+    """bf16 under fp32 as measured, and a few tokens that are far off where the mean is small."""
+
+    def said(mean: float, k3: float, given: Mapping[str, Any] = GRPO_SETTINGS) -> dict[str, Finding]:
+        return fired(rollouts({"rollout/mismatch": [mean] * 12, "rollout/mismatch_k3": [k3] * 12}, given))
+
+    assert said(4e-3, 7e-5) == said(0.049, 0.009) == {}
+    assert set(said(0.051, 0.002)) == set(said(0.01, 0.011)) == {"engine_mismatch"}
+    for correction, advised in (("TIS", "MIS"), ("NoCorrection", "TIS")):
+        sentence = said(1.0, 1.0, GRPO_SETTINGS | {"correction": correction})["engine_mismatch"].sentence
+        assert sentence.endswith(f" or --model.correction {advised}")
+    for given in (GRPO_SETTINGS | {"correction": "IcePop"}, GRPO_SETTINGS):  # an exact engine has none
+        assert "--model.correction" not in said(1.0, 1.0, given)["engine_mismatch"].sentence
+    once = rollouts({"rollout/mismatch": [0.0] * 11 + [0.09], "rollout/mismatch_k3": [0.0] * 12})
+    assert fired(once) == {}, "one rollout is no reason"
+
+
+def test_the_correction_is_a_setting_where_the_engine_is_not_exact() -> None:
+    class Other(Native):
+        def is_exact(self, policy: Any) -> bool:
+            return False
+
+    trainer: Any = SimpleNamespace(optimizers=[])
+    assert settings(trainer, algorithm(GRPO, {}, engine=Other()))["correction"] == "TIS"
+    assert "correction" not in settings(trainer, algorithm(GRPO, {}))
 
 
 def test_scores_that_tie_are_said_at_once_and_nothing_less() -> None:

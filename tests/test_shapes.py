@@ -1,4 +1,4 @@
-"""Shapes and kinds of numbers are checked on entry to losses, surrogates, advantages and objectives."""
+"""Shapes and kinds of numbers are checked on entry to losses, surrogates, corrections, advantages and objectives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from leyden import advantages, losses, objectives, surrogates
+from leyden import advantages, corrections, losses, objectives, surrogates
 from leyden.shapes import check_shapes
 
 F, INT, B = torch.zeros, lambda *n: torch.zeros(*n, dtype=torch.long), lambda *n: torch.ones(*n, dtype=torch.bool)
@@ -39,6 +39,8 @@ WRONG: list[tuple[Callable[..., Any], list[Any]]] = [
     (losses.clipped_value, [F(3), F(3), F(1), 0.2]),
     (losses.kl_estimate, [F(())]),
     (surrogates.clipped_surrogate, [F(3), F(3, 1), 0.2]),
+    (corrections.truncated_weight, [F(3, 1), 2.0]),
+    (corrections.masked_weight, [INT(3), 0.5, 5.0]),
     (advantages.gae, [F(2, 3), F(2, 4), B(2, 3)]),
     (advantages.gae, [F(2, 3), F(2, 3), F(2, 3)]),
     (advantages.whiten, [F(3), F(2)]),

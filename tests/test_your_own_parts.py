@@ -103,6 +103,7 @@ GRPO = "--config grpo --data.path prompts.jsonl --model.reward Gold --print_conf
         ("--config sft --data.path facts.jsonl --model.policy.attention flexx", ["flexx: unknown", "mean 'flex'"]),
         ("--config sft --data.path facts.jsonl --model.policy.attention my_attention.No", ["has no 'No'"]),
         (f"{GRPO} --model.surrogate my_gradient.ClipHigh", ["defines no class 'ClipHigh'", "ClipHigher"]),
+        (f"{GRPO} --model.correction TISS", ["no Correction is called 'TISS'", "TIS"]),
         (f"{GRPO} --model.estimator GAEE", ["no Estimator is called 'GAEE'", "GAE"]),
     ],
 )

@@ -12,13 +12,14 @@ from torch import Tensor
 from leyden.batch.forest import Batch, pack
 from leyden.batch.tree import Span, Totals, Tree
 
-COLUMNS = ("sampled_logp", "old_logp", "ref_logp", "value", "advantage", "returns")
+COLUMNS = ("sampled_logp", "old_logp", "ref_logp", "value", "advantage", "returns", "correction")
 """Columns with one number a token beyond those of a batch."""
 
 
 @dataclass
 class Trajectory(Batch):
-    """Sampled responses: T tokens, N responses, P prompts. Values of tokens are 0 on prompts and padding."""
+    """Sampled responses: T tokens, N responses, P prompts. Values of tokens are 0 on prompts and padding, where
+    `correction` is 1."""
 
     sampled_logp: Tensor
     """[T] log-prob of each response token as the engine reported it, nats"""
@@ -32,6 +33,8 @@ class Trajectory(Batch):
     """[T] how much better each response token was than expected"""
     returns: Tensor
     """[T] regression target of the value function"""
+    correction: Tensor
+    """[T] what the loss of each token is multiplied by, 1 unless the engine sampled from another distribution"""
     draw: Tensor
     """[P] int64, place of each prompt in the run's sequence of prompts"""
 
@@ -54,6 +57,7 @@ class Trajectory(Batch):
         batch = pack(trees)
         own: dict[str, Any] = {d.name: getattr(batch, d.name) for d in fields(batch) if d.init}
         columns: dict[str, Any] = {name: torch.zeros(len(batch)) for name in COLUMNS}
+        columns["correction"] = torch.ones(len(batch))
         if logp is not None:
             said = [value for tree in logp for response in tree for value in response]
             columns["sampled_logp"][batch.branch >= 0] = torch.tensor(said, dtype=torch.float32)
@@ -99,5 +103,6 @@ class Trajectory(Batch):
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Self:
-        """The inverse of `state_dict`."""
-        return cls(**(state | {"totals": Totals(*state["totals"])}))
+        """The inverse of `state_dict`; a checkpoint from before there were corrections has none."""
+        none = {"correction": torch.ones(len(state["tokens"]))}
+        return cls(**(none | state | {"totals": Totals(*state["totals"])}))

@@ -19,6 +19,8 @@ WATCHED = (
     "rollout/length_correlation",
     "rollout/eos_rate",
     "rollout/same",
+    "rollout/mismatch",
+    "rollout/mismatch_k3",
     "rollout/spread",
     "ppo/explained_variance",
     "eval/reward",

@@ -217,6 +217,28 @@ def nothing_to_compare(history: History) -> Finding | None:
     return _finding("nothing_to_compare", fmean(now), seen, either(set_to("samples", str(2 * samples)), other))
 
 
+def engine_mismatch(history: History) -> Finding | None:
+    """The engine's log-probs are more than 0.05 nats a token from those of training, or its distribution more than 0.01
+    nats (k3), on average over two rollouts: it samples from another model than the one that is trained.
+
+    Healthy: 1e-5 nats in single precision; a bf16 engine under an fp32 policy has 4e-3, with 0.08 at most and a k3 of
+    4e-5 to 7e-5. One whose weights are those of another step has 1 to 18. The bounds stand between: 0.05 is twelve
+    times what bf16 rounds, and k3, about half the mean square, is above 0.01 also where few tokens are far off.
+    """
+    mean, k3 = history.latest("rollout/mismatch", 2), history.latest("rollout/mismatch_k3", 2)
+    if not mean or not k3 or (fmean(mean) < 0.05 and fmean(k3) < 0.01):
+        return None
+    seen = (
+        f"the engine's log-probs are {fmean(mean):.2g} nats a token from those of training (k3 {fmean(k3):.2g}): it "
+        "samples from another model"
+    )
+    advice = Advice("model.engine", "a --model.engine with the precision, chat template and latest weights of training")
+    stronger = {"NoCorrection": "TIS", "TIS": "MIS"}.get(str(history.settings.get("correction")))
+    if stronger is not None:
+        advice = either(advice, set_to("correction", stronger))
+    return _finding("engine_mismatch", fmean(mean), seen, advice)
+
+
 def chosen_collapse(history: History) -> Finding | None:
     """The better answers of pairs have lost half a nat a token against the reference, over ten steps: the policy may
     be forgetting them, while the worse ones fall faster (Pal et al. 2024). Healthy: 0 to 0.1."""
@@ -308,6 +330,7 @@ RULES: tuple[Rule, ...] = (
     truncation,
     scores_tie,
     nothing_to_compare,
+    engine_mismatch,
     chosen_collapse,
     accuracy_stands,
     no_gradient,

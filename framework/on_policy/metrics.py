@@ -10,12 +10,19 @@ from statistics import fmean
 from torch import Tensor
 
 from leyden.batch.trajectory import Trajectory
+from leyden.losses import kl_estimate
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 
 
 def divergence(trajectory: Trajectory) -> Tensor:
     """log policy / reference summed over each response: [N] nats, whose mean is an estimate of their KL divergence."""
     return trajectory.per_branch(trajectory.old_logp - trajectory.ref_logp)
+
+
+def largest_mismatch(trajectory: Trajectory) -> float:
+    """Most nats between the sampler's account of a token's log-prob and that of training; 0 without responses."""
+    apart = (trajectory.old_logp - trajectory.sampled_logp).abs() * (trajectory.weight > 0)
+    return float(apart.max()) if len(apart) else 0.0
 
 
 def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float]:
@@ -48,7 +55,7 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
             x, y = score - middle[0], length - middle[1]
             for name, value in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
                 sums[name] += value
-    apart = (batch.old_logp - batch.sampled_logp).abs()
+    apart = (batch.sampled_logp - batch.old_logp).double() * (batch.weight > 0)
     return (
         sums
         | term_sums(rollout.answered)
@@ -57,7 +64,8 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
             "kl": float(divergence(batch).double().sum()),
             "tokens": float(batch.weight.double().sum()),
             "logp": float((batch.old_logp * batch.weight).double().sum()),
-            "mismatch": float((apart * (batch.weight > 0)).double().sum()),
+            "mismatch": float(apart.abs().sum()),
+            "mismatch_k3": float(kl_estimate(apart, "k3").sum()),
         }
     )
 
@@ -76,7 +84,11 @@ def rollout_metrics(sums: Mapping[str, float], full: bool = True) -> dict[str, f
         samples a prompt rollout/best (mean of the best of each) and rollout/same (share of prompts whose responses all
         score the same, which teach nothing). Where `full`, rollout/kl (nats, summed per response); rollout/entropy
         (nats a token); rollout/mismatch (nats a token between the sampler's account of its log-probs and that of
-        training): of other samples these means would be of nothing in particular.
+        training); rollout/mismatch_k3 (nats a token): of other samples these means would be of nothing in particular.
+
+        rollout/mismatch_k3 estimates KL(μ || π) a token, of the sampler's distribution μ from training's π. With
+        d = log μ(y) - log π(y) it is the mean of exp(-d) - 1 + d over y sampled from μ: E[d] is that KL, E[exp(-d)] =
+        Σ μ π / μ = 1 takes the rest away, and no token's part is below 0, since exp(-d) >= 1 - d (Schulman 2020).
     """
     responses, tokens = max(sums["responses"], 1.0), max(sums["tokens"], 1.0)
     metrics = {
@@ -90,6 +102,7 @@ def rollout_metrics(sums: Mapping[str, float], full: bool = True) -> dict[str, f
     if full:
         metrics["kl"] = sums["kl"] / max(sums["measured"], 1.0)
         metrics |= {"entropy": -sums["logp"] / tokens, "mismatch": sums["mismatch"] / tokens}
+        metrics["mismatch_k3"] = sums["mismatch_k3"] / tokens
     n, xx, yy = sums["responses"], sums["xx"], sums["yy"]
     x_spread, y_spread = n * xx - sums["x"] ** 2, n * yy - sums["y"] ** 2
     if x_spread > 1e-12 * n * xx and y_spread > 1e-12 * n * yy:  # more than rounding

@@ -18,9 +18,17 @@ from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
 from leyden.batch.tree import Totals, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
-from leyden.distributed import all_gather_list, gather_tensor, reduce_sums, reducer
+from leyden.distributed import all_gather, all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
-from leyden.on_policy.metrics import RolloutClock, divergence, rollout_metrics, rollout_sums, term_means, term_sums
+from leyden.on_policy.metrics import (
+    RolloutClock,
+    divergence,
+    largest_mismatch,
+    rollout_metrics,
+    rollout_sums,
+    term_means,
+    term_sums,
+)
 from leyden.on_policy.rollout import Rollout
 from leyden.on_policy.rollout_loader import RolloutLoader, check_room
 from leyden.on_policy.sampler import Sampler, answer_prompts
@@ -182,6 +190,8 @@ class OnPolicy(WithReference):
         self.agree_on_memory()
         sums = reduce_sums(rollout_sums(rollout, sorted(set(terms))), self.trainer, self.device)
         self.rollout_metrics |= rollout_metrics(sums, self.sampling.is_full)
+        if self.sampling.is_full:
+            self.rollout_metrics["rollout/mismatch_max"] = max(all_gather(largest_mismatch(rollout.trajectory)))
         batch = self.credit(rollout)
         self.rollout_metrics |= self.clock.end(sums["length"])
         return batch

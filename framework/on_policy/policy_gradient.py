@@ -13,6 +13,7 @@ from torch import Tensor
 from leyden.advantages import Estimator
 from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
+from leyden.corrections import TIS, Correction, NoCorrection
 from leyden.distributed import Reduce, one_process
 from leyden.errors import UserError
 from leyden.lightning_loop import skip_rest_of_epoch
@@ -122,6 +123,9 @@ class PolicyGradient(OnPolicy):
     Args:
         estimator: advantages from rewards.
         surrogate: the loss of a token from its log-ratio and advantage; None is PPO's clip.
+        correction: weights of tokens that an engine sampled from another distribution than training computes. They
+            multiply the surrogate's losses, not those of values and not the entropy. None is TIS where the engine is
+            not exact.
         clip: ε of PPO's clip, how far the probability of a token may move within a rollout before its gradient ends.
         kl_coef: β.
         kl_target: nats a response that β is adapted to reach; None keeps β.
@@ -140,6 +144,7 @@ class PolicyGradient(OnPolicy):
         *args: Any,
         estimator: Estimator,
         surrogate: Surrogate | None = None,
+        correction: Correction | None = None,
         clip: float = 0.2,
         kl_coef: float = 0.05,
         kl_target: float | None = None,
@@ -166,13 +171,30 @@ class PolicyGradient(OnPolicy):
                 f"--model.samples {self.samples}: a response is compared with the others to its prompt; give "
                 f"{estimator.least_samples} or more, or use PPO"
             )
-        self.estimator, self.surrogate = estimator, surrogate or Clip(clip)
+        self.estimator, self.surrogate, self.correction = estimator, surrogate or Clip(clip), correction
         self.entropy_coef, self.stop_kl = entropy_coef, stop_kl
         self.kl_controller = KLController(kl_coef, kl_target, kl_horizon)
         self.score_transform = score or ScoreTransform()
 
+    def configure_model(self) -> None:
+        super().configure_model()
+        given = type(self.correction).__name__
+        if not isinstance(self.correction, NoCorrection | None) and self.engine.is_exact(self.policy):
+            raise UserError(
+                f"--model.correction {given}: the engine {type(self.engine).__name__} samples from the distribution "
+                "that is trained, so there is nothing to correct; leave it out, or set another --model.engine"
+            )
+
+    @property
+    def active_correction(self) -> Correction:
+        """The correction that was asked for, or else truncated weights where the engine is not exact."""
+        if self.correction is not None:
+            return self.correction
+        return NoCorrection() if self.engine.is_exact(self.policy) else TIS()
+
     def credit(self, rollout: Rollout) -> Trajectory:
         batch = super().credit(rollout)
+        self._correct(batch)
         batch.score, metrics = self.score_transform(batch, self.policy.stop, self.all_reduce)
         reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
         reward[batch.last] += batch.score
@@ -183,10 +205,23 @@ class PolicyGradient(OnPolicy):
         self.kl_controller.update(total / responses, int(responses))
         return batch
 
+    def _correct(self, batch: Trajectory) -> None:
+        """Fill in `correction`, and what to log of it."""
+        correction = self.active_correction
+        if isinstance(correction, NoCorrection):
+            return
+        log_ratio = torch.where(batch.weight > 0, batch.old_logp - batch.sampled_logp, 0.0)
+        batch.correction = correction(batch, log_ratio)
+        corrected = correction.corrected(batch, log_ratio).float()
+        columns = torch.stack([batch.correction, corrected, torch.ones_like(log_ratio)]).double()
+        weight, share, tokens = self.all_reduce((columns * batch.weight.double()).sum(1)).tolist()
+        self.rollout_metrics["rollout/correction"] = weight / max(tokens, 1.0)
+        self.rollout_metrics["rollout/corrected"] = share / max(tokens, 1.0)
+
     def policy_loss(self, batch: Trajectory, out: Outputs) -> Tensor:
-        """The surrogate, less the entropy bonus; logs what it did under policy/."""
+        """The surrogate, corrected, less the entropy bonus; logs what it did under policy/."""
         log_ratio = out.logp - batch.old_logp
-        loss = batch.token_mean(self.surrogate(batch, log_ratio, batch.advantage))
+        loss = batch.token_mean(self.surrogate(batch, log_ratio, batch.advantage) * batch.correction)
         with torch.no_grad():
             self.note("policy/loss", loss)
             self.note("policy/approx_kl", batch.token_mean(kl_estimate(-log_ratio, "k3")))

@@ -26,8 +26,8 @@ class Engine(ABC):
     """Whether `generate` runs this process's own policy, whose sharded weights must then be whole."""
 
     def is_exact(self, policy: Policy) -> bool:
-        """Whether it samples from just the distribution that training computes, in the same precision. False by
-        default."""
+        """Whether it samples from just the distribution that training computes, in the same precision. Where it does
+        not, policy gradients correct for it. The same on every process. False by default."""
         return False
 
     def start(self, policy: Policy, folder: Path, longest: int) -> None:

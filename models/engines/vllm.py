@@ -99,10 +99,10 @@ class VLLM(Engine):
         self._scratch = Path()
         self._version, self._run, self._model = 0, "", SERVED
         self._computes: torch.dtype | None = None
-        self._leads = self._started = False
+        self._leads = self._started = self._exact = False
 
     def is_exact(self, policy: Policy) -> bool:
-        return self._computes == torch.float32 == _computes(policy)
+        return self._exact
 
     # -- start and stop ----------------------------------------------------------------------------------------------
 
@@ -118,6 +118,7 @@ class VLLM(Engine):
             self._replicas = [Replica(client) for client in self._clients]
             return
         self._leads, self._computes = first, getattr(torch, self.dtype, None) or _computes(policy)
+        self._exact = self._computes == _computes(policy) == torch.float32
         found = all_or_none(lambda: find(self.python) if first else None)
         self._scratch = Path(
             all_or_none(lambda: str(self._make_scratch(policy, folder)) if first else "")[_of(hosts, rank)]
