@@ -35,6 +35,9 @@ class Numbers:
     def __len__(self) -> int:
         return 97
 
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [1 + ord(letter) % 96 for letter in text]}
+
     def decode(self, tokens: Sequence[int], **_: Any) -> str:
         return " ".join(map(str, tokens))
 

@@ -143,10 +143,11 @@ class Algorithm(OptimizerStep):
         """The engine, with the policy's present weights, each state of which is sent once. To be entered on every
         process; sharded weights are whole inside where `needs_whole`."""
         trainer, sharded = self.trainer, assembled(self) if self.needs_whole else nullcontext()
-        longest = max(self.longest_sampled, int(getattr(self.data, "max_length", 0) or 0))
+        longest = max(self.longest_sampled, int(getattr(self.data, "max_length", 0) or 0)) or self.budget
+        longest = min(longest, self.policy.positions or longest)
         version = (trainer.global_step, holds_average(trainer))
         with sharded:
-            yield self.session.sync(self.policy, version, Path(trainer.default_root_dir), longest or self.budget)
+            yield self.session.sync(self.policy, version, Path(trainer.default_root_dir), longest)
 
     @property
     def budget(self) -> int:

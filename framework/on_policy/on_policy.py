@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from leyden.batch.tree import Totals, Tree, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
 from leyden.distributed import all_gather, all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
+from leyden.on_policy.ahead import Ahead
 from leyden.on_policy.metrics import (
     RolloutClock,
     divergence,
@@ -33,6 +34,7 @@ from leyden.on_policy.metrics import (
 from leyden.on_policy.rollout import Rollout
 from leyden.on_policy.rollout_loader import RolloutLoader, check_room
 from leyden.on_policy.sampler import Sampler, answer_prompts
+from leyden.policy.engine import Engine
 from leyden.policy.policy import Policy, Sampling
 from leyden.rewards.reward import Reward, attach
 from leyden.sharding import assembled, is_sharded
@@ -56,6 +58,9 @@ class OnPolicy(WithReference):
         sampling: how responses are sampled, in training and by `predict`.
         keep_rollouts: whether all responses and scores go to rollouts.jsonl in the run's folder, from where a run that
             broke off in the middle of a rollout goes on, too.
+        lag: 1 samples the next rollout while this one trains, so with weights of one rollout before (Noukhovitch et al.
+            2024, "Asynchronous RLHF"); it needs an engine other than the policy, and `correction` weighs what lies
+            between. 0 samples with the present weights.
     """
 
     on_policy = True
@@ -71,6 +76,7 @@ class OnPolicy(WithReference):
         minibatches: int = 1,
         sampling: Sampling = SAMPLING,
         keep_rollouts: bool = True,
+        lag: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, sampling=sampling, **kwargs)
@@ -82,6 +88,12 @@ class OnPolicy(WithReference):
             raise UserError(
                 "--model.reference precomputed: answers are not known before they are sampled; leave it out"
             )
+        if lag not in (0, 1) or (lag and self.engine.runs_policy):
+            raise UserError(
+                f"--model.lag {lag}: 0 or 1; 1 samples while the policy trains, so it takes an engine of its own: add "
+                "--config vllm"
+            )
+        self.lag, self._ahead = lag, Ahead()
         self._reward = (reward,)  # a tuple, so that a model in it is neither trained nor saved
         self.samples, self.epochs, self.minibatches = samples, epochs, minibatches
         self.samples_answers = self.engine.runs_policy
@@ -192,7 +204,7 @@ class OnPolicy(WithReference):
         """Sample, score and credit this process's part of a rollout."""
         self.clock.start()
         with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
-            rollout = self.sampler.sample(number, drawn, self.reward, self)
+            rollout = self._sampled(number, drawn)
             terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
             rollout.trajectory = self._with_log_probs(rollout)
@@ -203,7 +215,53 @@ class OnPolicy(WithReference):
             self.rollout_metrics["rollout/mismatch_max"] = max(all_gather(largest_mismatch(rollout.trajectory)))
         batch = self.credit(rollout)
         self.rollout_metrics |= self.clock.end(sums["length"])
+        if not self.engine.runs_policy:
+            self.rollout_metrics["perf/sync_seconds"] = self.session.seconds
         return batch
+
+    def _sampled(self, number: int, drawn: list[tuple[int, Prompt]]) -> Rollout:
+        """This rollout with its scores; with a lag it was sampled ahead, and the next one is from here on."""
+        assert self.rollout_loader is not None
+        drawing, prompts = self._ahead.take(number), self.rollout_loader.fingerprint
+        saved = self._ahead.saved(number, prompts, drawn, self.policy) if drawing is None else None
+        if saved is not None:
+            drawing = self.sampler.known(number, drawn, *saved)
+        if drawing is None:
+            drawing = self.sampler.draw(number, drawn, self)
+            if self.lag:
+                drawing.all()  # the next one would ask the engine at the same time
+        total = self.total_steps()
+        if self.lag and (total is None or total > self.trainer.global_step + self.steps_per_epoch):
+            share = self.rollout_loader.share(number + 1)
+            self._ahead.drawing = self.sampler.draw(number + 1, share, self, shown=False).ahead()
+        return self.sampler.score(drawing, self.reward)
+
+    @contextmanager
+    def sampling_engine(self) -> Iterator[Engine]:
+        self._ahead.wait()
+        with super().sampling_engine() as engine:
+            yield engine
+
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        self._ahead.forget()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if (batch := self._ahead.trajectory()) is not None:  # on every process alike
+            assert self._ahead.drawing is not None and self.rollout_loader is not None
+            parts = self._gather(batch)
+            checkpoint["ahead"] = {
+                "rollout": self._ahead.drawing.number,
+                "prompts": self.rollout_loader.fingerprint,
+                "fingerprint": self._ahead.drawing.fingerprint,
+                "trajectory": None if parts is None else Trajectory.cat(parts).state_dict(),
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == "fit":
+            self._ahead.load_state_dict(checkpoint.get("ahead"))
 
     def _with_log_probs(self, rollout: Rollout) -> Trajectory:
         """Responses with the log-probs of policy and reference, as many at a time as fit the memory."""

@@ -179,7 +179,7 @@ class PolicyGradient(OnPolicy):
     def configure_model(self) -> None:
         super().configure_model()
         given = type(self.correction).__name__
-        if not isinstance(self.correction, NoCorrection | None) and self.engine.is_exact(self.policy):
+        if not isinstance(self.correction, NoCorrection | None) and not self.lag and self.engine.is_exact(self.policy):
             raise UserError(
                 f"--model.correction {given}: the engine {type(self.engine).__name__} samples from the distribution "
                 "that is trained, so there is nothing to correct; leave it out, or set another --model.engine"
@@ -190,7 +190,7 @@ class PolicyGradient(OnPolicy):
         """The correction that was asked for, or else truncated weights where the engine is not exact."""
         if self.correction is not None:
             return self.correction
-        return NoCorrection() if self.engine.is_exact(self.policy) else TIS()
+        return NoCorrection() if not self.lag and self.engine.is_exact(self.policy) else TIS()
 
     def credit(self, rollout: Rollout) -> Trajectory:
         batch = super().credit(rollout)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from torch import nn
@@ -25,26 +26,27 @@ def sampling_fingerprint(module: nn.Module, *settings: object) -> str:
 
 
 class RolloutFile:
-    """Rows of one process, appended as they are scored, so that nothing sampled is lost.
+    """Rows of one process, appended as they are scored, so that nothing sampled is lost. Responses that arrive before
+    their turn to be scored wait in a file beside it, `rollouts.jsonl.part`, which a killed run leaves.
 
     Args:
         file: rollouts.jsonl in the run's folder; other processes have rollouts-1.jsonl and so on. None keeps nothing.
     """
 
     def __init__(self, file: Path | None) -> None:
-        self.file, self._begun, self._again = file, False, False
-        self._rollout, self._fingerprint = 0, ""
+        self.file, self._begun = file, False
+        self.part = file and file.with_name(f"{file.name}.part")
+        self._left: list[Row] = []
+        """Rows of rollouts that were not finished when the run broke off."""
+        self._lock = Lock()  # a rollout may be sampled by a thread while another one is scored
 
     def rows(self) -> Iterator[Row]:
         """The rows of the file; an incomplete last line is skipped."""
-        if self.file is not None and self.file.is_file():
-            with self.file.open(encoding="utf-8") as lines:
-                for line in lines:
-                    if line.endswith("\n"):
-                        yield json.loads(line)
+        return _rows(self.file)
 
     def begin(self, rollout: int, fingerprint: str, resumed: bool) -> Mapping[int, Row]:
-        """Cut the file to the rollouts before this one, and give back what was sampled of this one in the same way.
+        """Cut the file to the rollouts before this one, the first time, and give back what was sampled of this one in
+        the same way.
 
         Args:
             rollout: the number of the rollout that starts.
@@ -54,47 +56,59 @@ class RolloutFile:
         Returns:
             Rows of this rollout by the number of the draw.
         """
-        self._rollout, self._fingerprint = rollout, fingerprint
-        if self._begun or self.file is None:
+        if self.file is None or self.part is None:
             return {}
-        rows = list(self.rows())
-        before = [row for row in rows if resumed and row["rollout"] < rollout]
-        known = [
-            row | {"scores": None}
-            for row in rows
-            if row["rollout"] == rollout and row.get("fingerprint") == fingerprint and "logp" in row
-        ]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._write([*before, *known])
-        self._begun, self._again = True, bool(known)
-        return {row["draw"]: row for row in known}
+        if not self._begun:
+            rows = [*_rows(self.part), *self.rows()]
+            left = {(row["rollout"], row["draw"]): row for row in rows if row["rollout"] >= rollout and "logp" in row}
+            self._left = [row | {"scores": None} for row in left.values()]
+            before = [row for row in self.rows() if resumed and row["rollout"] < rollout]
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._write(self.part, self._left)
+            self._write(self.file, before)
+            self._begun = True
+        known = (row["rollout"] == rollout and row.get("fingerprint") == fingerprint for row in self._left)
+        return {row["draw"]: row for row, is_known in zip(self._left, known, strict=True) if is_known}
 
-    def append(self, answered: Sequence[AnsweredPrompt], again: bool = False) -> None:
-        """Add rows of the rollout that has begun, and hand them to the disk.
+    def append(self, answered: Sequence[AnsweredPrompt], rollout: int, fingerprint: str, scored: bool = True) -> None:
+        """Add rows, and hand them to the disk.
 
         Args:
-            again: whether they will be added once more, with their scores.
+            rollout: its number.
+            fingerprint: of what its responses depend on.
+            scored: whether their turn has come; else they will be added once more, with their scores.
         """
-        self._again |= again
-        if self.file is None:
+        file = self.file if scored else self.part
+        if file is None:
             return
-        rows = [one.to_row(self._rollout, self._fingerprint) for one in answered]
-        with writing(self.file), self.file.open("a", encoding="utf-8") as out:
+        rows = [one.to_row(rollout, fingerprint) for one in answered]
+        with self._lock, writing(file), file.open("a", encoding="utf-8") as out:
             out.write(_lines(rows))
             out.flush()
             os.fsync(out.fileno())
 
-    def end(self) -> None:
-        """Finish a rollout: of a row that was added twice only the later copy stays, and draws stand in order."""
-        if self._again and self.file is not None:
-            rows = {(row["rollout"], row["draw"]): row for row in self.rows()}
-            self._write([rows[key] for key in sorted(rows)])
-            self._again = False
+    def end(self, rollout: int) -> None:
+        """Finish a rollout: what waited of it is in the file now."""
+        with self._lock:
+            if self.part is not None and self.part.is_file():
+                later = [row for row in _rows(self.part) if row["rollout"] > rollout]
+                self._write(self.part, later)
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        assert self.file is not None
-        with writing(self.file):
-            write_whole(self.file, _lines(rows))
+    @staticmethod
+    def _write(file: Path, rows: Sequence[Row]) -> None:
+        """Have just these rows in a file; without any there is none, unless it is rollouts.jsonl itself."""
+        if not rows and file.suffix == ".part":
+            return file.unlink(missing_ok=True)
+        with writing(file):
+            write_whole(file, _lines(rows))
+
+
+def _rows(file: Path | None) -> Iterator[Row]:
+    if file is not None and file.is_file():
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    yield json.loads(line)
 
 
 def _lines(rows: Sequence[Row]) -> str:

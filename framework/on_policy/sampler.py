@@ -12,6 +12,7 @@ from torch import nn
 
 from leyden.data.prompts import Prompt
 from leyden.errors import UserError
+from leyden.on_policy.drawing import Drawing
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 from leyden.on_policy.rollout_file import RolloutFile, sampling_fingerprint
 from leyden.policy.engine import CHUNK, Engine, Native
@@ -41,34 +42,57 @@ class Sampler:
         self.file = RolloutFile(folder and folder / (f"rollouts-{rank}.jsonl" if rank else "rollouts.jsonl"))
 
     def sample(self, rollout: int, drawn: Sequence[tuple[int, Prompt]], reward: Any, trained: nn.Module) -> Rollout:
-        """Responses with scores.
+        """Responses with scores; see `draw` and `score`."""
+        return self.score(self.draw(rollout, drawn, trained), reward)
+
+    def draw(
+        self, rollout: int, drawn: Sequence[tuple[int, Prompt]], trained: nn.Module, shown: bool = True
+    ) -> Drawing:
+        """Responses on their way.
 
         Args:
             rollout: its number.
             drawn: this process's prompts, each with the number of its draw.
-            reward: scores them.
             trained: the module that is trained; responses on file count only if they were sampled with its present
                 weights.
+            shown: whether the progress line counts them.
         """
         sampling = replace(self.sampling, seed=(self.sampling.seed or 0) * 1_000_003 + rollout)
         fingerprint = sampling_fingerprint(trained, sampling, self.samples)
         rows = self.file.begin(rollout, fingerprint, self.trainer.ckpt_path is not None)
-        bar = RolloutBar(self.trainer, rollout, len(drawn) * self.samples)
         known = {draw: AnsweredPrompt.from_row(prompt, rows[draw]) for draw, prompt in drawn if draw in rows}
         ready = {draw: one for draw, one in known.items() if one is not None}
-        step, whole = max(1, CHUNK // self.samples), Rollout(rollout, [])
-        with closing(self._arrivals([one for one in drawn if one[0] not in ready], sampling, bar.add)) as arrivals:
+        count = RolloutBar(self.trainer, rollout, len(drawn) * self.samples).add if shown else _count_nothing
+        arrivals = self._arrivals([one for one in drawn if one[0] not in ready], sampling, count)
+        return Drawing(rollout, drawn, fingerprint, ready, arrivals, self.file)
+
+    def known(
+        self,
+        rollout: int,
+        drawn: Sequence[tuple[int, Prompt]],
+        answered: Sequence[AnsweredPrompt],
+        fingerprint: str,
+    ) -> Drawing:
+        """A rollout whose responses are all there: those of a checkpoint."""
+        ready = {one.draw: one for one in answered}
+        self.file.begin(rollout, fingerprint, self.trainer.ckpt_path is not None)
+        nothing = self._arrivals([], self.sampling, _count_nothing)
+        return Drawing(rollout, drawn, fingerprint, ready, nothing, self.file)
+
+    def score(self, drawing: Drawing, reward: Any) -> Rollout:
+        """A rollout with scores, each as soon as its responses are there."""
+        drawn, step = drawing.drawn, max(1, CHUNK // self.samples)
+        whole = Rollout(drawing.number, [])
+        with closing(drawing):
+            # always the same few are scored together, whatever order they arrive in: models round by company
             for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
-                # always the same few are scored together, whatever order they arrive in: models round by company
-                while len(answered := [ready[draw] for draw, _ in chunk if draw in ready]) < len(chunk):
-                    arrived = next(arrivals)
-                    ready |= {one.draw: one for one in arrived}
-                    if any(draw not in ready for draw, _ in chunk):
-                        self.file.append(arrived, again=True)
-                self._score(answered, reward)
+                answered = drawing.of(chunk)
+                try:
+                    give_scores(answered, reward)
+                finally:  # what the reward failed on is filed, too
+                    self.file.append(answered, drawing.number, drawing.fingerprint)
                 whole.answered += answered
-                bar.scored(len(whole.answered) * self.samples)
-        self.file.end()
+        self.file.end(drawing.number)
         return whole
 
     def _arrivals(
@@ -83,12 +107,9 @@ class Sampler:
                 for place, group in groups
             ]
 
-    def _score(self, answered: Sequence[AnsweredPrompt], reward: Any) -> None:
-        """Give prompts the scores of their responses, and file them, with what the reward failed on too."""
-        try:
-            give_scores(answered, reward)
-        finally:
-            self.file.append(answered)
+
+def _count_nothing(responses: int) -> None:
+    """No progress to show."""
 
 
 def check_log_probs(engine: Engine, groups: Sequence[Sequence[Response]]) -> None:
