@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import small
-from test_on_policy import KINDS, Questions, algorithm, fit, read, resume, weights_of
+from ranks import Ranks
+from small import LLAMA, small
+from test_fsdp2 import Words
+from test_on_policy import KINDS, SHORT, Questions, algorithm, evens, fit, read, resume, weights_of
 
 from leyden.algos import GRPO, PPO
 from leyden.checkpoint.callback import RNGState
 from leyden.corrections import NoCorrection
 from leyden.errors import UserError
+from leyden.models import CausalLM
 from leyden.policy import Engine, Policy, Response, Sampling
 from leyden.policy.sync_proof import SEED
 
@@ -188,3 +193,107 @@ def test_with_a_lag_resumed_is_never_stopped(tmp_path: Path) -> None:
 def test_the_policy_itself_cannot_sample_ahead() -> None:
     with pytest.raises(UserError, match="--model.lag 1: .* add --config vllm"):
         algorithm(GRPO, {"samples": 3, "lag": 1})
+
+
+# -- several processes ----------------------------------------------------------------------------------------------
+
+
+DEEP = LLAMA | {"num_hidden_layers": 6}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = str(tmp_path_factory.mktemp("deep"))
+    small(options=DEEP).model.save_pretrained(path)
+    return path
+
+
+def from_folder(path: str) -> CausalLM:
+    policy = CausalLM(path)
+    policy._tokenizer = Words()  # type: ignore[assignment]
+    return policy
+
+
+class DeepTwin(Twin):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.twin = from_folder(path)
+        self.twin.build(dropout=False)
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Any:
+    group = Ranks()
+    yield group
+    group.close()
+
+
+def deep(path: str, lag: int, value: dict[str, Any], engine: Engine | None) -> Any:
+    kind = PPO if value else GRPO
+    options = dict(samples=2, minibatches=2, epochs=1, lag=lag, sampling=SHORT, reward=evens, lr_scheduler=None)
+    options |= dict(keep_rollouts=False)
+    optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)  # noqa: E731
+    return kind(from_folder(path), engine=engine, optimizer=optimizer, **(options | value))
+
+
+@contextmanager
+def most_whole() -> Iterator[list[int]]:
+    """The most elements of sharded weights that were whole at a time: put together by FSDP2, or to be sent."""
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
+
+    from leyden.models.saving import whole_weights
+
+    whole, sent, most = dict[int, int](), list[Any](), [0, 0]
+    together, apart, full = FSDPParam.to_unsharded, FSDPParam.to_sharded, whole_weights.full_tensor
+
+    def to_unsharded(param: Any) -> None:
+        together(param)
+        whole[id(param)] = param._orig_size.numel()
+        most[0] = max(most[0], sum(whole.values()))
+
+    def to_sharded(param: Any) -> None:
+        apart(param)
+        whole.pop(id(param), None)
+
+    def full_tensor(x: torch.Tensor) -> torch.Tensor:
+        sent.append(weakref.ref(found := full(x)))
+        most[1] = max(most[1], sum(one.numel() for ref in sent if (one := ref()) is not None))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FSDPParam, "to_unsharded", to_unsharded)
+        patch.setattr(FSDPParam, "to_sharded", to_sharded)
+        patch.setattr(whole_weights, "full_tensor", full_tensor)
+        yield most
+
+
+def sharded_on_rank(path: str, lag: int, value: dict[str, Any], own: bool) -> tuple[list[int], Any]:
+    from leyden.distributed import full_tensor
+    from leyden.sharding import FSDP2
+
+    found = deep(path, lag, value, None if own else DeepTwin(path))
+    options = dict(devices=2, strategy=FSDP2(process_group_backend="gloo"), use_distributed_sampler=False)
+    with most_whole() as most:
+        fit(found, Questions(held=3), max_epochs=2, **options)
+    return most, torch.cat([full_tensor(p.detach()).flatten() for p in found.policy.parameters()])
+
+
+@pytest.mark.parametrize(("lag", "value"), [(0, {}), (1, {}), (0, {"value": "head"})])
+def test_a_sharded_model_is_whole_on_no_process(lag: int, value: dict[str, Any], folder: str, ranks: Ranks) -> None:
+    """With an engine no process puts the model together to sample, to score or to send it: never more than what stands
+    outside of the blocks, the reference's too, and two blocks, one of which is fetched ahead. The end is that of one
+    process."""
+    one = deep(folder, lag, value, DeepTwin(folder))
+    fit(one, Questions(held=3), max_epochs=2)
+    for most, weights in ranks(sharded_on_rank, folder, lag, value, False):
+        torch.testing.assert_close(weights, weights_of(one.policy), rtol=1e-4, atol=1e-5)
+        blocks = one.policy.backbone.blocks()
+        size = sum(p.numel() for p in blocks[0].parameters())
+        rest = sum(p.numel() for p in one.policy.parameters()) - size * len(blocks)
+        assert most[0] <= 2 * (rest + size) and most[1] <= max(rest, 2 * size)
+
+
+def test_the_policy_itself_is_put_together_to_sample(folder: str, ranks: Ranks) -> None:
+    """What the test before this one measures, where it has to be so."""
+    total = sum(p.numel() for p in small(options=DEEP).parameters())
+    assert [most[0] for most, _ in ranks(sharded_on_rank, folder, 0, {}, True)] == [2 * total] * 2  # and the reference

@@ -18,7 +18,7 @@ from leyden.lightning_loop import pending_metrics
 from leyden.run.progress import print_line
 
 FILE = "diagnostics.jsonl"
-ARGUMENTS = ("entropy_coef", "stop_kl", "value_weight", "value_clip", "samples", "sft_weight")
+ARGUMENTS = ("entropy_coef", "stop_kl", "value_weight", "value_clip", "samples", "sft_weight", "lag")
 """Algorithms' arguments that rules read. An algorithm without one of them has no use for advice about it."""
 
 

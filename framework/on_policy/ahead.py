@@ -40,9 +40,7 @@ class Ahead:
     def forget(self) -> None:
         self.drawing = None
 
-    def saved(
-        self, number: int, prompts: str, drawn: Drawn, policy: Policy
-    ) -> tuple[list[AnsweredPrompt], str] | None:
+    def saved(self, number: int, prompts: str, drawn: Drawn, policy: Policy) -> tuple[list[AnsweredPrompt], str] | None:
         """This process's part of the rollout of this number, if a checkpoint held it, with answers to these prompts;
         and the fingerprint of what they depend on.
 
