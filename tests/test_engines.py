@@ -31,6 +31,7 @@ class Twin(Engine):
     """Another model in the same process, which gets the policy's weights by their names, as a server would."""
 
     runs_policy: ClassVar[bool] = False
+    concurrent: ClassVar[bool] = True
 
     def __init__(self, exact: bool = True) -> None:
         self.exact, self.calls = exact, list[str]()

@@ -148,6 +148,8 @@ class Algorithm(OptimizerStep):
         version = (trainer.global_step, holds_average(trainer))
         with sharded:
             yield self.session.sync(self.policy, version, Path(trainer.default_root_dir), longest)
+        if trainer.state.fn == "fit":
+            self.engine.rest()
 
     @property
     def budget(self) -> int:

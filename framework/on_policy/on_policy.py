@@ -88,9 +88,9 @@ class OnPolicy(WithReference):
             raise UserError(
                 "--model.reference precomputed: answers are not known before they are sampled; leave it out"
             )
-        if lag not in (0, 1) or (lag and self.engine.runs_policy):
+        if lag not in (0, 1) or (lag and not self.engine.concurrent):
             raise UserError(
-                f"--model.lag {lag}: 0 or 1; 1 samples while the policy trains, so it takes an engine of its own: add "
+                f"--model.lag {lag}: 0 or 1; 1 samples while the policy trains, which takes another program: add "
                 "--config vllm"
             )
         self.lag, self._ahead = lag, Ahead()
@@ -326,6 +326,7 @@ class OnPolicy(WithReference):
             self._sums["kl"] = torch.tensor(sum(float(divergence(part).sum()) for part in parts), device=self.device)
         for name in sorted(set(all_gather_list(list(self._sums)))):  # a process without prompts knows of no terms
             self._sums.setdefault(name, torch.zeros((), device=self.device))
+        self.engine.rest()
         super().on_validation_epoch_end()
 
     on_test_epoch_end = on_validation_epoch_end

@@ -25,6 +25,9 @@ class Engine(ABC):
     runs_policy: ClassVar[bool] = True
     """Whether `generate` runs this process's own policy, whose sharded weights must then be whole."""
 
+    concurrent: ClassVar[bool] = False
+    """Whether it can sample while this process trains."""
+
     def is_exact(self, policy: Policy) -> bool:
         """Whether it samples from just the distribution that training computes, in the same precision. Where it does
         not, policy gradients correct for it. The same on every process. False by default."""
@@ -76,6 +79,11 @@ class Engine(ABC):
             part = slice(at, at + step)
             groups = self.generate(prompts[part], n, sampling, keys[part], on_progress)
             yield list(enumerate(groups, at))
+
+    def rest(self) -> None:
+        """Nothing is sampled before training has gone on: memory that it needs may be given back. Does nothing by
+        default; `generate` and `sync` end the rest."""
+        return
 
     def stop(self) -> None:
         """End what `start` has started: called on every process, as the run ends. Does nothing by default."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.models.engines.colocated import ColocatedVLLM
     from leyden.models.engines.vllm import VLLM
 
-__all__ = ["VLLM"]
+__all__ = ["VLLM", "ColocatedVLLM"]
 
-__getattr__ = lazy_exports(__name__, {"vllm": "VLLM"})
+__getattr__ = lazy_exports(__name__, {"vllm": "VLLM", "colocated": "ColocatedVLLM"})

@@ -21,6 +21,8 @@ from leyden.paths import resolve
 SHARD_BYTES = 4 << 30
 """Most bytes of a file of weights."""
 TIED = "tie_word_embeddings"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks of adapters that vLLM has room for."""
 
 
 def base_of(policy: CausalLM) -> str | None:
@@ -145,6 +147,12 @@ def room_for(policy: CausalLM, folder: Path) -> bool:
     except OSError:
         return False
     return bool(free > 3 * size)
+
+
+def lora_room(policy: CausalLM) -> int:
+    """The rank that vLLM has to have room for: one of its own sizes."""
+    rank = max(int(kind.r) for kind in policy.model.peft_config.values())
+    return next((size for size in RANKS if size >= rank), rank)
 
 
 def check_policy(policy: Any) -> CausalLM:

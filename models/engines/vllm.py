@@ -18,7 +18,7 @@ from leyden.distributed import all_gather, all_or_none
 from leyden.errors import UserError
 from leyden.models.causal_lm import CausalLM
 from leyden.models.engines.client import Client, Refused
-from leyden.models.engines.published import base_of, check_policy, publish_adapter, publish_model, room_for
+from leyden.models.engines.published import base_of, check_policy, lora_room, publish_adapter, publish_model, room_for
 from leyden.models.engines.requests import Replica, Requests, persist
 from leyden.models.engines.server import Found, Server, find, free_port
 from leyden.policy.engine import Engine, OnProgress
@@ -30,8 +30,6 @@ SERVED = "policy"
 """What a server of our own calls the model that it was started from."""
 MEMORY = Path("/dev/shm")
 """A disk in memory, on Linux"""
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM has room for."""
 
 
 class VLLM(Engine):
@@ -58,6 +56,7 @@ class VLLM(Engine):
     """
 
     runs_policy: ClassVar[bool] = False
+    concurrent: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -117,8 +116,8 @@ class VLLM(Engine):
             all_or_none(self._prepare_shared)
             self._replicas = [Replica(client) for client in self._clients]
             return
-        self._leads, self._computes = first, getattr(torch, self.dtype, None) or _computes(policy)
-        self._exact = self._computes == _computes(policy) == torch.float32
+        self._leads, self._computes = first, getattr(torch, self.dtype, None) or computed_in(policy)
+        self._exact = self._computes == computed_in(policy) == torch.float32
         found = all_or_none(lambda: find(self.python) if first else None)
         self._scratch = Path(
             all_or_none(lambda: str(self._make_scratch(policy, folder)) if first else "")[_of(hosts, rank)]
@@ -182,9 +181,7 @@ class VLLM(Engine):
             "seed": 0,
         }
         if policy.backbone.adapted:
-            rank = max(kind.r for kind in policy.model.peft_config.values())
-            room = next((size for size in RANKS if size >= rank), rank)
-            arguments |= {"enable_lora": True, "max_lora_rank": room, "max_loras": 2, "max_cpu_loras": 2}
+            arguments |= {"enable_lora": True, "max_lora_rank": lora_room(policy), "max_loras": 2, "max_cpu_loras": 2}
         if found.cpu:
             # a seeded request whose prompt is cut in chunks ends the engine there
             arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
@@ -364,7 +361,7 @@ def _of(hosts: Sequence[str], rank: int) -> int:
     return hosts.index(hosts[rank])
 
 
-def _computes(policy: Policy) -> torch.dtype:
+def computed_in(policy: Policy) -> torch.dtype:
     """The dtype of training's forward pass: that of the weights, or of the autocast that is on."""
     kind = policy.device.type
     own: torch.dtype = getattr(policy, "dtype", torch.float32)
