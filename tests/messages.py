@@ -35,7 +35,7 @@ def template(node: ast.AST) -> str | None:
 def lines(text: str) -> Iterator[str]:
     """The lines of a message that have words of their own, as they stand in the catalogue."""
     for line in text.split("\n"):
-        line = re.sub(r"%(?:[sd]|\.\d+[gf])", "{}", line).strip()
+        line = re.sub(r"%(?:[sd]|\.\d+[efg])", "{}", line).strip()
         line = re.sub("^(?:error|warning|note): ", "", line)
         words = re.findall(r"[A-Za-z]{2,}", re.sub(r"--[\w.]+", "", line))
         if words:
