@@ -184,8 +184,9 @@ def test_an_adapter_travels_alone(quantised: bool, tmp_path: Path) -> None:
 
 FIT = (
     "fit --config {} --data.path prompts.jsonl --data.val_fraction 0.1 --model.policy.path tiny "
-    "--model.reward Function --model.reward.path vowels.vowels --data.batch_size 8 --data.max_length 64 --model.sampling.max_new_tokens 12 "
-    "--model.optimizer.lr 1e-4 --trainer.max_epochs 2 --trainer.default_root_dir run"
+    "--model.reward Function --model.reward.path vowels.vowels --data.batch_size 8 --data.max_length 64 "
+    "--model.sampling.max_new_tokens 12 --model.optimizer.lr 1e-4 --trainer.max_epochs 2 "
+    "--trainer.default_root_dir run"
 )
 
 
