@@ -232,6 +232,26 @@ def test_the_page_on_devices_runs(leyden, workplace: Path) -> None:
         assert code == 0 and "strategy:" in printed, (line, error)
 
 
+def test_the_page_on_engines_is_read(leyden, workplace: Path) -> None:
+    """What needs vLLM as far as reading the flags goes; tests/test_real_vllm.py has the runs."""
+    text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    lines = [line for _, language, content in pieces(text) if language == "bash" for line in content.splitlines()]
+    fits = [words[words.index("fit") :] for words in map(shlex.split, lines) if "fit" in words]
+    samples = [shlex.split(line)[1:] for line in lines if line.startswith("leyden data")]
+    assert len(fits) == 8 and len(samples) == 1 and leyden(*samples[0])[0] == 0
+    for words in fits:
+        at = words.index("--trainer.devices") if "--trainer.devices" in words else len(words)
+        code, printed, error = leyden(*words[:at], *words[at + 2 :], "--print_config")
+        assert code == 0, (words, error)
+        model = yaml.safe_load(printed)["model"]["init_args"]
+        name = "ColocatedVLLM" if "vllm_colocated" in words else "VLLM"
+        assert model["engine"]["class_path"] == f"leyden.models.engines.{name}"
+        assert model["lag"] == int("--model.lag" in words)
+        if "--model.engine.url" in words:
+            url = model["engine"]["init_args"]["url"]
+            assert url == "http://HOST:8000" or url == ["http://HOST-1:8000", "http://HOST-2:8000"]
+
+
 def test_the_page_on_memory_says_what_the_planner_says(
     leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
