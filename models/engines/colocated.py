@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,7 +18,7 @@ import torch
 
 from leyden.errors import UserError, first_line
 from leyden.models.causal_lm import CausalLM
-from leyden.models.engines.published import TIED, base_of, check_policy, lora_room, publish_adapter, weights
+from leyden.models.engines.published import base_of, check_policy, config_of, lora_room, publish_adapter, weights
 from leyden.models.engines.requests import request_seed
 from leyden.models.engines.server import INSTALL
 from leyden.models.engines.vllm import computed_in
@@ -105,11 +106,9 @@ class ColocatedVLLM(Engine):
 
     def _skeleton(self, policy: CausalLM) -> str:
         """A folder that says how the model is built, and has no weights."""
-        config = policy.backbone.base.config
         folder = self._scratch / "model"
-        config.save_pretrained(folder)
-        text = (folder / "config.json").read_text(encoding="utf-8").replace(f'"{TIED}": true', f'"{TIED}": false')
-        (folder / "config.json").write_text(text, encoding="utf-8")
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config_of(policy), indent=2), encoding="utf-8")
         return str(folder)
 
     def sync(self, policy: Policy) -> None:

@@ -21,6 +21,8 @@ from leyden.paths import resolve
 SHARD_BYTES = 4 << 30
 """Most bytes of a file of weights."""
 TIED = "tie_word_embeddings"
+NEVER_UNTIED = ("gemma2", "cohere", "cohere2")
+"""Types of models whose class in vLLM has no place for a head of its own."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM has room for."""
 
@@ -43,11 +45,16 @@ def weights(policy: CausalLM) -> Iterator[tuple[str, Tensor]]:
     base = policy.backbone.base
     names = {id(module): name for name, module in base.named_modules()}
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0)
+    tied = head is not None and getattr(head, "weight", None) is getattr(embedding, "weight", 0) and is_untied(policy)
     for name, weight in policy.weights():
         yield name, weight
         if tied and name.endswith(f"{names[id(embedding)].rpartition('.')[2]}.weight"):
             yield f"{names[id(head)]}.weight", weight
+
+
+def is_untied(policy: CausalLM) -> bool:
+    """Whether a tied head is sent by itself."""
+    return policy.backbone.config.model_type not in NEVER_UNTIED
 
 
 def publish_model(policy: CausalLM, folder: Path, writes: bool) -> None:
@@ -68,7 +75,7 @@ def publish_model(policy: CausalLM, folder: Path, writes: bool) -> None:
             files.add(name, weight)
     if files is not None:
         files.close()
-        (part / "config.json").write_text(json.dumps(_config(policy), indent=2), encoding="utf-8")
+        (part / "config.json").write_text(json.dumps(config_of(policy), indent=2), encoding="utf-8")
         policy.tokenizer.save_pretrained(part)
         _put(part, folder)
 
@@ -120,14 +127,15 @@ class _ShardWriter:
         self.held, self.size = {}, 0
 
 
-def _config(policy: CausalLM) -> dict[str, Any]:
+def config_of(policy: CausalLM) -> dict[str, Any]:
     """The model's configuration: not quantised, and with a head of its own."""
     found: dict[str, Any] = json.loads(policy.backbone.base.config.to_json_string(use_diff=False))
     found.pop("quantization_config", None)
     found["dtype"] = str(policy.dtype).removeprefix("torch.")
-    for part in (found, *(value for value in found.values() if isinstance(value, dict))):
-        if TIED in part or part is found:
-            part[TIED] = False
+    if is_untied(policy):
+        for part in (found, *(value for value in found.values() if isinstance(value, dict))):
+            if TIED in part or part is found:
+                part[TIED] = False
     return found
 
 
