@@ -39,8 +39,12 @@ class EngineSession:
         """
         began = time.monotonic()
         if not self._started:
-            self.engine.start(policy, folder, longest)
             self._started = True
+            try:
+                self.engine.start(policy, folder, longest)
+            except BaseException:  # some of it may have been started
+                self.stop()
+                raise
         if version != self._version:
             self._version = None  # until it is known to be so
             self.engine.sync(policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import weakref
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
@@ -13,8 +14,8 @@ from urllib.parse import urlsplit
 from leyden.errors import UserError
 from leyden.policy.policy import Sampling
 
-CONTROL_TIMEOUT = 600.0
-"""Seconds that taking over weights may take."""
+DEAD = "EngineCore encountered an issue"
+"""What a vLLM whose engine has ended answers, with HTTP 500, until its server has ended too."""
 
 
 class Unreachable(Exception):
@@ -49,8 +50,8 @@ class Client:
         self._make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._local = threading.local()
-        self._open = set[HTTPConnection]()
-        self._lock = threading.Lock()
+        self._open = weakref.WeakSet[HTTPConnection]()  # each ends with its thread, and is closed then
+        self._lock, self._breaks = threading.Lock(), 0
 
     def get(self, path: str, timeout: float | None = None) -> Any:
         """The answer to GET, as JSON; an empty one is {}."""
@@ -61,7 +62,7 @@ class Client:
 
         Raises:
             Refused: HTTP 400 or above.
-            Unreachable: no answer.
+            Unreachable: no answer, or one of a server that is going down.
         """
         return self._ask("POST", path, json.dumps(body if body is not None else {}).encode(), timeout)
 
@@ -76,13 +77,14 @@ class Client:
     def hang_up(self) -> None:
         """Break every connection: requests under way fail in their threads, and the server gives them up."""
         with self._lock:
+            self._breaks += 1
             for connection in self._open:
                 with suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def _ask(self, method: str, path: str, data: bytes | None, timeout: float | None) -> Any:
         connection = self._connection()
-        connection.timeout = timeout or self.timeout
+        connection.timeout, breaks = timeout or self.timeout, self._breaks
         while True:
             reused = connection.sock is not None
             try:
@@ -95,8 +97,10 @@ class Client:
             except (OSError, HTTPException) as error:
                 connection.close()
                 # a server ends connections that were idle for long: that is no failure yet
-                if not (reused and isinstance(error, ConnectionError)):
+                if not (reused and isinstance(error, ConnectionError) and breaks == self._breaks):
                     raise Unreachable(f"{self.url}{path}: {type(error).__name__}: {error}") from None
+        if status in (502, 503, 504) or (status == 500 and DEAD in text):
+            raise Unreachable(f"{self.url}{path}: HTTP {status}: {_reason(text)}")
         if status >= 400:
             raise Refused(status, _reason(text))
         try:
