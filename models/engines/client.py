@@ -8,6 +8,7 @@ import threading
 import weakref
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,8 @@ from leyden.policy.policy import Sampling
 
 DEAD = "EngineCore encountered an issue"
 """What a vLLM whose engine has ended answers, with HTTP 500, until its server has ended too."""
+UNSEEN = ("No such file", "No adapter found", "does not exist", "Repo id must", "Cannot find any model weights")
+"""What it says of a folder that it does not see, which it takes for a model of the hub."""
 
 
 class Unreachable(Exception):
@@ -146,6 +149,20 @@ def completion(
         "stop_token_ids": sorted(stop),
         "ignore_eos": True,
     }
+
+
+def not_taken_over(client: Client, folder: Path, refusal: Refused) -> UserError:
+    """What a refusal of weights means."""
+    said = refusal.reason
+    if "max_lora_rank" in said or "is greater than" in said:
+        advice = "start it with a larger --max-lora-rank"
+    elif refusal.status == 404 and said == "Not Found":  # a path that it does not have
+        advice = "start it with VLLM_SERVER_DEV_MODE=1 (and --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
+    elif any(sign in said for sign in UNSEEN):
+        advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
+    else:
+        advice = "its log says more"
+    return UserError(f"{client.url} does not take the weights over ({refusal}); {advice}")
 
 
 def _reason(text: str) -> str:

@@ -97,9 +97,8 @@ def find(python: str | None) -> Found:
 
 
 def is_old(version: str) -> bool:
-    """Whether a vLLM lacks something that is needed. One built from its source has a version of its own making."""
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    return (0,) < numbers < OLDEST
+    """Whether a vLLM lacks something that is needed."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST
 
 
 def check_server(client: Client) -> str:

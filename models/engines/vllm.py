@@ -18,7 +18,7 @@ import torch
 from leyden.distributed import all_gather, all_or_none
 from leyden.errors import UserError
 from leyden.models.causal_lm import CausalLM
-from leyden.models.engines.client import Client, Refused, Unreachable
+from leyden.models.engines.client import Client, Refused, Unreachable, not_taken_over
 from leyden.models.engines.published import base_of, check_policy, publish_adapter, publish_model, room_for
 from leyden.models.engines.requests import Replica, Requests, persist
 from leyden.models.engines.server import Found, Server, check_server, find, free_port
@@ -31,8 +31,6 @@ SERVED = "policy"
 """What a server of our own calls the model that it was started from."""
 MEMORY = Path("/dev/shm")
 """A disk in memory, on Linux"""
-UNSEEN = ("No such file", "No adapter found", "does not exist", "Repo id must", "Cannot find any model weights")
-"""What vLLM says of a folder that it does not see, which it takes for a model of the hub"""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks of adapters that vLLM has room for."""
 
@@ -147,9 +145,8 @@ class VLLM(Engine):
         try:
             self._scratch.mkdir(parents=True)
         except OSError as error:
-            raise UserError(
-                f"--model.engine.folder {self.folder}: {error.strerror}; give a folder to write to"
-            ) from None
+            problem = f"--model.engine.folder {self.folder}: {error.strerror}; give a folder to write to"
+            raise UserError(problem) from None
         return names[0]
 
     def _make_scratch(self, policy: CausalLM, folder: Path) -> Path:
@@ -296,7 +293,7 @@ class VLLM(Engine):
             if not client.post("/reset_prefix_cache").get("success"):
                 raise UserError(f"{client.url}: its cache of keys could not be emptied, since requests are running")
         except Refused as refusal:
-            raise self._unsynced(client, folder, refusal) from None
+            raise not_taken_over(client, folder, refusal) from None
 
     def _load_adapter(self, client: Client) -> None:
         folder = self._scratch / f"a{self._version}"
@@ -304,28 +301,12 @@ class VLLM(Engine):
             client.post("/v1/load_lora_adapter", {"lora_name": self._model, "lora_path": str(folder)})
         except Refused as refusal:
             if "already been loaded" not in refusal.reason:
-                raise self._unsynced(client, folder, refusal) from None
+                raise not_taken_over(client, folder, refusal) from None
         if self._version > 1:
             try:
                 client.post("/v1/unload_lora_adapter", {"lora_name": f"{SERVED}-{self._run}-{self._version - 1}"})
             except Refused:
                 pass  # it was started again since, and does not know that one
-
-    def _unsynced(self, client: Client, folder: Path, refusal: Refused) -> UserError:
-        """What a refusal of weights means."""
-        said = refusal.reason
-        if "max_lora_rank" in said or "is greater than" in said:
-            advice = "start it with a larger --max-lora-rank"
-        elif refusal.status == 404 and said == "Not Found":  # a path that it does not have
-            advice = (
-                "start it with VLLM_SERVER_DEV_MODE=1 (and --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for "
-                "adapters)"
-            )
-        elif any(sign in said for sign in UNSEEN):
-            advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
-        else:
-            advice = "its log says more"
-        return UserError(f"{client.url} does not take the weights over ({refusal}); {advice}")
 
     def _remove(self, name: str) -> None:
         if self._leads:
@@ -363,7 +344,14 @@ class VLLM(Engine):
         from the last weights."""
         if self._policy is not None and self._policy.backbone.adapted:
             return self._load_adapter
-        return self._reload if self.urls else None
+        return self._reload_again if self.urls else None
+
+    def _reload_again(self, client: Client) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise UserError(  # another process may be sampling there, from whichever weights it has
+                f"{client.url} went away, and may have come back with other weights; --ckpt_path auto goes on"
+            )
+        self._reload(client)
 
 
 def _of(hosts: Sequence[str], rank: int) -> int:
