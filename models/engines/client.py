@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import weakref
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -53,7 +52,7 @@ class Client:
         self._make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._local = threading.local()
-        self._open = weakref.WeakSet[HTTPConnection]()  # each ends with its thread, and is closed then
+        self._open: dict[HTTPConnection, threading.Thread] = {}
         self._lock, self._breaks = threading.Lock(), 0
 
     def get(self, path: str, timeout: float | None = None) -> Any:
@@ -84,6 +83,20 @@ class Client:
             for connection in self._open:
                 with suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def tidy(self) -> None:
+        """Close the connections of threads that have ended."""
+        with self._lock:
+            for connection in [one for one, thread in self._open.items() if not thread.is_alive()]:
+                del self._open[connection]
+                connection.close()
+
+    def close(self) -> None:
+        """Break and close every connection; the next request opens one again."""
+        self.hang_up()
+        with self._lock:
+            for connection in self._open:
+                connection.close()
 
     def _ask(self, method: str, path: str, data: bytes | None, timeout: float | None) -> Any:
         connection = self._connection()
@@ -117,7 +130,7 @@ class Client:
         if found is None:
             found = self._local.connection = self._make(self._host, self._port, timeout=self.timeout)
             with self._lock:
-                self._open.add(found)
+                self._open[found] = threading.current_thread()
         return found
 
 
@@ -138,7 +151,7 @@ def completion(
     return {
         "model": model,
         "prompt": prompt,
-        "n": n,
+        "n": n if sampling.temperature > 0 else 1,  # all would be the same, and vLLM refuses to
         "max_tokens": max(1, min(sampling.max_new_tokens, room)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -157,7 +170,8 @@ def not_taken_over(client: Client, folder: Path, refusal: Refused) -> UserError:
     if "max_lora_rank" in said or "is greater than" in said:
         advice = "start it with a larger --max-lora-rank"
     elif refusal.status == 404 and said == "Not Found":  # a path that it does not have
-        advice = "start it with VLLM_SERVER_DEV_MODE=1 (and --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters)"
+        adapters = "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters"
+        advice = f"start it with VLLM_SERVER_DEV_MODE=1 (and {adapters})"
     elif any(sign in said for sign in UNSEEN):
         advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
     else:

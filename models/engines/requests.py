@@ -149,7 +149,7 @@ class Requests:
                     place, replica = jobs.pop(job)
                     replica.busy -= 1
                     try:
-                        groups.append((place, self._group(job.result())))
+                        groups.append((place, self._group(job.result(), n)))
                     except (Unreachable, Refused) as error:
                         problem = self._lose(replica, error, prompts[place])
                         lost.append(place)
@@ -161,6 +161,8 @@ class Requests:
         finally:
             _give_up(jobs)  # where the caller did, or an error
             pool.shutdown(cancel_futures=True)
+            for replica in self.replicas:
+                replica.client.tidy()
 
     def _lose(self, replica: Replica, error: Unreachable | Refused, prompt: list[int]) -> str:
         """Send a replica nothing more, since it went away; what it said last.
@@ -210,15 +212,15 @@ class Requests:
             )
         return completion(self.model, prompt, n, sampling, request_seed(sampling.seed, key), room, self.stop)
 
-    def _group(self, answer: Any) -> list[Response]:
-        """The responses of an answer, in the order of their samples."""
+    def _group(self, answer: Any, n: int) -> list[Response]:
+        """The n responses of an answer, in the order of their samples; a greedy one came once."""
         found = []
         for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"])):
             tokens = [int(token) for token in choice["token_ids"]]
             logp = [float(value) for value in choice["logprobs"]["token_logprobs"]]
             text = str(self.policy.tokenizer.decode(tokens, skip_special_tokens=True))
             found.append(Response(tokens, logp, choice["finish_reason"] == "stop", text))
-        return found
+        return found if len(found) == n else found * n
 
     def _refused(self, client: Client, refusal: Refused, prompt: list[int]) -> UserError:
         if "maximum context length" in refusal.reason or "max_model_len" in refusal.reason:

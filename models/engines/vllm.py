@@ -222,10 +222,10 @@ class VLLM(Engine):
 
     def stop(self) -> None:
         for replica in self._replicas:
-            replica.client.hang_up()
             if self.urls and self._leads and self._model.startswith(f"{SERVED}-{self._run}-"):
                 with suppress(Unreachable, Refused):  # it goes on without us, and without our adapter
                     replica.client.post("/v1/unload_lora_adapter", {"lora_name": self._model}, timeout=10.0)
+            replica.client.close()
         if self._server is not None:
             self._server.stop()
         if self._leads and self._scratch.name.startswith("leyden-"):

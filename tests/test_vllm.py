@@ -1,0 +1,492 @@
+"""vLLM as an engine, over a server that speaks as vLLM does: samples, syncs and their proof, outages, bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_vllm import FAULTS, JOURNAL, Fake, ask, environment, journal
+from lightning.pytorch import Callback
+from peft import LoraConfig
+from ranks import Ranks
+from small import fit, weights_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import leyden.cli.lightning_cli  # noqa: F401  (what processes that are forked from this one need)
+from leyden.algos import GRPO, PPO, RejectionSampling
+from leyden.data import Prompt, PromptLoader
+from leyden.data.datamodule import DataModule
+from leyden.data.tokenizer import load_tokenizer
+from leyden.datamodules import PromptData  # noqa: F401
+from leyden.errors import UserError
+from leyden.example import Example, Sample
+from leyden.models import CausalLM
+from leyden.models.engines import VLLM, guard, requests, server
+from leyden.models.engines.client import Client
+from leyden.models.engines.requests import request_seed
+from leyden.models.engines.server import find, free_port, own_environment
+from leyden.on_policy import OnPolicy
+from leyden.policy import Native, Response, Sampling
+from leyden.policy.sync_proof import Mismatch, SyncProof, differences
+
+SHORT = Sampling(max_new_tokens=6, temperature=0.7, seed=3)
+LORA = dict(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+KINDS: dict[str, tuple[type[OnPolicy], dict[str, Any]]] = {
+    "PPO": (PPO, {"samples": 2, "minibatches": 2}),
+    "GRPO": (GRPO, {"samples": 3, "minibatches": 2}),
+    "RejectionSampling": (RejectionSampling, {"samples": 3, "minibatches": 2}),
+}
+EXACT = 1e-4
+"""Nats that float32 may lie from float32."""
+
+
+# -- what is trained -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small Llama, and an environment with what passes for vLLM."""
+    folder = tmp_path_factory.mktemp("vllm")
+    tokenizer: Any = load_tokenizer("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    environment(folder / "env")
+    return folder
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The journal of every server of a test."""
+    monkeypatch.setenv(JOURNAL, str(tmp_path / "journal.jsonl"))
+    monkeypatch.delenv(FAULTS, raising=False)
+    return tmp_path / "journal.jsonl"
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with the faults of servers that start from then on."""
+    return lambda **faults: monkeypatch.setenv(FAULTS, json.dumps(faults))
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    group = Ranks(method="fork")
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def started() -> Iterator[list[VLLM]]:
+    """Engines that a test started, which end with it."""
+    engines: list[VLLM] = []
+    yield engines
+    for engine in engines:
+        engine.stop()
+
+
+def even(samples: Sequence[Sample]) -> list[float]:
+    """Share of characters with an even code."""
+    return [sum(ord(c) % 2 == 0 for c in s.response) / max(len(s.response), 1) for s in samples]
+
+
+class Questions(DataModule):
+    """Prompts of two to nine tokens, and one of more than a block of keys."""
+
+    max_length = 320
+
+    def __init__(self, count: int = 8, held: int = 0, size: int = 8) -> None:
+        super().__init__(size, 4096, 0)
+        generator = torch.Generator().manual_seed(9)
+        sizes = [2 + i % 8 for i in range(count + held - 1)] + [200]
+        rows = [torch.randint(4, 4096, (size,), generator=generator).tolist() for size in sizes]
+        prompts = [Prompt(i, Example([]), row) for i, row in enumerate(rows)]
+        self.prompts, self.held = prompts[held:], prompts[:held]
+
+    def source(self, row: int) -> str:
+        return f"q.jsonl:{row + 1}"
+
+    def train_dataloader(self) -> Any:
+        return self._trainer().lightning_module.experience(PromptLoader(self.prompts, self.batch_size, self.seed))
+
+    def val_dataloader(self) -> Any:
+        mine = self.held if self._trainer().global_rank == 0 else []
+        return torch.utils.data.DataLoader([mine, []], batch_size=None) if self.held else []  # type: ignore[arg-type]
+
+
+def policy(place: Path, lora: bool = False, **more: Any) -> CausalLM:
+    return CausalLM(str(place / "model"), adapter=LoraConfig(**(LORA | more)) if lora else None)
+
+
+def algorithm(place: Path, engine: Any, kind: str = "GRPO", lora: bool = False, **more: Any) -> Any:
+    made, options = KINDS[kind]
+    given: dict[str, Any] = dict(reward=even, sampling=SHORT, lr_scheduler=None, engine=engine)
+    given["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+    return made(policy(place, lora), **(given | options | more))
+
+
+def built(place: Path, lora: bool = False, **more: Any) -> CausalLM:
+    torch.manual_seed(1)
+    found = policy(place, lora, **more)
+    found.build()
+    return found
+
+
+def changed(trained: CausalLM, by: float = 0.05) -> None:
+    with torch.no_grad():
+        for parameter in (p for p in trained.parameters() if p.requires_grad):
+            parameter.add_(torch.randn_like(parameter) * by)
+
+
+def prompts_of(count: int = 6) -> list[list[int]]:
+    return [prompt.tokens for prompt in Questions(count).prompts]
+
+
+def tokens(groups: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
+    return [[response.tokens for response in group] for group in groups]
+
+
+def did(log: Path, what: str) -> list[dict[str, Any]]:
+    return [row for row in journal(log) if row["did"] == what]
+
+
+def answered(log: Path) -> list[tuple[str, int]]:
+    """Requests that were answered, but for those of proofs."""
+    return [(row["model"], row["seed"]) for row in did(log, "answer") if row["prompt"] < 288]
+
+
+def rollouts(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("rollouts*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return sorted(rows, key=lambda row: (row["rollout"], row["draw"]))
+
+
+class Measured(SyncProof):
+    """Keeps every mismatch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Mismatch] = []
+
+    def measure(self, *args: Any) -> Mismatch:
+        self.seen.append(super().measure(*args))
+        return self.seen[-1]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(holds: Callable[[], Any], seconds: float = 20.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+class Sparse(Callback):
+    """Keeps the mismatch of every rollout."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.seen.append(float(trainer.callback_metrics["rollout/mismatch_max"]))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_training_samples_what_the_policy_would(kind: str, lora: bool, place: Path, log: Path, tmp_path: Path) -> None:
+    """Every token's log-prob, in every rollout and right after every sync, and one sync for each version."""
+    found, seen = algorithm(place, VLLM(str(place / "env")), kind, lora), Sparse()
+    found.session.proof = proof = Measured()
+    torch.manual_seed(0)
+    fit(found, Questions(held=2), max_epochs=3, default_root_dir=tmp_path / "run", callbacks=[seen])
+    assert len(seen.seen) >= 6 and max(seen.seen) < EXACT
+    assert proof.noise is not None and proof.noise.largest < EXACT and max(one.largest for one in proof.seen) < EXACT
+    syncs = did(log, "load" if lora else "reload")
+    # three rollouts and three validations, of which each but the last has the weights of the next rollout; the server
+    # is started from the first ones
+    assert len(syncs) == 4 - (not lora) and len(proof.seen) == 4
+    assert len(did(log, "unload")) == (3 if lora else 0) and len(did(log, "reset")) == (0 if lora else 3)
+    assert len(did(log, "start")) == 1 and (tmp_path / "run" / "vllm.log").is_file()
+    names = [row.get("name", row.get("path")) for row in syncs]
+    assert len(set(names)) == len(names)
+    assert not list(Path("/dev/shm").glob(f"leyden-*/{os.path.basename(str(names[-1]))}"))
+    assert not alive(did(log, "start")[0]["pid"])
+
+
+def test_log_probs_are_those_of_training_before_and_after_a_sync(place: Path, log: Path, tmp_path: Path,
+                                                                 started: list[VLLM]) -> None:  # fmt: skip
+    """Also of a long prompt, which was asked before; in between the engine has the old weights."""
+    trained, engine = built(place), VLLM(str(place / "env"))
+    started.append(engine)
+    engine.start(trained, tmp_path, 320)
+    sampling, prompts = Sampling(max_new_tokens=6, seed=1), prompts_of()
+    apart = []
+    for _ in range(3):
+        engine.sync(trained)
+        groups = engine.generate(prompts, 3, sampling, range(6))
+        apart.append(float(differences(trained, prompts, groups).max()))
+        changed(trained)
+        apart.append(float(differences(trained, prompts, groups).max()))
+    assert max(apart[::2]) < EXACT and min(apart[1::2]) > 0.1
+
+
+# -- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_samples_depend_on_seed_key_and_number_alone(place: Path, log: Path, tmp_path: Path,
+                                                     started: list[VLLM]) -> None:  # fmt: skip
+    trained, engine = built(place), VLLM(str(place / "env"))
+    started.append(engine)
+    engine.start(trained, tmp_path, 320)
+    prompts = prompts_of()
+    whole = tokens(engine.generate(prompts, 3, SHORT, range(6)))
+    assert whole == tokens(engine.generate(prompts, 3, SHORT, range(6)))
+    assert whole[::-1] == tokens(engine.generate(prompts[::-1], 3, SHORT, range(6)[::-1]))
+    assert whole == [tokens(engine.generate([p], 3, SHORT, [k]))[0] for k, p in enumerate(prompts)]
+    groups: dict[int, Any] = {}
+    for few in engine.stream(prompts, 3, SHORT, range(6)):
+        groups |= dict(few)
+    assert [tokens([groups[i]])[0] for i in range(6)] == whole
+    assert [group[0] for group in tokens(engine.generate(prompts, 1, SHORT, range(6)))] == [g[0] for g in whole]
+    assert whole != tokens(engine.generate(prompts, 3, SHORT, range(6, 12)))
+    same = tokens(engine.generate([prompts[0]] * 4, 16, Sampling(max_new_tokens=6, seed=3), range(4)))
+    assert len({tuple(one) for group in same for one in group}) == 64  # of one prompt, and all are different
+
+
+def test_seeds_of_requests_lie_further_apart_than_samples() -> None:
+    seeds = {request_seed(seed, key) for seed in (None, 1, 2, 1_000_003) for key in range(5000)}
+    assert len(seeds) == 20_000 and all(seed % 65_536 == 0 and 0 <= seed < 2**63 for seed in seeds)
+    assert request_seed(0, 5) == request_seed(None, 5) != request_seed(5, 0)
+
+
+def test_greedy_answers_are_those_of_the_policy(place: Path, log: Path, tmp_path: Path, started: list[VLLM]) -> None:
+    trained, engine = built(place), VLLM(str(place / "env"))
+    started.append(engine)
+    engine.start(trained, tmp_path, 320)
+    greedy, prompts, own = Sampling(max_new_tokens=6, temperature=0.0), prompts_of(), Native()
+    own.sync(trained)
+    for n in (1, 2):
+        found = engine.generate(prompts, n, greedy, range(6))
+        assert tokens(found) == tokens(own.generate(prompts, n, greedy, range(6)))
+
+
+def on_rank(place: str, folder: str, environment: dict[str, str], lora: bool) -> tuple[torch.Tensor, float]:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    os.environ |= environment
+    found = algorithm(Path(place), VLLM(str(Path(place) / "env")), lora=lora)
+    torch.manual_seed(0)
+    options = dict(devices=2, strategy=DDPStrategy(process_group_backend="gloo"), use_distributed_sampler=False)
+    # one prompt is held out, and the first process alone has it
+    trainer = fit(found, Questions(held=1), max_epochs=2, default_root_dir=folder, **options)
+    return weights_of(found.policy), float(trainer.callback_metrics["rollout/mismatch_max"])
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_two_processes_share_a_server_and_learn_what_one_does(lora: bool, place: Path, log: Path, ranks: Ranks,
+                                                              tmp_path: Path) -> None:  # fmt: skip
+    one = algorithm(place, VLLM(str(place / "env")), lora=lora)
+    torch.manual_seed(0)
+    fit(one, Questions(held=1), max_epochs=2, default_root_dir=tmp_path / "one")
+    before = len(journal(log))
+    own = {JOURNAL: str(log), FAULTS: "{}"}
+    first, second = ranks(on_rank, str(place), str(tmp_path / "two"), own, lora, timeout=90.0)
+    assert torch.equal(first[0], second[0]) and max(first[1], second[1]) < EXACT
+    torch.testing.assert_close(first[0], weights_of(one.policy), atol=1e-4, rtol=0)
+    shared, alone = rollouts(tmp_path / "two"), rollouts(tmp_path / "one")
+    assert [row["tokens"] for row in shared] == [row["tokens"] for row in alone] and len(alone) == 16
+    count = [row["did"] for row in journal(log)[before:]]
+    assert count.count("start") == 1 and count.count("load" if lora else "reload") == 3 - (not lora)
+
+
+# -- proof -----------------------------------------------------------------------------------------------------------
+
+SKIPPED = {
+    "reload": ({"ignore_reload": True}, "no longer in step.*weights were not taken over"),
+    "head": ({"keep_head": True}, "no longer in step"),
+    "keys": ({"keep_cache": True}, "no longer in step.*keys of older weights"),
+    "vocabulary": ({"shifted": True}, "does not sample from this policy.*another tokenizer"),
+    "busy": ({"busy_cache": True}, "cache of keys could not be emptied"),
+    "tokens": ({"vocabulary": 50}, "refuses to sample.*out of vocabulary"),
+}
+
+
+@pytest.mark.parametrize("skipped", list(SKIPPED))
+def test_a_sync_that_left_something_out_ends_the_run(skipped: str, place: Path, log: Path, tmp_path: Path,
+                                                     broken: Callable[..., None]) -> None:  # fmt: skip
+    faults, said = SKIPPED[skipped]
+    broken(**faults)
+    found = algorithm(place, VLLM(str(place / "env")))
+    with pytest.raises(UserError, match=said):
+        fit(found, Questions(), max_epochs=3, default_root_dir=tmp_path / "run")
+    found.session.stop()
+
+
+def test_an_adapter_that_was_not_taken_over_ends_the_run(place: Path, log: Path, tmp_path: Path,
+                                                         broken: Callable[..., None]) -> None:  # fmt: skip
+    broken(ignore_reload=True)
+    found = algorithm(place, VLLM(str(place / "env")), lora=True)
+    with pytest.raises(UserError, match="no longer in step"):
+        fit(found, Questions(), max_epochs=3, default_root_dir=tmp_path / "run")
+    found.session.stop()
+
+
+# -- outages ---------------------------------------------------------------------------------------------------------
+
+
+def sampled(place: Path, folder: Path, lora: bool = False, engine: VLLM | None = None) -> Any:
+    """A run of two rollouts."""
+    found = algorithm(place, engine or VLLM(str(place / "env"), requests=6), lora=lora)
+    torch.manual_seed(0)
+    try:
+        fit(found, Questions(24, size=12), max_epochs=2, default_root_dir=folder)
+    finally:
+        found.session.stop()
+    return (folder / "rollouts.jsonl").read_bytes().replace(b"policy", b"")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, bytes]:
+    """Rollouts of runs whose server lives, with full weights and with an adapter."""
+    return {lora: sampled(place, tmp_path_factory.mktemp("whole"), lora) for lora in (False, True)}
+
+
+@pytest.mark.parametrize("fault", ["die_after", "core_dies_after"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_server_that_dies_is_started_again_and_nothing_is_sampled_twice(
+    fault: str, lora: bool, place: Path, log: Path, tmp_path: Path, undisturbed: dict[bool, bytes],
+    broken: Callable[..., None],
+) -> None:  # fmt: skip
+    """In the middle of the first rollout, and in the middle of the second, whose weights it was not started from."""
+    broken(**{fault: [4 + 5, 7 + 4 + 4]})
+    assert sampled(place, tmp_path / "run", lora) == undisturbed[lora]
+    starts = did(log, "start")
+    assert len(starts) == 3 and len(answered(log)) == len(set(answered(log))) == 24
+    if not lora:
+        assert [Path(row["model"]).name for row in starts] == ["v0", "v0", "v1"]
+
+
+def test_a_server_that_dies_during_a_sync_is_told_again(place: Path, log: Path, tmp_path: Path,
+                                                        undisturbed: dict[bool, bytes]) -> None:  # fmt: skip
+    class Fatal(VLLM):
+        """Its server dies as it is told of the new weights, once."""
+
+        killed = False
+
+        def _reload(self, client: Client) -> None:
+            if not self.killed:
+                self.killed = True
+                os.kill(did(log, "start")[-1]["pid"], signal.SIGKILL)
+                until(lambda: not client.is_up())
+            super()._reload(client)
+
+    assert sampled(place, tmp_path / "run", engine=Fatal(str(place / "env"), requests=6)) == undisturbed[False]
+    assert len(did(log, "start")) == 2
+
+
+def test_a_server_that_keeps_dying_ends_the_run(place: Path, log: Path, tmp_path: Path,
+                                                broken: Callable[..., None]) -> None:  # fmt: skip
+    broken(die_after=[4 + 3, *[0] * 9])
+    with pytest.raises(UserError, match="went away twice over the same requests.*ckpt_path auto goes on from there"):
+        sampled(place, tmp_path / "run")
+    kept = rollouts(tmp_path / "run")
+    assert len(kept) == 3 == len(answered(log)) and not Path(did(log, "start")[0]["model"]).exists()
+
+
+def test_a_server_that_cannot_start_again_ends_the_run(place: Path, log: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Its weights have gone, say."""
+    found, count = algorithm(place, VLLM(str(place / "env"), requests=6)), []
+
+    def spoil(samples: Sequence[Sample]) -> list[float]:
+        count.append(len(samples))
+        first = did(log, "start")[0]
+        Path(first["model"], "config.json").unlink()
+        os.kill(first["pid"], signal.SIGKILL)
+        return even(samples)
+
+    found.reward = spoil
+    with pytest.raises(UserError, match="has gone and does not come back"):
+        fit(found, Questions(24, size=12), max_epochs=2, default_root_dir=tmp_path / "run")
+    found.session.stop()
+    assert count == [36]
+
+
+# -- servers elsewhere -----------------------------------------------------------------------------------------------
+
+
+def test_two_servers_share_the_work_and_one_takes_over(place: Path, log: Path, tmp_path: Path,
+                                                       undisturbed: dict[bool, bytes]) -> None:  # fmt: skip
+    model = str(place / "model")
+    with Fake(model, free_port("127.0.0.1"), log, {"slow": 0.01}) as one, Fake(model, free_port("127.0.0.1"), log,
+                                                                            {"slow": 0.01}) as two:  # fmt: skip
+        urls = [one.url, two.url]
+        whole = sampled(place, tmp_path / "whole", engine=VLLM(url=urls, folder=str(tmp_path), requests=6))
+        assert whole == undisturbed[False]
+        shares = [sum(row["port"] == fake.port for row in did(log, "answer")) for fake in (one, two)]
+        assert min(shares) >= 8 and one.process.poll() is None
+        log.unlink()
+        one.ask("POST", "/fake", {"die_after": [one.ask("GET", "/fake")["answers"] + 4] * 9})
+        again = sampled(place, tmp_path / "again", engine=VLLM(url=urls, folder=str(tmp_path), requests=6))
+        assert again == undisturbed[False] and one.process.wait(5) == -signal.SIGKILL
+        assert len(answered(log)) == len(set(answered(log))) == 24
+        two.ask("POST", "/fake", {"die_after": [two.ask("GET", "/fake")["answers"] + 6] * 9})
+        with pytest.raises(UserError, match="none of the 2 servers answers|nothing answers there"):
+            sampled(place, tmp_path / "none", engine=VLLM(url=urls, folder=str(tmp_path), requests=6))
+    assert not list(tmp_path.glob("leyden-*"))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_server_elsewhere_that_comes_back_gets_the_weights_again(lora: bool, place: Path, log: Path, tmp_path: Path,
+                                                                   undisturbed: dict[bool, bytes]) -> None:  # fmt: skip
+    """Whoever runs it has started it again from its own weights, in the middle of the second rollout."""
+    port, options = free_port("127.0.0.1"), ("--enable-lora", "--served-model-name", "theirs")
+    fakes = [Fake(str(place / "model"), port, log, {"die_after": [4 + 12 + 4 + 5]}, options=options)]
+
+    def revive() -> None:
+        fakes[0].process.wait(60)
+        fakes.append(Fake(str(place / "model"), port, log, options=options))
+
+    watch = threading.Thread(target=revive)
+    watch.start()
+    try:
+        engine = VLLM(url=fakes[0].url, folder=str(tmp_path), requests=6, start_timeout=30)
+        assert sampled(place, tmp_path / "run", lora, engine) == undisturbed[lora]
+        watch.join()
+        assert len(fakes) == 2 and len(set(answered(log))) == len(answered(log)) == 24
+        models = ask(port, "GET", "/v1/models")["data"]
+        assert [one["id"] for one in models] == ["theirs"]  # no adapter of ours is left
+    finally:
+        for fake in fakes:
+            fake.__exit__()
