@@ -34,7 +34,7 @@ class Ranks:
 
     Args:
         world: how many there are.
-        method: of starting them; those that are forked have at once what this process has imported.
+        method: of starting them, as `multiprocessing` calls it.
     """
 
     def __init__(self, world: int = 2, method: str = "spawn") -> None:

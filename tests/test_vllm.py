@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -49,6 +50,8 @@ KINDS: dict[str, tuple[type[OnPolicy], dict[str, Any]]] = {
     "GRPO": (GRPO, {"samples": 3, "minibatches": 2}),
     "RejectionSampling": (RejectionSampling, {"samples": 3, "minibatches": 2}),
 }
+multiprocessing.set_forkserver_preload(["leyden.cli.lightning_cli", "leyden.algos", "leyden.models.engines.vllm",
+                                        "leyden.datamodules", "leyden.rewards", "peft", "transformers.models.llama"])
 EXACT = 1e-4
 """Nats that float32 may lie from float32."""
 
@@ -93,7 +96,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Ranks]:
-    group = Ranks(method="fork")
+    group = Ranks(method="forkserver")
     yield group
     group.close()
 
@@ -143,7 +146,7 @@ def policy(place: Path, lora: bool = False, **more: Any) -> CausalLM:
 def algorithm(place: Path, engine: Any, kind: str = "GRPO", lora: bool = False, **more: Any) -> Any:
     made, options = KINDS[kind]
     given: dict[str, Any] = dict(reward=even, sampling=SHORT, lr_scheduler=None, engine=engine)
-    given["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+    given["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=2e-2, eps=1e-3)  # no sign of rounding
     return made(policy(place, lora), **(given | options | more))
 
 
@@ -323,8 +326,9 @@ def test_two_processes_share_a_server_and_learn_what_one_does(lora: bool, place:
     own = {JOURNAL: str(log), FAULTS: "{}"}
     first, second = ranks(on_rank, str(place), str(tmp_path / "two"), own, lora, timeout=90.0)
     assert torch.equal(first[0], second[0]) and max(first[1], second[1]) < EXACT
-    torch.testing.assert_close(first[0], weights_of(one.policy), atol=1e-4, rtol=0)
     shared, alone = rollouts(tmp_path / "two"), rollouts(tmp_path / "one")
+    torch.testing.assert_close(first[0], weights_of(one.policy), atol=1e-5, rtol=0)
+    assert (first[0] - weights_of(built(place, lora))).abs().max() > 1e-3 or lora
     assert [row["tokens"] for row in shared] == [row["tokens"] for row in alone] and len(alone) == 16
     count = [row["did"] for row in journal(log)[before:]]
     assert count.count("start") == 1 and count.count("load" if lora else "reload") == 3 - (not lora)
