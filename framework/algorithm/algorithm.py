@@ -133,11 +133,16 @@ class Algorithm(OptimizerStep):
     def teardown(self, stage: str) -> None:
         self.session.stop()
 
+    @property
+    def needs_whole(self) -> bool:
+        """Whether sampling runs models here, whose sharded weights then have to be whole on every process."""
+        return self.engine.runs_policy
+
     @contextmanager
     def sampling_engine(self) -> Iterator[Engine]:
-        """The engine, with the policy's present weights, which each state of them is sent to once. To be entered on
-        every process; sharded weights are whole inside where the engine runs them."""
-        trainer, sharded = self.trainer, nullcontext() if not self.engine.runs_policy else assembled(self)
+        """The engine, with the policy's present weights, each state of which is sent once. To be entered on every
+        process; sharded weights are whole inside where `needs_whole`."""
+        trainer, sharded = self.trainer, assembled(self) if self.needs_whole else nullcontext()
         longest = max(self.longest_sampled, int(getattr(self.data, "max_length", 0) or 0))
         version = (trainer.global_step, holds_average(trainer))
         with sharded:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,9 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leyden.algorithm.microbatches import MicroBatches, out_of_memory
 from leyden.batch.forest import Batch
-from leyden.distributed import full_tensor, reduce_sums
+from leyden.batch.trajectory import Trajectory
+from leyden.batch.tree import Tree
+from leyden.distributed import all_gather, full_tensor, reduce_sums
 from leyden.errors import UserError
 from leyden.lightning_loop import is_accumulating
+
+B = TypeVar("B", bound=Batch)
+R = TypeVar("R")
 
 
 class OptimizerStep(LightningModule):
@@ -157,6 +162,21 @@ class OptimizerStep(LightningModule):
         self._failed = self._run([part for batch in self._micro for part in self.micro_batches.of(batch)])
 
     # -- several processes -------------------------------------------------------------------------------------------
+
+    def run_in_step(self, function: Callable[[B], R], batches: Sequence[B]) -> list[R]:
+        """The results of a function that runs models without gradients, for each of these batches or its parts, cut
+        smaller where memory ran out. To be called on every process: where weights are sharded, each runs as many,
+        since they put the weights together for each other.
+
+        Args:
+            batches: on their device or not, any number of them.
+        """
+        if self.device_mesh is None:
+            return [result for batch in batches for result in self.micro_batches.run(function, batch)]
+        parts = [part for batch in batches for part in self.micro_batches.of(batch)]
+        missing = max(all_gather(len(parts))) - len(parts)
+        filler = parts[-1].blank() if parts else cast(B, Trajectory.of([Tree([0, 0], [])]))
+        return [function(part) for part in [*parts, *[filler] * missing]][: len(parts)]
 
     def agree_on_memory(self) -> None:
         """Cut micro-batches on every process as small as the one that has the least memory: to be called on all of them

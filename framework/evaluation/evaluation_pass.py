@@ -50,7 +50,7 @@ def add_divergence(
 
     trees = [Tree(p.tokens, [row["tokens"]], row=p.row) for p, row in zip(prompts, rows, strict=True)]
     chunks = chunk_by_tokens(trees, module.budget)
-    parts = [part for few in chunks for part in module.micro_batches.run(measure, pack(few))]
+    parts = module.run_in_step(measure, [pack(few) for few in chunks])
     kl = [value for part, _ in parts for value in part.tolist()]
     entropy = [value for _, part in parts for value in part.tolist()]
     for row, nats, spread in zip(rows, kl, entropy, strict=True):
@@ -65,7 +65,7 @@ def sum_text_loss(module: Any, trees: Sequence[Tree]) -> tuple[float, float]:
         return -float((module.policy(batch, {"logp"}).logp * batch.weight).sum())
 
     chunks = chunk_by_tokens(trees, module.budget)
-    parts = [part for few in chunks for part in module.micro_batches.run(loss, pack(few))]
+    parts = module.run_in_step(loss, [pack(few) for few in chunks])
     return sum(parts), sum(tree.totals().tokens for tree in trees)
 
 

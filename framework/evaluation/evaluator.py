@@ -7,6 +7,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from leyden.rewards.reward import Reward, attach, name_of
 from leyden.rng import EVALUATION_SEED
 from leyden.run.metrics_csv import Tracker
 from leyden.run.progress import progress_of
-from leyden.sharding import assembled
+from leyden.sharding import assembled, is_sharded
 
 log = logging.getLogger("leyden")
 SAMPLING = Sampling(max_new_tokens=256, temperature=1.0, seed=EVALUATION_SEED)
@@ -187,11 +188,10 @@ class Evaluator(Callback, ABC):
         """Answer, score and measure: logged and given back as eval/…, the same on every process."""
         self._read(trainer, module)
         prompts, reference = local_share(self._prompts or [], trainer), self._reference_of(module)
-        whole = averaged(trainer, module), assembled(module), assembled(reference or nn.Module())
-        with eval_mode(module), whole[0], whole[1], whole[2], trainer.precision_plugin.forward_context():
-            with module.sampling_engine() as engine:  # on every process, also where it has no prompts
-                pass
-            answered = answer_prompts(trainer, module.policy, prompts, self.sampling, self.reward(module), engine)
+        reward, context = self.reward(module), trainer.precision_plugin.forward_context()
+        with eval_mode(module), averaged(trainer, module), context:
+            with module.sampling_engine() as engine, self._whole(module, reward):  # also where there are no prompts
+                answered = answer_prompts(trainer, module.policy, prompts, self.sampling, reward, engine)
             mine = list(map(answer_row, answered))
             self._ensure_reference_answers(trainer, module, prompts, mine)
             add_divergence(module, prompts, mine, reference, self.sampling)
@@ -213,6 +213,11 @@ class Evaluator(Callback, ABC):
                 logger.samples(shown)
         return metrics
 
+    def _whole(self, module: Any, reward: Any) -> Any:
+        """Sharded weights put together, where a reward of the evaluation's own runs on them."""
+        shared = isinstance(reward, nn.Module) and any(map(is_sharded, reward.modules()))
+        return assembled(module) if shared and not module.needs_whole else nullcontext()
+
     def reward(self, module: Any) -> Any:
         """What scores answers; None where nothing does."""
         reward = self._reward if self._reward is not None else getattr(module, "reward", None)
@@ -228,7 +233,8 @@ class Evaluator(Callback, ABC):
         if self._known.get("prompts") == self._prompts_fingerprint():
             self._reference_answers = {row["row"]: row for row in self._known["reference"]}
         elif isinstance(reference, OtherPolicy) and (self._other or module.has_reference_policy):
-            theirs = answer_prompts(trainer, reference.policy, prompts, self.sampling, self.reward(module))
+            with assembled(reference):
+                theirs = answer_prompts(trainer, reference.policy, prompts, self.sampling, self.reward(module))
             self._reference_answers = {row["row"]: row for row in all_gather_list(list(map(answer_row, theirs)))}
         elif trainer.global_step == 0:
             self._reference_answers = {row["row"]: dict(row) for row in all_gather_list(mine)}

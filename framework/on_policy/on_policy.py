@@ -6,6 +6,7 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from leyden.algorithm.with_reference import WithReference
 from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
-from leyden.batch.tree import Totals, chunk_by_tokens
+from leyden.batch.tree import Totals, Tree, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
 from leyden.distributed import all_gather, all_gather_list, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
@@ -34,7 +35,7 @@ from leyden.on_policy.rollout_loader import RolloutLoader, check_room
 from leyden.on_policy.sampler import Sampler, answer_prompts
 from leyden.policy.policy import Policy, Sampling
 from leyden.rewards.reward import Reward, attach
-from leyden.sharding import assembled
+from leyden.sharding import assembled, is_sharded
 
 log = logging.getLogger("leyden")
 SAMPLING = Sampling(max_new_tokens=256, temperature=1.0)
@@ -90,6 +91,8 @@ class OnPolicy(WithReference):
         """What was measured on the latest rollout, until it is logged."""
         self.clock = RolloutClock()
         self._validation_began = 0.0
+        self._answers: list[Tree] = []
+        """Answers of this validation, until their divergence is known."""
 
     # -- methods to override -----------------------------------------------------------------------------------------
 
@@ -124,6 +127,12 @@ class OnPolicy(WithReference):
         if isinstance(reward, nn.Module):
             reward.to(self.device)  # does nothing once it is there
         return reward
+
+    @property
+    def needs_whole(self) -> bool:
+        reward = self._reward[0]
+        shared = any(map(is_sharded, reward.modules())) if isinstance(reward, nn.Module) else False
+        return shared or super().needs_whole  # a reward on the policy's base runs it whenever it is asked
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of a tensor over all processes; to be called on every one of them."""
@@ -199,8 +208,7 @@ class OnPolicy(WithReference):
     def _with_log_probs(self, rollout: Rollout) -> Trajectory:
         """Responses with the log-probs of policy and reference, as many at a time as fit the memory."""
         answered = chunk_by_tokens(rollout.some_responses(self.kl_responses), self.budget)
-        parts = [self.micro_batches.run(self._on_device, Rollout.pack(few)) for few in answered]
-        return Trajectory.cat([one for part in parts for one in part])
+        return Trajectory.cat(self.run_in_step(self._on_device, [Rollout.pack(few) for few in answered]))
 
     def _on_device(self, batch: Trajectory) -> Trajectory:
         return self.compute_log_probs(batch.to(self.device)).to("cpu")
@@ -226,6 +234,7 @@ class OnPolicy(WithReference):
     @torch.no_grad()
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
+        self._answers = []
         with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
             pass  # here, and not where prompts are answered: a process may have none of them
 
@@ -234,15 +243,13 @@ class OnPolicy(WithReference):
     @torch.no_grad()
     def validation_sums(self, batch: list[Prompt]) -> dict[str, Tensor]:  # type: ignore[override]
         """One answer to each held-out prompt, with the same noise every time; sums over them."""
-        with assembled(self):
+        with assembled(self) if self.needs_whole else nullcontext():
             answered = answer_prompts(self.trainer, self.policy, batch, self.sampling, self.reward, self.engine)
-            trees = [one.tree() for one in answered] if self.sampling.is_full else []
-            parts = [self._on_device(Trajectory.of(few)) for few in chunk_by_tokens(trees, self.budget)]
+        self._answers += [one.tree() for one in answered] if self.sampling.is_full else []
         responses = [one.responses[0] for one in answered]
         sums = {
             "count": len(answered),
             "reward": sum(one.scores[0] for one in answered if one.scores),
-            **({"kl": sum(float(divergence(part).sum()) for part in parts)} if self.sampling.is_full else {}),
             "length": sum(len(response.tokens) for response in responses),
             "eos_rate": sum(response.finished for response in responses),
         } | term_sums(answered)
@@ -252,7 +259,13 @@ class OnPolicy(WithReference):
         names = [name for name in ("reward", "kl", "length", "eos_rate") if name in sums]
         return {name: sums[name] / max(sums["count"], 1.0) for name in names} | term_means(sums)
 
+    @torch.no_grad()
     def on_validation_epoch_end(self) -> None:
+        if self.sampling.is_full:  # here, where all processes are: they run as many forwards
+            answers, self._answers = chunk_by_tokens(self._answers, self.budget), []
+            with self.trainer.precision_plugin.forward_context():
+                parts = self.run_in_step(self._on_device, [Trajectory.of(few) for few in answers])
+            self._sums["kl"] = torch.tensor(sum(float(divergence(part).sum()) for part in parts), device=self.device)
         for name in sorted(set(all_gather_list(list(self._sums)))):  # a process without prompts knows of no terms
             self._sums.setdefault(name, torch.zeros((), device=self.device))
         super().on_validation_epoch_end()
