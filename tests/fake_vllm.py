@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,6 +60,8 @@ class Faults:
     """Every token has the embedding of the one before: another vocabulary"""
     last_words: str = ""
     """What it says and ends with before it listens"""
+    unable_from: int = 0
+    """The start, counted from 0, from which it has last words"""
     deaf: bool = False
     """It never listens"""
     stubborn: bool = False
@@ -173,7 +176,7 @@ class Engine:
 
     def __init__(self, given: argparse.Namespace, faults: Faults) -> None:
         self.given, self.faults, self.lock = given, faults, threading.Lock()
-        self.starts = sum(row["did"] == "start" for row in journal(os.environ.get(JOURNAL)))
+        self.starts = starts()
         self.model = self._load(given.model)
         self.adapters: dict[str, Llama] = {}
         self.keys: dict[Any, Array] = {}
@@ -294,7 +297,6 @@ class Engine:
         finally:
             with self.lock:
                 self.running -= 1
-        self._die_if_due()
         choices = []
         for k, (mine, said) in enumerate(zip(tokens, logp, strict=True)):
             ended = "stop" if mine[-1] in asked["stop_token_ids"] else "length"
@@ -302,17 +304,17 @@ class Engine:
                             "logprobs": {"token_logprobs": said}})  # fmt: skip
         return {"object": "text_completion", "model": asked["model"], "choices": choices[::-1]}
 
-    def _die_if_due(self) -> None:
+    def die_if_due(self) -> None:
+        """To be called with the lock, so that what was answered is in the journal too."""
+
         def due(after: list[int | None]) -> bool:
             most = after[self.starts] if self.starts < len(after) else None
             return most is not None and self.answers >= most
 
-        with self.lock:
-            if due(self.faults.die_after):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if due(self.faults.core_dies_after):
-                raise self._end()
-            self.answers += 1
+        if due(self.faults.die_after):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if due(self.faults.core_dies_after):
+            raise self._end()
 
     def _end(self) -> Refusal:
         """What it says when its engine has ended, and it is about to."""
@@ -369,6 +371,11 @@ def draw(logp: Array, noise: np.random.Generator) -> int:
     return min(int(np.searchsorted(share, noise.random() * share[-1], "right")), len(share) - 1)
 
 
+def starts() -> int:
+    """How often a server was started before."""
+    return sum(row["did"] == "start" for row in journal(os.environ.get(JOURNAL)))
+
+
 class Handler(BaseHTTPRequestHandler):
     """vLLM's paths."""
 
@@ -408,11 +415,15 @@ class Handler(BaseHTTPRequestHandler):
             return self._say(404, {"detail": "Not Found"})
         try:
             found = paths[self.path]()
+            with engine.lock if self.path == "/v1/completions" else nullcontext():
+                if self.path == "/v1/completions":
+                    engine.die_if_due()
+                self._say(200, found)
+                if self.path == "/v1/completions":
+                    engine.answers += 1
+                    engine.write("answer", prompt=len(body["prompt"]), seed=body["seed"], model=body["model"])
         except Refusal as refusal:
-            return self._say(refusal.status, refusal.body)
-        self._say(200, found)
-        if self.path == "/v1/completions":
-            engine.write("answer", prompt=len(body["prompt"]), seed=body["seed"], model=body["model"])
+            self._say(refusal.status, refusal.body)
 
     def _fault(self, changed: Mapping[str, Any]) -> dict[str, Any]:
         self.engine.faults = replace(self.engine.faults, **changed)
@@ -445,7 +456,7 @@ def main() -> None:
     faults = Faults(**json.loads(os.environ.get(FAULTS, "{}")))
     if faults.stubborn:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if faults.last_words:
+    if faults.last_words and starts() >= faults.unable_from:
         print(faults.last_words, flush=True)
         raise SystemExit(1)
     if faults.deaf:

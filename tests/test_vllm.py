@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import leyden.cli.lightning_cli  # noqa: F401  (what processes that are forked from this one need)
 from leyden.algos import GRPO, PPO, RejectionSampling
+from leyden.corrections import NoCorrection
 from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
 from leyden.data.tokenizer import load_tokenizer
@@ -35,12 +35,13 @@ from leyden.datamodules import PromptData  # noqa: F401
 from leyden.errors import UserError
 from leyden.example import Example, Sample
 from leyden.models import CausalLM
-from leyden.models.engines import VLLM, guard, requests, server
+from leyden.models.engines import VLLM, guard, server
 from leyden.models.engines.client import Client
 from leyden.models.engines.requests import request_seed
-from leyden.models.engines.server import find, free_port, own_environment
+from leyden.models.engines.server import free_port
 from leyden.on_policy import OnPolicy
 from leyden.policy import Native, Response, Sampling
+from leyden.policy.engine_session import EngineSession
 from leyden.policy.sync_proof import Mismatch, SyncProof, differences
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7, seed=3)
@@ -50,8 +51,17 @@ KINDS: dict[str, tuple[type[OnPolicy], dict[str, Any]]] = {
     "GRPO": (GRPO, {"samples": 3, "minibatches": 2}),
     "RejectionSampling": (RejectionSampling, {"samples": 3, "minibatches": 2}),
 }
-multiprocessing.set_forkserver_preload(["leyden.cli.lightning_cli", "leyden.algos", "leyden.models.engines.vllm",
-                                        "leyden.datamodules", "leyden.rewards", "peft", "transformers.models.llama"])
+multiprocessing.set_forkserver_preload(
+    [
+        "leyden.cli.lightning_cli",
+        "leyden.algos",
+        "leyden.models.engines.vllm",
+        "leyden.datamodules",
+        "leyden.rewards",
+        "peft",
+        "transformers.models.llama",
+    ]
+)
 EXACT = 1e-4
 """Nats that float32 may lie from float32."""
 
@@ -371,7 +381,8 @@ def test_an_adapter_that_was_not_taken_over_ends_the_run(place: Path, log: Path,
 
 def sampled(place: Path, folder: Path, lora: bool = False, engine: VLLM | None = None) -> Any:
     """A run of two rollouts."""
-    found = algorithm(place, engine or VLLM(str(place / "env"), requests=6), lora=lora)
+    engine = engine or VLLM(str(place / "env"), requests=6)
+    found = algorithm(place, engine, lora=lora, correction=NoCorrection())
     torch.manual_seed(0)
     try:
         fit(found, Questions(24, size=12), max_epochs=2, default_root_dir=folder)
@@ -429,22 +440,11 @@ def test_a_server_that_keeps_dying_ends_the_run(place: Path, log: Path, tmp_path
 
 
 def test_a_server_that_cannot_start_again_ends_the_run(place: Path, log: Path, tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Its weights have gone, say."""
-    found, count = algorithm(place, VLLM(str(place / "env"), requests=6)), []
-
-    def spoil(samples: Sequence[Sample]) -> list[float]:
-        count.append(len(samples))
-        first = did(log, "start")[0]
-        Path(first["model"], "config.json").unlink()
-        os.kill(first["pid"], signal.SIGKILL)
-        return even(samples)
-
-    found.reward = spoil
+                                                       broken: Callable[..., None]) -> None:  # fmt: skip
+    broken(die_after=[4 + 3], last_words="out of memory", unable_from=1)
     with pytest.raises(UserError, match="has gone and does not come back"):
-        fit(found, Questions(24, size=12), max_epochs=2, default_root_dir=tmp_path / "run")
-    found.session.stop()
-    assert count == [36]
+        sampled(place, tmp_path / "run")
+    assert len(rollouts(tmp_path / "run")) == 3 and "out of memory" in (tmp_path / "run" / "vllm.log").read_text()
 
 
 # -- servers elsewhere -----------------------------------------------------------------------------------------------
@@ -494,3 +494,414 @@ def test_a_server_elsewhere_that_comes_back_gets_the_weights_again(lora: bool, p
     finally:
         for fake in fakes:
             fake.__exit__()
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slowed(place: Path, log: Path, tmp_path: Path, started: list[VLLM]) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Streams whose first answers come at once, and all others in a minute."""
+    with Fake(str(place / "model"), free_port("127.0.0.1"), log) as fake:
+        engine = VLLM(url=fake.url, folder=str(tmp_path), requests=9)
+        started.append(engine)
+        trained = built(place)
+        engine.start(trained, tmp_path, 320)
+        engine.sync(trained)
+
+        def stream(at_once: bool) -> Iterator[Any]:
+            fake.ask("POST", "/fake", {"slow": 0.0 if at_once else 60.0})
+            slow: Callable[[int], Any] = lambda count: fake.ask("POST", "/fake", {"slow": 60.0})  # noqa: E731
+            return engine.stream(prompts_of(12), 3, SHORT, range(12), slow)
+
+        yield stream
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_ctrl_c_waits_for_no_answer(at_once: bool, slowed: Callable[..., Iterator[Any]]) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(slowed(at_once))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began < 3.0
+
+
+def test_an_error_of_the_reward_waits_for_no_answer(slowed: Callable[..., Iterator[Any]]) -> None:
+    began, files = time.monotonic(), len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ZeroDivisionError), closing(slowed(True)) as groups:  # type: ignore[type-var]
+        for _ in groups:
+            raise ZeroDivisionError
+    assert time.monotonic() - began < 3.0
+    assert len(os.listdir("/proc/self/fd")) <= files  # no connection is left of the threads that asked
+
+
+def test_an_error_in_training_ends_the_server(place: Path, log: Path, tmp_path: Path) -> None:
+    def fail(samples: Sequence[Sample]) -> list[float]:
+        raise OSError("the judge is away")
+
+    found = algorithm(place, VLLM(str(place / "env"), folder=str(tmp_path / "scratch")), reward=fail)
+    with pytest.raises(UserError, match="the judge is away"):
+        fit(found, Questions(), max_epochs=1, default_root_dir=tmp_path / "run")
+    assert not alive(did(log, "start")[0]["pid"]) and not os.listdir(tmp_path / "scratch")
+
+
+def test_an_interrupted_start_ends_the_server(place: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              broken: Callable[..., None]) -> None:  # fmt: skip
+    broken(deaf=True)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.Client, "is_up", interrupt)
+    engine = VLLM(str(place / "env"), folder=str(tmp_path / "scratch"))
+    with pytest.raises(KeyboardInterrupt):
+        EngineSession(engine).sync(built(place), 0, tmp_path, 320)
+    assert not os.listdir(tmp_path / "scratch")
+
+
+def command(args: list[str], folder: str, log: str, environment: dict[str, str]) -> None:
+    """Run `leyden ARGS` in a process of its own."""
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ |= environment
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    from leyden.cli.launcher import main
+
+    code = main(args)
+    sys.stdout.flush()
+    sys.exit(code)  # not os._exit: the server is ended at the end of the interpreter
+
+
+FIT = (
+    "fit --config grpo --config vllm --data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 "
+    "--model.sampling.max_new_tokens 6 --model.reward leyden.rewards.Function --model.reward.path vowels.count "
+    "--model.samples 3 --model.minibatches 2 --model.optimizer.lr 1e-3 --trainer.max_epochs 3 --ckpt_path auto "
+    "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --checkpoint.every_n_train_steps 1"
+)
+
+
+class Runs:
+    """Runs of `leyden fit` in a folder, which are started, watched and killed."""
+
+    def __init__(self, place: Path, folder: Path, log: Path) -> None:
+        self.place, self.folder, self.log = place, folder, log
+        rows = [json.dumps({"prompt": f"{i} one two {'three' * (i % 4)}?"}) + "\n" for i in range(20)]
+        (folder / "prompts.jsonl").write_text("".join(rows))
+        code = "def count(samples):\n    return [sum(s.response.count(v) for v in 'aeiou') / 4 for s in samples]\n"
+        (folder / "vowels.py").write_text(code)
+
+    def start(self, name: str, **faults: Any) -> Any:
+        args = [*FIT.split(), "--model.policy.path", str(self.place / "model"), "--trainer.default_root_dir", name,
+                "--model.engine.python", str(self.place / "env"), "--model.engine.requests", "3"]  # fmt: skip
+        own = {name: os.environ[name] for name in ("LEYDEN_CACHE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")}
+        own |= {JOURNAL: str(self.log), FAULTS: json.dumps(faults), "LEYDEN_LANG": "en"}
+        started = (args, str(self.folder), str(self.folder / f"{name}.log"), own)
+        process = multiprocessing.get_context("forkserver").Process(target=command, args=started)
+        process.start()
+        return process
+
+    def end(self, process: Any) -> int:
+        process.join(60)
+        return int(process.exitcode)
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_killed_leaves_nothing_and_goes_on_as_if_it_was_not(number: int, place: Path, log: Path,
+                                                                          tmp_path: Path) -> None:  # fmt: skip
+    """In the middle of the second rollout. Ctrl-C, which a terminal sends to all, ends it once its step is saved."""
+    runs = Runs(place, tmp_path, log)
+    assert runs.end(runs.start("whole")) == 0, runs.said("whole")
+    whole = (tmp_path / "whole" / "rollouts.jsonl").read_bytes()
+    assert len(answered(log)) == len(whole.splitlines()) == 24
+    log.unlink()
+    process = runs.start("cut", slow=0.1)
+    assert until(lambda: len(answered(log)) >= 11 or not process.is_alive(), 60) and process.is_alive()
+    first = did(log, "start")[0]
+    os.kill(process.pid, number)
+    assert runs.end(process) == (-9 if number == signal.SIGKILL else 130), runs.said("cut")
+    assert until(lambda: not alive(first["pid"]) and not Path(first["model"]).parent.exists(), 5)
+    kept, asked = len(rollouts(tmp_path / "cut")), len(answered(log))
+    assert 10 <= kept <= asked and kept == (asked if number == signal.SIGINT else kept)
+    assert runs.end(runs.start("cut")) == 0, runs.said("cut")
+    assert (tmp_path / "cut" / "rollouts.jsonl").read_bytes() == whole
+    assert len(answered(log)) - asked == 24 - kept
+    assert not alive(did(log, "start")[-1]["pid"])
+
+
+# -- the guard -------------------------------------------------------------------------------------------------------
+
+SERVER = """
+import os, pathlib, signal, socket, subprocess, sys, time
+place, port = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+starts = len(list(place.glob("start*")))
+if starts >= int(sys.argv[3]):
+    (place / "failed").touch()
+    sys.exit(7)
+if sys.argv[4] == "stubborn":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "1000"])
+listener = socket.create_server(("127.0.0.1", port))
+(place / f"part{starts}").write_text(f"{os.getpid()} {child.pid}")
+os.rename(place / f"part{starts}", place / f"start{starts}")
+while True:
+    listener.accept()[0].close()
+"""
+PARENT = """
+import os, subprocess, sys
+command = [sys.executable, "-c", sys.argv[1], str(os.getpid()), *sys.argv[2:]]
+print(subprocess.Popen(command).pid, flush=True)
+input()
+"""
+GUARD = f"""
+import sys
+sys.path.insert(0, {str(Path(guard.__file__).parent)!r})
+import guard
+guard.PATIENCE = 1.0
+folder, port = sys.argv[2], int(sys.argv[3])
+sys.exit(guard.run(int(sys.argv[1]), folder, ("127.0.0.1", port), [sys.executable, "-c", *sys.argv[4:]]))
+"""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, int]]]:
+    """Call it with how often the server can start, and what it is like: a process, and its guard's id."""
+    parents = []
+
+    def start(starts: int, kind: str = "tame") -> tuple[Any, int]:
+        (tmp_path / "scratch").mkdir()
+        port = str(free_port("127.0.0.1"))
+        given = [GUARD, str(tmp_path / "scratch"), port, SERVER, str(tmp_path), port, str(starts), kind]
+        parent = subprocess.Popen([sys.executable, "-c", PARENT, *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        parents.append(parent)
+        assert parent.stdout is not None
+        return parent, int(parent.stdout.readline())
+
+    yield start
+    for parent in parents:
+        parent.kill()
+        parent.communicate()
+
+
+def processes(tmp_path: Path, number: int) -> list[int]:
+    """Of a server that was started for this many times before, once it listens."""
+    assert until(lambda: (tmp_path / f"start{number}").exists())
+    return [int(word) for word in (tmp_path / f"start{number}").read_text().split()]
+
+
+@pytest.mark.parametrize("kind", ["tame", "stubborn"])
+def test_a_server_ends_with_its_parent_and_all_that_it_started(kind: str, guarded: Any, tmp_path: Path) -> None:
+    parent, guard_id = guarded(9, kind)
+    pids = processes(tmp_path, 0)
+    assert all(map(alive, pids)) and (tmp_path / "scratch").is_dir()
+    parent.kill()
+    assert until(lambda: not any(map(alive, [*pids, guard_id])), 6) and not (tmp_path / "scratch").exists()
+    assert not (tmp_path / "start1").exists()
+
+
+def test_a_server_that_ended_is_started_again_while_it_can(guarded: Any, tmp_path: Path) -> None:
+    _, guard_id = guarded(2)
+    for number in range(2):
+        pids = processes(tmp_path, number)
+        time.sleep(0.8)  # until it was seen to listen
+        os.kill(pids[0], signal.SIGKILL)
+        assert until(lambda pids=pids: not any(map(alive, pids)), 6)
+    assert until(lambda: not alive(guard_id), 6) and (tmp_path / "failed").exists()
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_guard_that_is_told_to_stop_starts_nothing_again(guarded: Any, tmp_path: Path) -> None:
+    _, guard_id = guarded(9)
+    pids = processes(tmp_path, 0)
+    time.sleep(0.8)
+    os.kill(guard_id, signal.SIGTERM)
+    assert until(lambda: not any(map(alive, [*pids, guard_id])), 6)
+    assert not (tmp_path / "start1").exists() and not (tmp_path / "scratch").exists()
+
+
+# -- bad input -------------------------------------------------------------------------------------------------------
+
+
+def listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def started_with(place: Path, folder: Path, trained: CausalLM | None = None, **options: Any) -> None:
+    """Start an engine and sync it, as a run does."""
+    session = EngineSession(VLLM(**({"folder": str(folder / "scratch")} | options)))
+    try:
+        session.sync(trained or built(place), 0, folder, 320)
+    finally:
+        session.stop()
+        assert not (folder / "scratch").exists() or not os.listdir(folder / "scratch")
+
+
+def old(folder: Path) -> dict[str, Any]:
+    return {"python": environment(folder / "old", "0.9.1")}
+
+
+def bare(folder: Path) -> dict[str, Any]:
+    return {"python": sys.executable}
+
+
+def absent(folder: Path) -> dict[str, Any]:
+    return {"python": str(folder / "nowhere")}
+
+
+def no_url(folder: Path) -> dict[str, Any]:
+    return {"url": "127.0.0.1:8000"}
+
+
+def silent(folder: Path) -> dict[str, Any]:
+    return {"url": f"http://127.0.0.1:{free_port('127.0.0.1')}"}
+
+
+def both(folder: Path) -> dict[str, Any]:
+    return {"python": "x", "url": "http://127.0.0.1:1"}
+
+
+def shared_nothing(folder: Path) -> dict[str, Any]:
+    return {"url": "http://127.0.0.1:1", "folder": None}
+
+
+def nothing(folder: Path) -> dict[str, Any]:
+    return {"python": "x", "requests": 0}
+
+
+WRONG: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
+    (absent, "--model.engine.python .*nowhere: no Python there; make an environment"),
+    (bare, "has no vLLM; make an environment"),
+    (old, r"has vllm 0\.9\.1; 0\.28 or later is needed"),
+    (no_url, "give the address of a server"),
+    (silent, "nothing answers there"),
+    (both, "give one of the two"),
+    (shared_nothing, "give it by --model.engine.folder"),
+    (nothing, "give more than 0"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), WRONG)
+def test_what_cannot_work_is_said_in_a_line(given: Callable[[Path], dict[str, Any]], said: str, place: Path,
+                                            log: Path, tmp_path: Path) -> None:  # fmt: skip
+    began = time.monotonic()
+    with pytest.raises(UserError, match=said) as found:
+        started_with(place, tmp_path, **given(tmp_path))
+    assert "\n" not in str(found.value) and time.monotonic() - began < 10
+
+
+STARTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"deaf": True}, {"start_timeout": 1.0}, "did not start within 1 s; see .*vllm.log"),
+    ({"last_words": "ValueError: No available memory for the cache blocks."}, {}, "no room for its cache of keys"),
+    ({"last_words": "Traceback\nValueError: Model architectures ['X'] are not supported for now."}, {},
+     "vLLM does not know this model"),
+    ({"last_words": "Traceback (most recent call last):\nRuntimeError: something new"}, {}, "RuntimeError: something"),
+    ({}, {"max_length": 40}, "longer than the server takes; give --model.engine.max_length"),
+    ({"refuse": [500, "CUDA error: an illegal memory access"]}, {}, "refuses to sample .*CUDA error"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("faults", "options", "said"), STARTS)
+def test_a_server_that_is_of_no_use_is_said_in_a_line(faults: dict[str, Any], options: dict[str, Any], said: str,
+                                                      place: Path, log: Path, tmp_path: Path,
+                                                      broken: Callable[..., None]) -> None:  # fmt: skip
+    broken(**faults)
+    with pytest.raises(UserError, match=said) as found:
+        started_with(place, tmp_path, python=str(place / "env"), **options)
+    assert "\n" not in str(found.value)
+
+
+def test_a_port_that_is_taken_is_said(place: Path, log: Path, tmp_path: Path) -> None:
+    """Also where what listens there would pass for the server."""
+    with listening() as taken, pytest.raises(UserError, match="cannot listen on 127.0.0.1, port .*in use"):
+        started_with(place, tmp_path, python=str(place / "env"), port=taken.getsockname()[1])
+
+
+def test_another_program_is_no_server(place: Path, log: Path, tmp_path: Path) -> None:
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>hello</html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        try:
+            with pytest.raises(UserError, match="no vLLM server answers there"):
+                started_with(place, tmp_path, url=f"http://127.0.0.1:{other.server_port}")
+        finally:
+            other.shutdown()
+
+
+def test_servers_elsewhere_say_what_they_lack(place: Path, log: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    lora = built(place, lora=True)
+    with Fake(str(place / "model"), free_port("127.0.0.1"), log, {}, {}) as plain:
+        for trained in (built(place), lora):
+            with pytest.raises(UserError, match="start it with VLLM_SERVER_DEV_MODE=1"):
+                started_with(place, tmp_path, trained, url=plain.url)
+        with pytest.raises(UserError, match="the servers call their models"):
+            other = Fake(str(place / "model"), free_port("127.0.0.1"), log, options=("--served-model-name", "other"))
+            with other:
+                started_with(place, tmp_path, url=[plain.url, other.url])
+    options = ("--enable-lora", "--max-lora-rank", "8")
+    with Fake(str(place / "model"), free_port("127.0.0.1"), log, options=options) as ready:
+        started_with(place, tmp_path, lora, url=ready.url)
+        with pytest.raises(UserError, match="LoRA rank 12 is greater.*start it with a larger --max-lora-rank"):
+            started_with(place, tmp_path, built(place, lora=True, r=12), url=ready.url)
+        for trained in (lora, built(place)):  # the second ends the server
+            hide(monkeypatch)
+            with pytest.raises(UserError, match="does not see .*a disk that both sides share"):
+                started_with(place, tmp_path, trained, url=ready.url)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have servers read folders that they do not see."""
+    post = Client.post
+
+    def elsewhere(self: Client, path: str, body: Any = None, timeout: float | None = None) -> Any:
+        return post(self, path, json.loads(json.dumps(body).replace("/scratch/", "/elsewhere/")), timeout)
+
+    monkeypatch.setattr(Client, "post", elsewhere)
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_adapters_that_vllm_does_not_run_are_refused(more: dict[str, Any], place: Path, log: Path,
+                                                     tmp_path: Path) -> None:  # fmt: skip
+    with pytest.raises(UserError, match=f"vLLM runs no LoraConfig with {next(iter(more))}"):
+        started_with(place, tmp_path, built(place, lora=True, **more), python=str(place / "env"))
+
+
+def test_a_server_gets_its_own_environment(place: Path, log: Path, tmp_path: Path, started: list[VLLM],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Not the packages of this process, and nothing that says which of several processes it is."""
+    for name in ("PYTHONPATH", "VLLM_USE_V1", "RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT",
+                 "TORCHELASTIC_USE_AGENT_STORE", "FRANK"):  # fmt: skip
+        monkeypatch.setenv(name, "/nowhere")
+    engine = VLLM(str(place / "env"))
+    started.append(engine)
+    engine.start(built(place), tmp_path, 320)
+    given = engine._replicas[0].client.get("/fake")["environment"]
+    assert "/nowhere" not in {value for name, value in given.items() if name != "FRANK"} and given["FRANK"]
+    assert given["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_a_mistake_in_a_command_is_one_line(leyden: Any, place: Path, log: Path, workplace: Path) -> None:
+    runs = Runs(place, workplace, log)
+    args = [*FIT.split(), "--model.policy.path", str(place / "model"), "--model.engine.python", "nowhere"]
+    code, _, err = leyden(*args, "--trainer.default_root_dir", "run")
+    assert code == 2 and "error: --model.engine.python nowhere: no Python there" in err and "Traceback" not in err
+    assert runs.folder == workplace

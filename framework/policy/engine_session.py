@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from leyden.policy.engine import Engine
 from leyden.policy.policy import Policy
 from leyden.policy.sync_proof import SyncProof
@@ -63,3 +65,10 @@ class EngineSession:
         if self._started:
             self._started, self._version = False, None
             self.engine.stop()
+
+
+class EndEngine(Callback):
+    """Ends the engine where a run breaks off: Lightning leaves `teardown` out then."""
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        pl_module.session.stop()
