@@ -421,7 +421,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._say(200, found)
                 if self.path == "/v1/completions":
                     engine.answers += 1
-                    engine.write("answer", prompt=len(body["prompt"]), seed=body["seed"], model=body["model"])
+                    engine.write("answer", n=body["n"], seed=body["seed"], model=body["model"])
         except Refusal as refusal:
             self._say(refusal.status, refusal.body)
 

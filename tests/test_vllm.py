@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +187,8 @@ def did(log: Path, what: str) -> list[dict[str, Any]]:
 
 
 def answered(log: Path) -> list[tuple[str, int]]:
-    """Requests that were answered, but for those of proofs."""
-    return [(row["model"], row["seed"]) for row in did(log, "answer") if row["prompt"] < 288]
+    """Requests of rollouts that were answered: proofs ask for four samples, and validation for one."""
+    return [(row["model"], row["seed"]) for row in did(log, "answer") if row["n"] == 3]
 
 
 def rollouts(folder: Path) -> list[dict[str, Any]]:
@@ -585,7 +586,8 @@ FIT = (
     "fit --config grpo --config vllm --data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 "
     "--model.sampling.max_new_tokens 6 --model.reward leyden.rewards.Function --model.reward.path vowels.count "
     "--model.samples 3 --model.minibatches 2 --model.optimizer.lr 1e-3 --trainer.max_epochs 3 --ckpt_path auto "
-    "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --checkpoint.every_n_train_steps 1"
+    "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false "
+    "--checkpoint.every_n_train_steps 1"
 )
 
 
@@ -737,14 +739,14 @@ def listening() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-def started_with(place: Path, folder: Path, trained: CausalLM | None = None, **options: Any) -> None:
+def started_with(place: Path, run: Path, trained: CausalLM | None = None, **options: Any) -> None:
     """Start an engine and sync it, as a run does."""
-    session = EngineSession(VLLM(**({"folder": str(folder / "scratch")} | options)))
+    session = EngineSession(VLLM(**({"folder": str(run / "scratch")} | options)))
     try:
-        session.sync(trained or built(place), 0, folder, 320)
+        session.sync(trained or built(place), 0, run, 320)
     finally:
         session.stop()
-        assert not (folder / "scratch").exists() or not os.listdir(folder / "scratch")
+        assert not (run / "scratch").exists() or not os.listdir(run / "scratch")
 
 
 def old(folder: Path) -> dict[str, Any]:
@@ -828,7 +830,7 @@ def test_a_port_that_is_taken_is_said(place: Path, log: Path, tmp_path: Path) ->
 
 
 def test_another_program_is_no_server(place: Path, log: Path, tmp_path: Path) -> None:
-    class Other(http.server.BaseHTTPRequestHandler):
+    class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
@@ -837,7 +839,7 @@ def test_another_program_is_no_server(place: Path, log: Path, tmp_path: Path) ->
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+    with HTTPServer(("127.0.0.1", 0), Other) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
         try:
             with pytest.raises(UserError, match="no vLLM server answers there"):
@@ -878,7 +880,7 @@ def hide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "post", elsewhere)
 
 
-@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"modules_to_save": ["model.norm"]}])
 def test_adapters_that_vllm_does_not_run_are_refused(more: dict[str, Any], place: Path, log: Path,
                                                      tmp_path: Path) -> None:  # fmt: skip
     with pytest.raises(UserError, match=f"vLLM runs no LoraConfig with {next(iter(more))}"):

@@ -114,9 +114,8 @@ class VLLM(Engine):
         first = hosts.index(hosts[rank]) == rank
         self._run = all_gather(uuid.uuid4().hex[:8])[0]
         if self.urls:
-            self._leads = rank == 0
+            self._leads, self._replicas = rank == 0, [Replica(client) for client in self._clients]
             self._model = all_or_none(self._prepare_shared)[0]
-            self._replicas = [Replica(client) for client in self._clients]
             return
         self._leads, self._computes = first, getattr(torch, self.dtype, None) or _computes(policy)
         self._exact = self._computes == _computes(policy) == torch.float32
