@@ -99,6 +99,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "journal.jsonl"
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that comes back is seen at once."""
+    monkeypatch.setattr("leyden.models.engines.requests.PAUSE", 0.05)
+
+
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Call it with the faults of servers that start from then on."""
@@ -398,8 +404,7 @@ def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[b
     return {lora: sampled(place, tmp_path_factory.mktemp("whole"), lora) for lora in (False, True)}
 
 
-@pytest.mark.parametrize("fault", ["die_after", "core_dies_after"])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("fault", "lora"), [("die_after", False), ("die_after", True), ("core_dies_after", True)])
 def test_a_server_that_dies_is_started_again_and_nothing_is_sampled_twice(
     fault: str, lora: bool, place: Path, log: Path, tmp_path: Path, undisturbed: dict[bool, bytes],
     broken: Callable[..., None],
@@ -604,7 +609,7 @@ class Runs:
     def start(self, name: str, **faults: Any) -> Any:
         args = [*FIT.split(), "--model.policy.path", str(self.place / "model"), "--trainer.default_root_dir", name,
                 "--model.engine.python", str(self.place / "env"), "--model.engine.requests", "3"]  # fmt: skip
-        own = {name: os.environ[name] for name in ("LEYDEN_CACHE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")}
+        own = {"LEYDEN_CACHE": str(self.folder / "cache"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         own |= {JOURNAL: str(self.log), FAULTS: json.dumps(faults), "LEYDEN_LANG": "en"}
         started = (args, str(self.folder), str(self.folder / f"{name}.log"), own)
         process = multiprocessing.get_context("forkserver").Process(target=command, args=started)
@@ -619,16 +624,24 @@ class Runs:
         return (self.folder / f"{name}.log").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def whole(place: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Rollouts of a run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs = Runs(place, folder, folder / "journal.jsonl")
+    assert runs.end(runs.start("whole")) == 0, runs.said("whole")
+    found = (folder / "whole" / "rollouts.jsonl").read_bytes()
+    assert len(answered(runs.log)) == len(found.splitlines()) == 24
+    return found
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_killed_leaves_nothing_and_goes_on_as_if_it_was_not(number: int, place: Path, log: Path,
-                                                                          tmp_path: Path) -> None:  # fmt: skip
+def test_a_run_that_is_killed_leaves_nothing_and_goes_on_as_if_it_was_not(
+    number: int, place: Path, log: Path, whole: bytes, tmp_path: Path
+) -> None:
     """In the middle of the second rollout. Ctrl-C, which a terminal sends to all, ends it once its step is saved."""
     runs = Runs(place, tmp_path, log)
-    assert runs.end(runs.start("whole")) == 0, runs.said("whole")
-    whole = (tmp_path / "whole" / "rollouts.jsonl").read_bytes()
-    assert len(answered(log)) == len(whole.splitlines()) == 24
-    log.unlink()
-    process = runs.start("cut", slow=0.1)
+    process = runs.start("cut", slow=0.05)
     assert until(lambda: len(answered(log)) >= 11 or not process.is_alive(), 60) and process.is_alive()
     first = did(log, "start")[0]
     os.kill(process.pid, number)

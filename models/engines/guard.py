@@ -17,7 +17,7 @@ import time
 
 PATIENCE = 15.0
 """Seconds that the server has to end by itself."""
-EVERY = 0.3
+EVERY = 0.1
 """Seconds between two looks at the parent."""
 
 

@@ -220,7 +220,7 @@ class Server:
             if now - shown >= EVERY:
                 shown = now
                 log.info("vLLM starts: %.0f s, %s", now - began, self._last_line())
-            time.sleep(0.25)
+            time.sleep(0.1)
         self.client.close()  # the engine speaks to it by its own
         log.info("vLLM %s took %.0f s to start", self.found.version, time.monotonic() - began)
 
