@@ -579,6 +579,7 @@ def command(args: list[str], folder: str, log: str, environment: dict[str, str])
     os.dup2(out, 2)
     os.environ |= environment
     os.chdir(folder)
+    os.setpgrp()  # as a shell does, so that Ctrl-C is for all that it started
     torch.set_num_threads(1)
     from leyden.cli.launcher import main
 
@@ -644,7 +645,7 @@ def test_a_run_that_is_killed_leaves_nothing_and_goes_on_as_if_it_was_not(
     process = runs.start("cut", slow=0.05)
     assert until(lambda: len(answered(log)) >= 11 or not process.is_alive(), 60) and process.is_alive()
     first = did(log, "start")[0]
-    os.kill(process.pid, number)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     assert runs.end(process) == (-9 if number == signal.SIGKILL else 130), runs.said("cut")
     assert until(lambda: not alive(first["pid"]) and not Path(first["model"]).parent.exists(), 5)
     kept, asked = len(rollouts(tmp_path / "cut")), len(answered(log))
