@@ -17,6 +17,7 @@ PACKAGES = (
     "leyden.algos",
     "leyden.datamodules",
     "leyden.models",
+    "leyden.models.engines",
     "leyden.algorithm",
     "leyden.checkpoint",
     "leyden.data",

@@ -28,6 +28,13 @@ class Engine(ABC):
     concurrent: ClassVar[bool] = False
     """Whether it can sample while this process trains."""
 
+    room: int | None = None
+    """Most tokens of a prompt and its response, where that is less than `start` was told."""
+
+    def servers(self) -> Sequence[Engine]:
+        """What it is made of, each to be proven by itself after a sync; as many on every process."""
+        return [self]
+
     def is_exact(self, policy: Policy) -> bool:
         """Whether it samples from just the distribution that training computes, in the same precision. Where it does
         not, policy gradients correct for it. The same on every process. False by default."""

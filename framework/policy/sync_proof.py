@@ -34,6 +34,8 @@ after a sync show."""
 SAMPLES, NEW = 4, 16
 """Samples of each prompt, and most tokens of each."""
 SEED = 7
+TEMPERATURE = 0.8
+"""Not 1, at which log-probs are the same before and after it."""
 START_MEAN = 0.1
 """Nats a token at which no engine of whatever precision samples from this policy: bfloat16 against float32 differs by
 about 0.004."""
@@ -64,12 +66,14 @@ class SyncProof:
         Args:
             longest: most tokens of a prompt and its response.
         """
+        longest = min(longest, engine.room or longest)
         prompts = probes(policy, max(1, min(LENGTH, longest - NEW)))
-        sampling = Sampling(max_new_tokens=min(NEW, max(1, longest - len(prompts[0]))), seed=SEED)
-        groups = engine.generate(prompts, SAMPLES, sampling, range(len(prompts)))
-        apart = differences(policy, prompts, groups)
-        found = all_gather([float(apart.mean()), float(apart.max())])
-        return Mismatch(max(mean for mean, _ in found), max(largest for _, largest in found))
+        new, worst = min(NEW, max(1, longest - len(prompts[0]))), list[Mismatch]()
+        for server in engine.servers():
+            groups = server.generate(prompts, SAMPLES, Sampling(new, TEMPERATURE, seed=SEED), range(len(prompts)))
+            apart = differences(policy, prompts, groups, TEMPERATURE)
+            worst += [Mismatch(*one) for one in all_gather((float(apart.mean()), float(apart.max())))]
+        return Mismatch(max(one.mean for one in worst), max(one.largest for one in worst))
 
     def holds(self, now: Mismatch) -> bool:
         """Whether a mismatch is that of an engine in step with the policy. NaN is not."""
@@ -121,14 +125,16 @@ def probes(policy: Policy, length: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def differences(policy: Policy, prompts: Sequence[list[int]], groups: Sequence[Sequence[Response]]) -> Tensor:
+def differences(
+    policy: Policy, prompts: Sequence[list[int]], groups: Sequence[Sequence[Response]], temperature: float = 1.0
+) -> Tensor:
     """|log-prob by the engine - log-prob by training's forward| of every sampled token: [tokens], nats."""
     trees = [
         Tree(p, [r.tokens for r in group], row=i) for i, (p, group) in enumerate(zip(prompts, groups, strict=True))
     ]
     batch = pack(trees).to(policy.device)
     with eval_mode(policy):
-        ours = policy(batch, {"logp"}).logp[batch.branch >= 0]
+        ours = policy(batch, {"logp"}, temperature).logp[batch.branch >= 0]
     theirs = torch.tensor([value for group in groups for response in group for value in response.logp])
     apart: Tensor = (ours.double().cpu() - theirs.double()).abs()
     return apart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -19,7 +20,8 @@ from leyden.distributed import all_gather, all_or_none
 from leyden.errors import UserError
 from leyden.models.causal_lm import CausalLM
 from leyden.models.engines.client import Client, Refused, Unreachable, not_taken_over
-from leyden.models.engines.published import base_of, check_policy, lora_room, publish_adapter, publish_model, room_for
+from leyden.models.engines.placement import SERVED, arguments, check_memory, devices_for, environment, machine
+from leyden.models.engines.published import base_of, check_policy, publish_adapter, publish_model, room_for
 from leyden.models.engines.requests import Replica, Requests, persist
 from leyden.models.engines.server import Found, Server, check_server, find, free_port
 from leyden.policy.engine import Engine, OnProgress
@@ -27,8 +29,6 @@ from leyden.policy.policy import Policy, Response, Sampling
 
 log = logging.getLogger("leyden")
 
-SERVED = "policy"
-"""What a server of our own calls the model that it was started from."""
 MEMORY = Path("/dev/shm")
 """A disk in memory, on Linux"""
 
@@ -46,8 +46,9 @@ class VLLM(Engine):
         folder: where weights are put for it: a disk that it sees too. Beside a server of its own that is the memory,
             if there is room, or else the run's folder.
         dtype: in which the server computes; `auto` is that of training's forward pass.
-        devices: GPUs of the server that is started; None is all that are visible.
-        memory: the share of a GPU's memory that the server may take; on a processor GiB for its cache of keys.
+        devices: GPUs of the server that is started, which share the model; None is the first that training leaves free.
+        memory: the share of a GPU's memory that the server may take, by default 0.45 where training is on the same one,
+            or else what vLLM takes; on a processor GiB for its cache of keys.
         max_length: most tokens of a prompt and its response; None is what the data may ask for.
         requests: most responses that are asked for at the same time, by each process.
         timeout: seconds that the answer to one prompt may take.
@@ -88,6 +89,9 @@ class VLLM(Engine):
                 "--model.engine.url: its server reads the weights from a folder that both sides see; give it by "
                 "--model.engine.folder"
             )
+        ignored = {"dtype": dtype != "auto", "devices": devices, "memory": memory, "port": port, "options": options}
+        if self.urls and (wrong := next((name for name, given in ignored.items() if given), None)):
+            raise UserError(f"--model.engine.{wrong}: of a server to start, and url names one that runs; set it there")
         self.python, self.folder, self.dtype, self.devices = python, folder, dtype, devices
         self.memory, self.max_length, self.requests = memory, max_length, requests
         self.timeout, self.start_timeout = timeout, start_timeout
@@ -98,7 +102,6 @@ class VLLM(Engine):
         self._policy: CausalLM | None = None
         self._scratch = Path()
         self._version, self._run, self._model = 0, "", SERVED
-        self._computes: torch.dtype | None = None
         self._leads = self._started = self._exact = False
 
     def is_exact(self, policy: Policy) -> bool:
@@ -108,28 +111,27 @@ class VLLM(Engine):
 
     def start(self, policy: Policy, folder: Path, longest: int) -> None:
         policy = self._policy = check_policy(policy)
-        hosts = all_gather(socket.gethostname())
+        hosts = all_gather(machine())
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        first = hosts.index(hosts[rank]) == rank
-        self._run = all_gather(uuid.uuid4().hex[:8])[0]
+        here, self._run = hosts.index(hosts[rank]), all_gather(uuid.uuid4().hex[:8])[0]
+        self.room = min(self.max_length or longest, policy.positions or self.max_length or longest)
         if self.urls:
             self._leads, self._replicas = rank == 0, [Replica(client) for client in self._clients]
             self._model = all_or_none(self._prepare_shared)[0]
             return
-        self._leads, self._computes = first, getattr(torch, self.dtype, None) or computed_in(policy)
-        self._exact = self._computes == computed_in(policy) == torch.float32
-        found = all_or_none(lambda: find(self.python) if first else None)
-        self._scratch = Path(
-            all_or_none(lambda: str(self._make_scratch(policy, folder)) if first else "")[_of(hosts, rank)]
-        )
+        self._leads, computes = here == rank, getattr(torch, self.dtype, None) or computed_in(policy)
+        self._exact = computes == computed_in(policy) == torch.float32
+        found = all_or_none(lambda: find(self.python) if self._leads else None)[here]
+        assert found is not None
+        self._scratch = Path(all_or_none(lambda: str(self._make_scratch(policy, folder)) if self._leads else "")[here])
         model = base_of(policy)
         if model is None:
             self._publish(publish_model, "v0")
             model = str(self._scratch / "current")
-        length = min(self.max_length or longest, policy.positions or self.max_length or longest)
-        log_file = folder / ("vllm.log" if len(set(hosts)) == 1 else f"vllm-{hosts[rank]}.log")
-        urls = all_or_none(lambda: self._serve(found[rank], model, length, log_file) if first else "")
-        self._replicas = [Replica(Client(urls[_of(hosts, rank)], self.timeout))]
+        log_file = folder / ("vllm.log" if len(set(hosts)) == 1 else f"vllm-{socket.gethostname()}.log")
+        trainers = hosts.count(hosts[rank])
+        urls = all_or_none(lambda: self._serve(found, model, computes, trainers, log_file) if self._leads else "")
+        self._replicas = [Replica(Client(urls[here], self.timeout))]
         self._started = base_of(policy) is None and not policy.backbone.adapted
 
     def _prepare_shared(self) -> str:
@@ -157,64 +159,19 @@ class VLLM(Engine):
             place.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="leyden-", dir=place)).resolve()
 
-    def _serve(self, found: Found | None, model: str, longest: int, log_file: Path) -> str:
-        assert found is not None and self._policy is not None
-        port = self.port or free_port(self.host)
-        self._server = Server(
-            found,
-            model,
-            self._arguments(found, longest) | self.options,
-            self._environment(found),
-            self.host,
-            port,
-            log_file,
-            self._scratch,
-        )
+    def _serve(self, found: Found, model: str, computes: torch.dtype, trainers: int, log_file: Path) -> str:
+        assert self._policy is not None and self.room is not None
+        check_memory(self.memory, found.cpu)
+        devices, share = None, None
+        if not found.cpu:
+            devices, share = devices_for(self.devices, trainers, self._policy.device.type == "cuda")
+        memory = self.memory or share
+        given = arguments(self._policy, found, computes, self.room, devices, memory) | self.options
+        own, port = environment(found, devices, memory), self.port or free_port(self.host)
+        self._server = Server(found, model, given, own, self.host, port, log_file, self._scratch)
         log.info("vLLM %s starts, which takes a minute or more; its log is %s", found.version, log_file)
         self._server.wait(self.start_timeout)
         return self._server.client.url
-
-    def _arguments(self, found: Found, longest: int) -> dict[str, Any]:
-        policy = self._policy
-        assert policy is not None
-        arguments: dict[str, Any] = {
-            "served_model_name": SERVED,
-            "dtype": str(self._computes).removeprefix("torch."),
-            "max_model_len": longest,
-            "logprobs_mode": "processed_logprobs",  # of the distribution that is sampled from
-            "generation_config": "vllm",
-            "seed": 0,
-        }
-        if policy.backbone.adapted:
-            arguments |= {"enable_lora": True, "max_lora_rank": lora_room(policy), "max_loras": 2, "max_cpu_loras": 2}
-        if found.cpu:
-            # a seeded request whose prompt is cut in chunks ends the engine there
-            arguments |= {"enforce_eager": True, "enable_chunked_prefill": False}
-            arguments["max_num_batched_tokens"] = max(4096, 4 * longest)
-        else:
-            arguments["gpu_memory_utilization"] = self.memory
-            arguments["tensor_parallel_size"] = len(self.devices) if self.devices else None
-        if policy.source["trust_remote_code"]:
-            arguments["trust_remote_code"] = True
-        return arguments
-
-    def _environment(self, found: Found) -> dict[str, str]:
-        own = {
-            "VLLM_SERVER_DEV_MODE": "1",  # weights are taken over by a command that it has only then
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-        }
-        if found.cpu:
-            own |= {
-                "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(self.memory or 1))),
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            }
-        elif self.devices is not None:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            names = visible if visible != [""] else [str(n) for n in range(max(self.devices) + 1)]
-            own["CUDA_VISIBLE_DEVICES"] = ",".join(names[n] for n in self.devices if n < len(names))
-        return own
 
     def stop(self) -> None:
         for replica in self._replicas:
@@ -335,6 +292,14 @@ class VLLM(Engine):
         )
         return asking.stream(prompts, n, sampling, keys, on_progress or (lambda count: None))
 
+    def servers(self) -> Sequence[Engine]:
+        if len(self._replicas) < 2:
+            return [self]
+        single = [copy.copy(self) for _ in self._replicas]
+        for one, replica in zip(single, self._replicas, strict=True):
+            one._replicas = [replica]
+        return [one for one in single if one._replicas[0].is_up]
+
     def _again(self) -> Callable[[Client], None] | None:
         """What makes a server that was started again ready; None where it is so from the start, since our own starts
         from the last weights."""
@@ -348,11 +313,6 @@ class VLLM(Engine):
                 f"{client.url} went away, and may have come back with other weights; --ckpt_path auto goes on"
             )
         self._reload(client)
-
-
-def _of(hosts: Sequence[str], rank: int) -> int:
-    """The first process on this one's machine."""
-    return hosts.index(hosts[rank])
 
 
 def computed_in(policy: Policy) -> torch.dtype:
