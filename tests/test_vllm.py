@@ -677,7 +677,7 @@ while True:
 PARENT = """
 import os, subprocess, sys
 command = [sys.executable, "-c", sys.argv[1], str(os.getpid()), *sys.argv[2:]]
-print(subprocess.Popen(command).pid, flush=True)
+print(subprocess.Popen(command, stdout=subprocess.DEVNULL).pid, flush=True)
 input()
 """
 GUARD = f"""
@@ -693,7 +693,7 @@ sys.exit(guard.run(int(sys.argv[1]), folder, ("127.0.0.1", port), [sys.executabl
 @pytest.fixture
 def guarded(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, int]]]:
     """Call it with how often the server can start, and what it is like: a process, and its guard's id."""
-    parents = []
+    parents, guards = [], []
 
     def start(starts: int, kind: str = "tame") -> tuple[Any, int]:
         (tmp_path / "scratch").mkdir()
@@ -702,12 +702,16 @@ def guarded(tmp_path: Path) -> Iterator[Callable[..., tuple[Any, int]]]:
         parent = subprocess.Popen([sys.executable, "-c", PARENT, *given], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         parents.append(parent)
         assert parent.stdout is not None
-        return parent, int(parent.stdout.readline())
+        guards.append(int(parent.stdout.readline()))
+        return parent, guards[-1]
 
     yield start
     for parent in parents:
         parent.kill()
         parent.communicate()
+    left = [int(word) for file in tmp_path.glob("start*") for word in file.read_text().split()]
+    for pid in filter(alive, [*guards, *left]):  # of a test that failed
+        os.kill(pid, signal.SIGKILL)
 
 
 def processes(tmp_path: Path, number: int) -> list[int]:
