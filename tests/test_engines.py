@@ -166,9 +166,9 @@ def test_with_a_lag_samples_are_those_of_the_weights_one_rollout_before(tmp_path
     assert not (tmp_path / "rollouts.jsonl.part").exists()
 
 
-def test_what_lies_between_two_rollouts_is_corrected() -> None:
+def test_what_lies_between_two_rollouts_is_corrected(tmp_path: Path) -> None:
     one = lagging()
-    trainer = fit(one, Questions(), max_epochs=3)
+    trainer = fit(one, Questions(), max_epochs=3, default_root_dir=tmp_path)
     assert float(trainer.callback_metrics["rollout/mismatch"]) > 1e-3
     assert float(trainer.callback_metrics["rollout/correction"]) != 1.0
 

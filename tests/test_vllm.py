@@ -198,9 +198,10 @@ def answered(log: Path) -> list[tuple[str, int]]:
 
 
 def rollouts(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("rollouts*.jsonl"))
+    """Every row that a run has kept, in order: those that wait to be scored as well."""
+    files = sorted(folder.glob("rollouts*.jsonl*"), reverse=True)
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return sorted(rows, key=lambda row: (row["rollout"], row["draw"]))
+    return [row for _, row in sorted({(row["rollout"], row["draw"]): row for row in rows}.items())]
 
 
 class Measured(SyncProof):
@@ -826,7 +827,6 @@ STARTS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"last_words": "Traceback\nValueError: Model architectures ['X'] are not supported for now."}, {},
      "vLLM does not know this model"),
     ({"last_words": "Traceback (most recent call last):\nRuntimeError: something new"}, {}, "RuntimeError: something"),
-    ({}, {"max_length": 40}, "longer than the server takes; give --model.engine.max_length"),
     ({"refuse": [500, "CUDA error: an illegal memory access"]}, {}, "refuses to sample .*CUDA error"),
 ]  # fmt: skip
 
@@ -925,3 +925,14 @@ def test_a_mistake_in_a_command_is_one_line(leyden: Any, place: Path, log: Path,
     code, _, err = leyden(*args, "--trainer.default_root_dir", "run")
     assert code == 2 and "error: --model.engine.python nowhere: no Python there" in err and "Traceback" not in err
     assert runs.folder == workplace
+
+
+def test_a_prompt_that_is_too_long_is_said(place: Path, log: Path, tmp_path: Path) -> None:
+    """The proof keeps to what the server takes; a prompt may not."""
+    policy, session = built(place), EngineSession(VLLM(python=str(place / "env"), max_length=40))
+    try:
+        engine = session.sync(policy, 0, tmp_path, 320)
+        with pytest.raises(UserError, match="longer than the server takes; give --model.engine.max_length"):
+            engine.generate([[5] * 60], 1, Sampling(8, seed=1), [0])
+    finally:
+        session.stop()

@@ -19,7 +19,7 @@ from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
 from leyden.batch.tree import Totals, Tree, chunk_by_tokens
 from leyden.data.prompts import Prompt, PromptLoader
-from leyden.distributed import all_gather, all_gather_list, gather_tensor, reduce_sums, reducer
+from leyden.distributed import all_gather, all_gather_list, all_or_none, gather_tensor, reduce_sums, reducer
 from leyden.errors import UserError
 from leyden.on_policy.ahead import Ahead
 from leyden.on_policy.metrics import (
@@ -238,7 +238,8 @@ class OnPolicy(WithReference):
 
     @contextmanager
     def sampling_engine(self) -> Iterator[Engine]:
-        self._ahead.wait()
+        if self.lag:
+            all_or_none(self._ahead.wait)
         with super().sampling_engine() as engine:
             yield engine
 

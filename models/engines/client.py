@@ -24,6 +24,10 @@ class Unreachable(Exception):
     """The server did not answer: it is down, going down, or cut off."""
 
 
+class Slow(Unreachable):
+    """It took the request, and has not answered in time."""
+
+
 class Refused(Exception):
     """The server takes requests, but not this one; its reason."""
 
@@ -111,7 +115,10 @@ class Client:
                 status, text = answer.status, answer.read().decode("utf-8", "replace")
                 break
             except (OSError, HTTPException) as error:
+                took = isinstance(error, TimeoutError) and connection.sock is not None
                 connection.close()
+                if took:
+                    raise Slow(f"{self.url}{path}: no answer within {connection.timeout:g} s") from None
                 # a server ends connections that were idle for long: that is no failure yet
                 if not (reused and isinstance(error, ConnectionError) and breaks == self._breaks):
                     raise Unreachable(f"{self.url}{path}: {type(error).__name__}: {error}") from None

@@ -20,7 +20,6 @@ from leyden.errors import UserError, first_line
 from leyden.models.causal_lm import CausalLM
 from leyden.models.engines.published import base_of, check_policy, config_of, lora_room, publish_adapter, weights
 from leyden.models.engines.requests import request_seed
-from leyden.models.engines.server import INSTALL
 from leyden.models.engines.vllm import computed_in
 from leyden.policy.engine import Engine, OnProgress
 from leyden.policy.policy import Policy, Response, Sampling
@@ -64,7 +63,10 @@ class ColocatedVLLM(Engine):
     def start(self, policy: Policy, folder: Path, longest: int) -> None:
         policy = check_policy(policy)
         if find_spec("vllm") is None:
-            raise UserError(f"ColocatedVLLM: no vLLM in this environment; {INSTALL} under --config vllm")
+            raise UserError(
+                "ColocatedVLLM: no vLLM in this environment; install it beside Leyden (for processors: make vllm), or "
+                "use --config vllm, whose server may have an environment of its own"
+            )
         computes = getattr(torch, self.dtype, None) or computed_in(policy)
         self._exact = computes == computed_in(policy) == torch.float32
         self._scratch, self._run = Path(tempfile.mkdtemp(prefix="leyden-")), uuid.uuid4().hex[:8]

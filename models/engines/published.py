@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.errors import UserError
+from leyden.errors import UserError, first_line
 from leyden.models import quantized
 from leyden.models.causal_lm import CausalLM
 from leyden.models.saving.save import save_adapter
@@ -70,14 +70,27 @@ def publish_model(policy: CausalLM, folder: Path, writes: bool) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     files = _ShardWriter(part) if writes else None
-    for name, weight in weights(policy):
-        if files is not None:
-            files.add(name, weight)
-    if files is not None:
+    problem: Exception | None = None
+    for name, weight in weights(policy):  # to the end, whatever happens: others put weights together with us
+        try:
+            if files is not None and problem is None:
+                files.add(name, weight)
+        except (OSError, RuntimeError) as error:  # a full disk, mostly
+            problem = error
+    if files is None:
+        return
+    try:
+        if problem is not None:
+            raise problem
         files.close()
         (part / "config.json").write_text(json.dumps(config_of(policy), indent=2), encoding="utf-8")
         policy.tokenizer.save_pretrained(part)
         _put(part, folder)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{folder}: weights cannot be written there ({first_line(error)}); give --model.engine.folder a disk with "
+            "room"
+        ) from error
 
 
 def publish_adapter(policy: CausalLM, folder: Path, writes: bool) -> None:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import Any
 
 from leyden.errors import UserError
-from leyden.models.engines.client import Client, Refused, Unreachable, completion
+from leyden.models.engines.client import Client, Refused, Slow, Unreachable, completion
 from leyden.policy.policy import Policy, Response, Sampling
 
 log = logging.getLogger("leyden")
@@ -170,6 +170,10 @@ class Requests:
         Raises:
             UserError: it is there, and refuses.
         """
+        if isinstance(error, Slow):
+            raise UserError(
+                f"{error}; give more --model.engine.timeout, or fewer --model.engine.requests at a time"
+            ) from None
         # a server that was started again does not know the adapter; what else is refused would be again
         if isinstance(error, Refused) and (error.status != 404 or self.again is None):
             raise self._refused(replica.client, error, prompt) from None

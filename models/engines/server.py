@@ -29,8 +29,8 @@ INSTALL = (
     "--model.engine.python"
 )
 OLDEST = (0, 28)
-"""The first vLLM that this was run with: reloading of weights from a folder, log-probs of the distribution that is
-sampled from, adapters at run time."""
+"""The oldest vLLM that has what is needed, by its release notes (0.30 is what was run): reloading of weights from a
+folder, log-probs of the distribution that is sampled from, adapters at run time."""
 NOT_ITS_OWN = (
     "VLLM_.*|PYTHONPATH|PYTHONHOME|TORCHELASTIC_.*|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_|ROLE_|NODE_)?RANK|"
     "(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE"
@@ -229,6 +229,7 @@ class Server:
         text = self._log()
         known = next((advice for found, advice in PROBLEMS.items() if re.search(found, text, re.IGNORECASE)), None)
         errors = re.findall(r"^(?:.*?\s)?((?:[A-Z]\w*Error|error): .+)$", text, re.MULTILINE)
+        errors = [error for error in errors if "root cause" not in error]  # it stands further up
         said = known or (errors[-1].strip()[:300] if errors else f"it says nothing (exit status {self.process.poll()})")
         return f"{said}; its log is {self.log_file}"
 

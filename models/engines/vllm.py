@@ -211,13 +211,17 @@ class VLLM(Engine):
 
     def _publish(self, how: Callable[[CausalLM, Path, bool], None], name: str) -> None:
         """Write weights to a folder of this name, on the first process of each machine, and wait for it."""
-        assert self._policy is not None
-        how(self._policy, self._scratch / name, self._leads)
-        if self._leads and not name.startswith("a"):
-            link = self._scratch / "next"
-            link.symlink_to(name)
-            os.replace(link, self._scratch / "current")  # what a server that has to be started again reads
-        all_gather(None)
+        policy = self._policy
+        assert policy is not None
+
+        def publish() -> None:
+            how(policy, self._scratch / name, self._leads)
+            if self._leads and not name.startswith("a"):
+                link = self._scratch / "next"
+                link.symlink_to(name)
+                os.replace(link, self._scratch / "current")  # what a server that has to be started again reads
+
+        all_or_none(publish)
 
     def _tell(self, what: Callable[[Client], None]) -> None:
         """Have every server take over what was published; a problem of one process is raised on all."""
