@@ -2,11 +2,15 @@
 
     python tests/kill.py                                  # 20 kills of SFT and PPO, 5 of the others
     python tests/kill.py --only SFT PPO --kills 2 --seed 7
+    python tests/kill.py --only PPO GRPO --kills 10 --vllm .venv-vllm --server-kills 3
 
 A run is killed by SIGKILL at a random moment, or just before or after it hands a file to the disk or renames one. Then
 it is gone on with until it ends. Weights, optimizer, loops, random generators, metrics.csv but for clocks, and
 rollouts.jsonl must be those of the undisturbed run, bit for bit, and no checkpoint may ever be unreadable. Everything
 heavy is imported once, by the process that runs are forked from.
+
+With --vllm a server samples, which has to end with every run that is killed, and which is killed by itself as well.
+What it says of log-probs, whose last digits depend on what it samples side by side, may differ; samples may not.
 """
 
 from __future__ import annotations
@@ -16,11 +20,14 @@ import csv
 import json
 import os
 import random
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +36,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALL
 
 import torch
 
-CLOCKS = ("perf/", "train/seconds")
+CLOCKS: tuple[str, ...] = ("perf/", "train/seconds")
 """Columns of metrics.csv that tell of time and memory."""
 SMALL = "--trainer.accelerator cpu --trainer.devices 1 --trainer.enable_progress_bar false --model.policy.path small"
 PROMPTED = "--data.path prompts.jsonl --data.batch_size 8 --data.max_length 40 --model.sampling.max_new_tokens 6"
@@ -53,6 +60,9 @@ CASES = {
     "--model.epochs 2 --trainer.max_steps 10 --trainer.max_epochs 4 --data.val_fraction 0.2 "
     "--checkpoint.every_n_train_steps 3 --model.optimizer.lr 1e-3",
 }
+ENGINE: list[str] = []
+"""Arguments that let a server sample."""
+SAMPLE = ("PPO", "GRPO", "RejectionSampling")
 KILLS = {"SFT": 20, "PPO": 20}
 """How often; 5 times where nothing stands here."""
 
@@ -97,6 +107,8 @@ class Result:
 
     name: str
     kills: int = 0
+    deaths: int = 0
+    """Of its server"""
     resumes: int = 0
     runs: int = 0
     """Runs that were killed and gone on with to their end"""
@@ -136,18 +148,24 @@ def prepare() -> None:
     disable_progress_bar()
     tokenizer: Any = load_tokenizer("tiny")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    width = 64 if ENGINE else 16  # vLLM knows no narrower heads
+    sizes = {"hidden_size": width, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, eos_token_id=tokenizer.eos_token_id,
                          bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, **sizes)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained("small")
     tokenizer.save_pretrained("small")
 
 
-def run(name: str, folder: Path, fault: Fault, counts: Path | None = None) -> int:
-    """Start or go on with a run in a process of its own: its exit code, or minus the signal that ended it."""
+def run(name: str, folder: Path, fault: Fault, counts: Path | None = None, server_dies: bool = False) -> int:
+    """Start or go on with a run in a process of its own: its exit code, or minus the signal that ended it.
+
+    Args:
+        server_dies: whether its server is killed, once it has sampled something.
+    """
     there = any(folder.glob("checkpoints/*.ckpt"))
     args = ["fit", *CASES[name].split(), *SMALL.split(), "--trainer.default_root_dir", str(folder)]
-    args += ["--ckpt_path", "last" if there else "auto"]
+    args += ["--ckpt_path", "last" if there else "auto", *ENGINE]
+    rows = len(_rows(folder))
     child = os.fork()
     if child == 0:
         code = 70
@@ -168,8 +186,54 @@ def run(name: str, folder: Path, fault: Fault, counts: Path | None = None) -> in
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
+    ended, status = os.waitpid(child, os.WNOHANG)
+    while not ended:
+        if server_dies and len(_rows(folder)) > rows:
+            server_dies = not kill_server(folder)
+        time.sleep(0.02)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    if ENGINE:
+        wait_for_server(folder)
     return os.waitstatus_to_exitcode(status)
+
+
+def port(folder: Path) -> int | None:
+    """Where the last server of a run listens."""
+    log = folder / "vllm.log"
+    found = re.findall(r"api_server .*--port (\d+)", log.read_text(encoding="utf-8")) if log.is_file() else []
+    return int(found[-1]) if found else None
+
+
+def servers(folder: Path) -> list[int]:
+    """The processes of a run's server, but for its guard."""
+    command = ["pgrep", "-f", f"^[^ ]*python[^ ]* -m vllm.*--port {port(folder)}( |$)"]
+    return [int(number) for number in subprocess.run(command, capture_output=True, text=True).stdout.split()]
+
+
+def kill_server(folder: Path) -> bool:
+    found = servers(folder)
+    for number in found:
+        os.killpg(number, signal.SIGKILL)
+    return bool(found)
+
+
+def wait_for_server(folder: Path) -> None:
+    """Until the server of a run that has ended is gone; an error where it stays."""
+    deadline = time.monotonic() + 30
+    while port(folder) is not None and servers(folder):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{folder}: its server outlives it")
+        time.sleep(0.1)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """The rollouts of a run, without what depends on which samples were drawn side by side."""
+    rows = []
+    for file in sorted(folder.glob("rollouts.jsonl*")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):  # it is being written
+                rows.append({name: value for name, value in json.loads(line).items() if name != "logp"})
+    return rows
 
 
 def unreadable(folder: Path) -> tuple[int, list[str]]:
@@ -190,9 +254,15 @@ def unreadable(folder: Path) -> tuple[int, list[str]]:
 
 def differences(folder: Path, reference: Path) -> list[str]:
     """Where a run differs from another."""
+    if ENGINE and _rows(folder) != _rows(reference):
+        return ["rollouts.jsonl has other samples"]
     found = [
         name
-        for name in ("rollouts.jsonl", "export/model.safetensors", "export/adapter_model.safetensors")
+        for name in (
+            *(() if ENGINE else ("rollouts.jsonl",)),
+            "export/model.safetensors",
+            "export/adapter_model.safetensors",
+        )
         if _bytes(folder / name) != _bytes(reference / name)
     ]
     rows, expected = _metrics(folder / "metrics.csv"), _metrics(reference / "metrics.csv")
@@ -239,22 +309,24 @@ def _unequal(one: Any, other: Any, place: str = "") -> list[str]:
     return [] if same else [f"{place}: {str(one)[:60]} instead of {str(other)[:60]}"]
 
 
-def check(name: str, kills: int, draw: random.Random) -> Result:
-    """Kill one algorithm's run so many times, starting a new one whenever one comes to its end."""
+def check(name: str, kills: int, draw: random.Random, deaths: int = 0) -> Result:
+    """Kill one algorithm's run so many times, and its server, starting a new run whenever one comes to its end."""
     result, began, reference = Result(name), time.monotonic(), Path(f"{name}-whole")
     code = run(name, reference, Fault(), counts := Path(f"{name}-counts.json"))
     whole = time.monotonic() - began
     if code != 0:
         return Result(name, problems=[f"the undisturbed run ended with {code}; see {reference}.log"])
     calls = json.loads(counts.read_text(encoding="utf-8"))
-    while result.kills < kills or result.runs == 0:
+    while result.kills < kills or result.runs == 0 or result.deaths < deaths:
         folder, code = Path(f"{name}-{result.runs + 1}"), -9
         while code == -9:
             call, after = draw.choice(("", "fsync", "replace")), draw.random() < 0.5
             left = calls.get(call, 1) // (2 if any(folder.glob("checkpoints/*.ckpt")) else 1)
             number = draw.randint(1, max(1, left))
             fault = Fault(None, call, number, after) if call else Fault(draw.uniform(0.3, 1.0) * whole)
-            code = run(name, folder, fault if result.kills < kills else Fault())
+            dies = result.deaths < deaths
+            code = run(name, folder, fault if result.kills < kills and not dies else Fault(), server_dies=dies)
+            result.deaths += dies
             result.kills += code == -9
             result.resumes += code == -9 and any(folder.glob("checkpoints/*.ckpt"))
             files, bad = unreadable(folder)
@@ -272,11 +344,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES), help="algorithms")
     parser.add_argument("--kills", type=int, default=None, help="of each (default: 20 of SFT and PPO, 5 of others)")
+    parser.add_argument("--vllm", default=None, help="an environment with vLLM, which samples then")
+    parser.add_argument("--server-kills", type=int, default=0, help="of each algorithm's server")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument(
         "--folder", default=None, help="where runs are kept; a temporary one, which is removed, if not given"
     )
     args = parser.parse_args()
+    if args.vllm is not None:
+        global CLOCKS
+        ENGINE.extend(["--model.engine", "VLLM", "--model.engine.python", str(Path(args.vllm).absolute())])
+        CLOCKS = (*CLOCKS, "rollout/mismatch", "sampled_logp")
+        args.only = [name for name in args.only if name in SAMPLE]
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(args.folder or temporary)
         place.mkdir(parents=True, exist_ok=True)
@@ -289,7 +368,7 @@ def main() -> int:
         good = True
         for name in args.only:
             kills = KILLS.get(name, 5) if args.kills is None else args.kills
-            found = check(name, kills, random.Random(f"{args.seed} {name}"))
+            found = check(name, kills, random.Random(f"{args.seed} {name}"), args.server_kills)
             line = f"{name:<18}{found.kills:>7}{found.resumes:>9}{found.runs:>6}{found.files:>12}{found.seconds:>9.0f}"
             print(f"{line}  {'no' if found.problems else 'yes'}", *found.problems, sep="\n    ", flush=True)
             good &= not found.problems

@@ -12,15 +12,18 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ranks import Ranks
 from small import LLAMA, small
+from test_evaluation import Fixed, made
 from test_fsdp2 import Words
 from test_on_policy import KINDS, SHORT, Questions, algorithm, evens, fit, read, resume, weights_of
 
-from leyden.algos import GRPO, PPO
+from leyden.algos import DPO, GRPO, PPO, SFT
 from leyden.checkpoint.callback import RNGState
 from leyden.corrections import NoCorrection
+from leyden.datamodules import InstructionData
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.policy import Engine, Policy, Response, Sampling
@@ -81,6 +84,16 @@ def test_weights_are_sent_once_for_each_state_of_them() -> None:
     # a sanity check and a rollout of the first weights; then a validation and a rollout of those after each epoch
     assert one.engine.calls.count("sync") == 4 and one.engine.calls.count("start") == 1
     assert one.engine.calls[-1] == "stop"
+
+
+class Tiny(Twin):
+    def __init__(self) -> None:
+        super().__init__()
+        self.twin = CausalLM("tiny")
+        self.twin.build(dropout=False)
+
+    def take(self, weights: dict[str, Any]) -> None:
+        self.twin.model.load_state_dict(weights, strict=False)  # its head is tied
 
 
 class Stale(Twin):
@@ -298,3 +311,30 @@ def test_the_policy_itself_is_put_together_to_sample(folder: str, ranks: Ranks) 
     """What the test before this one measures, where it has to be so."""
     total = sum(p.numel() for p in small(options=DEEP).parameters())
     assert [most[0] for most, _ in ranks(sharded_on_rank, folder, 0, {}, True)] == [2 * total] * 2  # and the reference
+
+
+# -- beside rollouts: evaluations and predictions of any algorithm -------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [SFT, DPO])
+def test_evaluations_ask_the_engine(kind: type, tmp_path: Path) -> None:
+    """The measures of every pass are those of the policy itself, and each state of the weights is sent once."""
+    found = []
+    for engine in (None, Twin()):
+        one, data = made(kind, engine=engine)
+        trainer = fit(one, data, max_steps=2, callbacks=[Fixed(every_n_steps=1)], default_root_dir=tmp_path)
+        found.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("eval/")})
+    assert found[0] == found[1] and "eval/reward" in found[0]
+    assert one.engine.calls.count("sync") == 3 <= one.engine.calls.count("generate")  # before, and after each step
+
+
+def test_predictions_ask_the_engine(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}?"}) + "\n" for n in range(5)), encoding="utf-8")
+    found = []
+    for engine in (None, tiny := Tiny()):
+        one = SFT(CausalLM("tiny"), sampling=Sampling(6, temperature=0.0), engine=engine)
+        trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+        found.append(trainer.predict(one, InstructionData(str(file), predict_size=2)))
+    assert found[0] == found[1] and tiny.calls.count("sync") == 1 and tiny.calls.count("generate") == 3
+    assert tiny.calls[-1] == "stop"
