@@ -21,7 +21,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 ORDER = {
     "leyden": """
         errors language lazy example shapes atomic paths class_paths distributed rng lightning_loop precision sharding
-        losses objectives
+        cluster losses objectives
         batch surrogates advantages corrections fingerprint
         policy rewards data
         checkpoint run wandb
