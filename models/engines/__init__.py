@@ -1,4 +1,4 @@
-"""Engines other than the policy itself: vLLM behind a server, or in this process.
+"""Engines other than the policy itself: vLLM behind a server, on a Ray cluster, or in this process.
 
 Called by algorithms through `leyden.policy.Engine`, by class path, mostly from `--config vllm`. May import the
 framework; needs no vLLM itself. Begin reading at `vllm`, the engine; `server` starts and ends a server of its own,
@@ -13,8 +13,9 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.models.engines.colocated import ColocatedVLLM
+    from leyden.models.engines.ray_vllm import RayVLLM
     from leyden.models.engines.vllm import VLLM
 
-__all__ = ["VLLM", "ColocatedVLLM"]
+__all__ = ["VLLM", "ColocatedVLLM", "RayVLLM"]
 
-__getattr__ = lazy_exports(__name__, {"vllm": "VLLM", "colocated": "ColocatedVLLM"})
+__getattr__ = lazy_exports(__name__, {"vllm": "VLLM", "colocated": "ColocatedVLLM", "ray_vllm": "RayVLLM"})

@@ -27,7 +27,7 @@ def run(parent: int, folder: str, address: tuple[str, int], command: list[str]) 
     what cannot start would not the next time either.
 
     Args:
-        parent: id of the process that it is run for.
+        parent: id of the process that it is run for; 0 for a guard, which started this one and may be killed outright.
         folder: what is removed at the end; none for an empty name.
         address: host and port where the command listens once it has started.
         command: to run.
@@ -35,7 +35,8 @@ def run(parent: int, folder: str, address: tuple[str, int], command: list[str]) 
     Returns:
         The exit status of the command, or minus the signal that ended it.
     """
-    stopping: list[int] = []
+    patience = PATIENCE if parent else PATIENCE - 5  # done before the guard of this one has no more
+    parent, stopping = parent or os.getppid(), list[int]()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: stopping.append(number))
 
@@ -52,7 +53,7 @@ def run(parent: int, folder: str, address: tuple[str, int], command: list[str]) 
                     listened = listened or accepts(address)
                     time.sleep(EVERY)
             finally:
-                end(server)
+                end(server, patience)
             status = server.returncode
             if listened and wanted():
                 print(f"guard: the server ended with status {status}, and is started again", flush=True)
@@ -71,9 +72,9 @@ def accepts(address: tuple[str, int]) -> bool:
     return True
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
-    """End a server with all processes that it has started: asked first, and killed after `PATIENCE`."""
-    deadline = time.monotonic() + PATIENCE
+def end(server: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    """End a server with all processes that it has started: asked first, and killed after so many seconds."""
+    deadline = time.monotonic() + patience
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, number)

@@ -160,6 +160,7 @@ class Server:
         host, port: where it listens.
         log_file: where its output goes.
         scratch: a folder that is removed with it, also where this process is killed.
+        killed_with_us: whether this process's children may be killed with it, as Ray does: then its guard has one too.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Server:
         port: int,
         log_file: Path,
         scratch: Path | None = None,
+        killed_with_us: bool = False,
     ) -> None:
         self.log_file, self.found = log_file, found
         check_free(host, port)
@@ -181,7 +183,9 @@ class Server:
         # 0.0.0.0 and :: are every address of this machine, and none that one can connect to by that name everywhere
         near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.client = Client(f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}")
-        watched = [sys.executable, guard.__file__, str(os.getpid()), str(scratch or ""), near, str(port), *command]
+        watched = guarded(0 if killed_with_us else os.getpid(), str(scratch or ""), near, port, command)
+        if killed_with_us:
+            watched = guarded(os.getpid(), "", near, port, watched)
         with log_file.open("ab") as out:
             out.write((" ".join(command) + "\n").encode())
             self._begin = out.tell()
@@ -254,6 +258,11 @@ class Server:
     def _last_line(self) -> str:
         lines = [line for line in self._log().splitlines() if "INFO" in line]
         return re.sub(r"^.*?\] ", "", lines[-1])[:80] if lines else "no word yet"
+
+
+def guarded(parent: int, folder: str, host: str, port: int, command: Sequence[str]) -> list[str]:
+    """A command under a guard; see `guard.run`."""
+    return [sys.executable, guard.__file__, str(parent), folder, host, str(port), *command]
 
 
 def flags(arguments: Mapping[str, Any]) -> Sequence[str]:
