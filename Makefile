@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest vllm test-vllm commands lint bench bench-check bench-baselines clean
+.PHONY: demo test test-oldest vllm test-vllm test-ray commands lint bench bench-check bench-baselines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -24,6 +24,10 @@ test-oldest: .venv-oldest/ready
 vllm: .venv-vllm/ready
 test-vllm: .venv-vllm/ready
 	.venv-vllm/bin/python -m pytest tests/test_real_vllm.py
+
+# A Ray of two nodes on this machine; the servers that it places are stand-ins for vLLM.
+test-ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests/test_ray.py
 
 # Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
 commands: .venv/ready
@@ -70,9 +74,14 @@ bench-check bench-baselines: .venv/bench
 	.venv-vllm/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+.venv-ray/ready: pyproject.toml constraints.txt constraints-ray.txt
+	test -x .venv-ray/bin/pip || $(PYTHON) -m venv --clear .venv-ray
+	.venv-ray/bin/pip install --quiet --constraint constraints.txt --constraint constraints-ray.txt --editable '.[dev,ray]'
+	touch $@
+
 .venv/bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-vllm build *.egg-info
+	rm -rf .venv .venv-oldest .venv-vllm .venv-ray build *.egg-info

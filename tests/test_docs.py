@@ -238,13 +238,13 @@ def test_the_page_on_engines_is_read(leyden, workplace: Path) -> None:
     lines = [line for _, language, content in pieces(text) if language == "bash" for line in content.splitlines()]
     fits = [words[words.index("fit") :] for words in map(shlex.split, lines) if "fit" in words]
     samples = [shlex.split(line)[1:] for line in lines if line.startswith("leyden data")]
-    assert len(fits) == 8 and len(samples) == 1 and leyden(*samples[0])[0] == 0
+    assert len(fits) == 9 and len(samples) == 1 and leyden(*samples[0])[0] == 0
     for words in fits:
         at = words.index("--trainer.devices") if "--trainer.devices" in words else len(words)
         code, printed, error = leyden(*words[:at], *words[at + 2 :], "--print_config")
         assert code == 0, (words, error)
         model = yaml.safe_load(printed)["model"]["init_args"]
-        name = "ColocatedVLLM" if "vllm_colocated" in words else "VLLM"
+        name = "ColocatedVLLM" if "vllm_colocated" in words else "RayVLLM" if "ray_vllm" in words else "VLLM"
         assert model["engine"]["class_path"] == f"leyden.models.engines.{name}"
         assert model["lag"] == int("--model.lag" in words)
         if "--model.engine.url" in words:

@@ -94,6 +94,8 @@ class RayVLLM(VLLM):
         if model is None:
             self._publish(publish_model, "v0")
             model = str(self._scratch / "current")
+        elif Path(model).exists():
+            model = str(Path(model).absolute())  # processes of Ray have another current folder
         urls = all_or_none(lambda: self._place(model, computes, folder) if self._leads else [])[0]
         self._replicas = [Replica(Client(url, self.timeout)) for url in urls]
         self._started = base_of(policy) is None and not policy.backbone.adapted
@@ -118,7 +120,8 @@ class RayVLLM(VLLM):
             [bundle] * self.count, self.placement, self.room_timeout, what, "--model.engine.servers"
         )
         self._hosts = [ray.actor(ServerHost, self._group, place, bundle) for place in range(self.count)]
-        looking = [host.find.remote(self.python, str(self._scratch)) for host in self._hosts]
+        python = None if self.python is None else str(Path(self.python).expanduser().absolute())
+        looking = [host.find.remote(python, str(self._scratch)) for host in self._hosts]
         found = [Found(*ray.result(one, f"server {number}")) for number, one in enumerate(looking)]
         log.info("Ray starts %d vLLM servers; their logs are %s", self.count, folder / "vllm-N.log")
         scratch = str(self._scratch) if self.count == 1 else None
