@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -42,8 +43,11 @@ def connect(address: str) -> bool:
     ray = library()
     if ray.is_initialized():
         return False
-    before = signal.getsignal(signal.SIGTERM)
+    before, head = signal.getsignal(signal.SIGTERM), os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = head.rpartition(":")
     try:
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10.0).close()
         ray.init(address=address, logging_level=logging.ERROR, configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(
