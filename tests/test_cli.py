@@ -246,7 +246,7 @@ def test_what_is_left_out_is_said(leyden, own: str, caplog: pytest.LogCaptureFix
     assert said == ["--config dpo: objective is a key of DPO, not of ORPO; left out"]
 
 
-FRAGMENTS = dict.fromkeys(("lora", "qlora", "8gb", "ddp", "fsdp2", "eval", "wandb", "vllm", "vllm_colocated"), "sft")
+FRAGMENTS = dict.fromkeys("lora qlora 8gb ddp fsdp2 eval wandb vllm vllm_colocated ray ray_vllm".split(), "sft")
 FRAGMENTS |= {"one_base": "ppo"}
 """What stands after another config, and one that it goes with."""
 
