@@ -660,7 +660,7 @@ def test_a_full_disk_is_said_of_every_file(disk: Callable[[str], Path]) -> None:
     log.finalize("failed")  # a second error would hide the first
     with pytest.raises(UserError, match=rf"rollouts\.jsonl: {said}"):
         prompt = Prompt(0, Example([Message(role="user", content="x" * 9000)]), [1])
-        rollouts.append([AnsweredPrompt(prompt, 0, [])])
+        rollouts.append([AnsweredPrompt(prompt, 0, [])], 0, "")
     with pytest.raises(UserError, match=rf"a\.ckpt: {said}"):
         AtomicCheckpointIO().save_checkpoint({"x": torch.zeros(10_000)}, place / "a.ckpt")
     assert sorted(file.name for file in place.iterdir()) == ["metrics.csv", "much", "rollouts.jsonl"]

@@ -45,7 +45,7 @@ class Bigrams(Policy):
         return Outputs(logp * (batch.branch >= 0) * (batch.parent >= 0))
 
     def generate(
-        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None
+        self, prompts: Sequence[list[int]], n: int = 1, sampling: Sampling | None = None, *args: Any, **kwargs: Any
     ) -> list[list[Response]]:
         return [[Response([1, 0], [0.0, 0.0], True, f"답 {sum(prompt)}")] * n for prompt in prompts]
 
