@@ -204,6 +204,26 @@ def test_with_a_lag_resumed_is_never_stopped(tmp_path: Path) -> None:
         assert found.engine.calls.count("generate") == max(4 - (trained + 2), 0), step
 
 
+def test_with_a_lag_resumed_twice_is_never_stopped(tmp_path: Path) -> None:
+    """A checkpoint of a resumed run still holds the rollout that was sampled ahead, before that one is trained on."""
+    whole = lagging()
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
+    own = dict(max_epochs=4, default_root_dir=tmp_path)
+    fit(whole, Questions(), callbacks=[saver, RNGState()], enable_checkpointing=True, **own)
+    rollouts = (tmp_path / "rollouts.jsonl").read_bytes()
+    lines = [line for line in rollouts.splitlines(True) if json.loads(line)["rollout"] <= 1]
+    (tmp_path / "rollouts.jsonl").write_bytes(b"".join(lines))
+    saver = ModelCheckpoint(
+        tmp_path, "again-{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False
+    )
+    first, own_first = lagging(), dict(own, max_steps=7, callbacks=[saver, RNGState()], enable_checkpointing=True)
+    resume(first, Questions(), tmp_path / "5.ckpt", **own_first)
+    second = lagging()
+    resume(second, Questions(), tmp_path / "again-7.ckpt", callbacks=[RNGState()], **own)
+    assert torch.equal(weights_of(second.policy), weights_of(whole.policy))
+    assert (tmp_path / "rollouts.jsonl").read_bytes() == rollouts
+
+
 def test_the_policy_itself_cannot_sample_ahead() -> None:
     with pytest.raises(UserError, match="--model.lag 1: .* add --config vllm"):
         algorithm(GRPO, {"samples": 3, "lag": 1})

@@ -151,6 +151,11 @@ class Algorithm(OptimizerStep):
         if trainer.state.fn == "fit":
             self.engine.rest()
 
+    def sync_engine(self) -> None:
+        """Send the engine the policy's present weights, for what will be asked later. To be called on every process."""
+        with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
+            return
+
     @property
     def budget(self) -> int:
         """Most tokens in one forward."""
@@ -338,8 +343,7 @@ class Algorithm(OptimizerStep):
 
     def on_predict_start(self) -> None:
         if self.predicts == "answers":
-            with self.sampling_engine():  # here, and not where prompts are answered: a process may have none of them
-                pass
+            self.sync_engine()  # here, and not where prompts are answered: a process may have none of them
 
     def predict_step(self, batch: Sequence[tuple[Example, list[int]]], index: int) -> list[dict[str, Any]]:
         """One answer to each prompt: rows for a JSONL file that can be trained on, with the row each came from."""

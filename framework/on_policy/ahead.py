@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from leyden.on_policy.rollout import AnsweredPrompt
 from leyden.policy.policy import Policy, Response
 
 Drawn = Sequence[tuple[int, Prompt]]
+Gather = Callable[[Trajectory], list[Trajectory] | None]
 
 
 class Ahead:
@@ -65,8 +66,27 @@ class Ahead:
         batch.sampled_logp[batch.branch >= 0] = torch.tensor(said, dtype=torch.float64)
         return batch
 
+    def state_dict(self, gather: Gather, prompts: str) -> dict[str, Any] | None:
+        """The whole rollout, whatever process holds it, or None where there is none. To be called on all of them.
+
+        Args:
+            gather: the parts of all processes, on the first.
+            prompts: the fingerprint of what it answers.
+        """
+        batch, drawing = self.trajectory(), self.drawing
+        if batch is None or drawing is None:
+            return self._saved  # of the checkpoint that training has just gone on from
+        parts = gather(batch)
+        whole = None if parts is None else Trajectory.cat(parts).state_dict()
+        return {
+            "rollout": drawing.number,
+            "prompts": prompts,
+            "fingerprint": drawing.fingerprint,
+            "trajectory": whole,
+        }
+
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """The inverse of what `OnPolicy` saves: the rollout's number, and the trajectories of all processes as one."""
+        """The inverse of `state_dict`."""
         self._saved = state
 
 

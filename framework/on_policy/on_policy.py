@@ -249,15 +249,8 @@ class OnPolicy(WithReference):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if (batch := self._ahead.trajectory()) is not None:  # on every process alike
-            assert self._ahead.drawing is not None and self.rollout_loader is not None
-            parts = self._gather(batch)
-            checkpoint["ahead"] = {
-                "rollout": self._ahead.drawing.number,
-                "prompts": self.rollout_loader.fingerprint,
-                "fingerprint": self._ahead.drawing.fingerprint,
-                "trajectory": None if parts is None else Trajectory.cat(parts).state_dict(),
-            }
+        if self.lag and self.rollout_loader is not None:
+            checkpoint["ahead"] = self._ahead.state_dict(self._gather, self.rollout_loader.fingerprint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
@@ -294,8 +287,7 @@ class OnPolicy(WithReference):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._answers = []
-        with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
-            pass  # here, and not where prompts are answered: a process may have none of them
+        self.sync_engine()  # here, and not where prompts are answered: a process may have none of them
 
     on_test_epoch_start = on_validation_epoch_start
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from leyden.policy.policy import Policy, Response, Sampling
 
 CHUNK = 256
-"""Responses that `Engine.stream` asks for at a time, where a class has no way of its own."""
+"""Responses of a rollout that are scored together, and by default sampled together."""
 OnProgress = Callable[[int], None]
 """Called now and then with how many responses have ended since."""
 
@@ -25,6 +25,8 @@ class Engine(ABC):
     runs_policy: ClassVar[bool] = True
     """Whether `generate` runs this process's own policy, whose sharded weights must then be whole."""
 
+    at_once: ClassVar[int] = CHUNK
+    """Responses that `stream` asks for at a time, where a class has no way of its own."""
     concurrent: ClassVar[bool] = False
     """Whether it can sample while this process trains."""
 
@@ -80,8 +82,8 @@ class Engine(ABC):
         on_progress: OnProgress | None = None,
     ) -> Iterator[list[tuple[int, list[Response]]]]:
         """As `generate`, but handed out as it is there: (place of the prompt, its responses), several at a time and in
-        any order, so that they are scored and kept while others are sampled. By default some 256 responses a time."""
-        step = max(1, CHUNK // n)
+        any order, so that they are scored and kept while others are sampled. By default some `at_once` a time."""
+        step = max(1, self.at_once // n)
         for at in range(0, len(prompts), step):
             part = slice(at, at + step)
             groups = self.generate(prompts[part], n, sampling, keys[part], on_progress)

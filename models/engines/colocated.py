@@ -24,9 +24,6 @@ from leyden.models.engines.vllm import computed_in
 from leyden.policy.engine import Engine, OnProgress
 from leyden.policy.policy import Policy, Response, Sampling
 
-AT_ONCE = 2048
-"""Responses that are asked for at a time."""
-
 
 class ColocatedVLLM(Engine):
     """Samples with a vLLM in this very process, which must be installed beside Leyden. It gets the weights without a
@@ -40,6 +37,7 @@ class ColocatedVLLM(Engine):
     """
 
     runs_policy: ClassVar[bool] = False
+    at_once: ClassVar[int] = 2048
 
     def __init__(
         self,
@@ -163,19 +161,6 @@ class ColocatedVLLM(Engine):
             found = self._llm.generate(asked, how, use_tqdm=False, lora_request=self._adapter)
         (on_progress or (lambda count: None))(n * len(prompts))
         return [[self._response(one) for one in sorted(r.outputs, key=lambda one: int(one.index))] for r in found]
-
-    def stream(
-        self,
-        prompts: Sequence[list[int]],
-        n: int,
-        sampling: Sampling,
-        keys: Sequence[int],
-        on_progress: OnProgress | None = None,
-    ) -> Iterator[list[tuple[int, list[Response]]]]:
-        step = max(1, AT_ONCE // n)
-        for at in range(0, len(prompts), step):
-            part = slice(at, at + step)
-            yield list(enumerate(self.generate(prompts[part], n, sampling, keys[part], on_progress), at))
 
     def _response(self, found: Any) -> Response:
         assert self._policy is not None

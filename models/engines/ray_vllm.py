@@ -86,8 +86,7 @@ class RayVLLM(VLLM):
         policy = self._policy = check_policy(policy)
         self._leads = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
         self._run = all_gather(uuid.uuid4().hex[:8])[0]
-        self.room = min(self.max_length or longest, policy.positions or self.max_length or longest)
-        computes = getattr(torch, self.dtype, None) or computed_in(policy)
+        computes = self._settle(policy, longest)
         self._exact = computes == computed_in(policy) == torch.float32
         self._scratch = Path(all_or_none(lambda: self._join(policy, folder) if self._leads else "")[0])
         model = base_of(policy)
@@ -98,7 +97,7 @@ class RayVLLM(VLLM):
             model = str(Path(model).absolute())  # processes of Ray have another current folder
         urls = all_or_none(lambda: self._place(model, computes, folder) if self._leads else [])[0]
         self._replicas = [Replica(Client(url, self.timeout)) for url in urls]
-        self._started = base_of(policy) is None and not policy.backbone.adapted
+        self._up_to_date = not policy.backbone.adapted
 
     def _join(self, policy: CausalLM, folder: Path) -> str:
         """Join the cluster, and make the folder of the weights. On the first process."""

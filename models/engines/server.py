@@ -29,8 +29,8 @@ INSTALL = (
     "--model.engine.python"
 )
 OLDEST = (0, 28)
-"""The oldest vLLM that has what is needed, by its release notes (0.30 is what was run): reloading of weights from a
-folder, log-probs of the distribution that is sampled from, adapters at run time."""
+"""What is older is refused unseen. It has to reload weights from a folder, give log-probs of the distribution that is
+sampled from, and take adapters at run time. 0.30 was run; 0.28 and 0.29 were not."""
 NOT_ITS_OWN = (
     "VLLM_.*|PYTHONPATH|PYTHONHOME|TORCHELASTIC_.*|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_|ROLE_|NODE_)?RANK|"
     "(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE"

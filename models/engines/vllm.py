@@ -102,7 +102,7 @@ class VLLM(Engine):
         self._policy: CausalLM | None = None
         self._scratch = Path()
         self._version, self._run, self._model = 0, "", SERVED
-        self._leads = self._started = self._exact = False
+        self._leads = self._up_to_date = self._exact = False
 
     def is_exact(self, policy: Policy) -> bool:
         return self._exact
@@ -114,12 +114,12 @@ class VLLM(Engine):
         hosts = all_gather(machine())
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         here, self._run = hosts.index(hosts[rank]), all_gather(uuid.uuid4().hex[:8])[0]
-        self.room = min(self.max_length or longest, policy.positions or self.max_length or longest)
+        computes = self._settle(policy, longest)
         if self.urls:
             self._leads, self._replicas = rank == 0, [Replica(client) for client in self._clients]
             self._model = all_or_none(self._prepare_shared)[0]
             return
-        self._leads, computes = here == rank, getattr(torch, self.dtype, None) or computed_in(policy)
+        self._leads = here == rank
         self._exact = computes == computed_in(policy) == torch.float32
         found = all_or_none(lambda: find(self.python) if self._leads else None)[here]
         assert found is not None
@@ -132,7 +132,12 @@ class VLLM(Engine):
         trainers = hosts.count(hosts[rank])
         urls = all_or_none(lambda: self._serve(found, model, computes, trainers, log_file) if self._leads else "")
         self._replicas = [Replica(Client(urls[here], self.timeout))]
-        self._started = base_of(policy) is None and not policy.backbone.adapted
+        self._up_to_date = not policy.backbone.adapted
+
+    def _settle(self, policy: CausalLM, longest: int) -> torch.dtype:
+        """Settle how long a row may be, and the dtype that a server of our own computes in."""
+        self.room = min(self.max_length or longest, policy.positions or self.max_length or longest)
+        return getattr(torch, self.dtype, None) or computed_in(policy)
 
     def _prepare_shared(self) -> str:
         """Look at the servers, and make a folder that they see; what they call their model. On the first process."""
@@ -183,15 +188,15 @@ class VLLM(Engine):
             self._server.stop()
         if self._leads and self._scratch.name.startswith("leyden-"):
             shutil.rmtree(self._scratch, ignore_errors=True)
-        self._server, self._replicas, self._started = None, [], False
+        self._server, self._replicas, self._up_to_date = None, [], False
         self._version, self._model = 0, SERVED
 
     # -- weights -----------------------------------------------------------------------------------------------------
 
     def sync(self, policy: Policy) -> None:
         policy = self._policy = check_policy(policy)
-        if self._started:  # from these very weights
-            self._started = False
+        if self._up_to_date:  # it was started from these very weights
+            self._up_to_date = False
             return
         self._version += 1
         if policy.backbone.adapted:
@@ -260,10 +265,8 @@ class VLLM(Engine):
             if "already been loaded" not in refusal.reason:
                 raise not_taken_over(client, folder, refusal) from None
         if self._version > 1:
-            try:
+            with suppress(Refused):  # it was started again since, and does not know that one
                 client.post("/v1/unload_lora_adapter", {"lora_name": f"{SERVED}-{self._run}-{self._version - 1}"})
-            except Refused:
-                pass  # it was started again since, and does not know that one
 
     def _remove(self, name: str) -> None:
         if self._leads:
