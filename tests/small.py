@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from leyden.batch.forest import Totals, Tree
 from leyden.data.datamodule import DataModule, PlannedData
+from leyden.data.tokenizer import load_tokenizer
 from leyden.models import CausalLM
 
 NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
@@ -61,6 +62,27 @@ def small(name: str = "llama", configuration: str = "LlamaConfig", options: Any 
         policy._enable_checkpointing()
     policy.train()
     return policy
+
+
+def save_llama(folder: Path, noise: float = 0.0) -> None:
+    """A Llama of two narrow layers with the embedded tokenizer, as a folder.
+
+    Args:
+        noise: deviation of what is added to its weights, whose defaults are so small that attention hardly matters.
+    """
+    tokenizer: Any = load_tokenizer("tiny")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * noise)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def some_trees(count: int = 8, seed: int = 0, responses: int = 1) -> list[Tree]:

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fake_vllm import FAULTS, JOURNAL, environment, journal
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from leyden.data.tokenizer import load_tokenizer
+from small import save_llama
 
 pytest.importorskip("ray")
 
@@ -50,15 +47,7 @@ SERVERS = "--model.engine.python env --model.engine.folder shared --model.engine
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs: a small Llama, prompts, a reward, and an environment with what passes for vLLM."""
     folder = tmp_path_factory.mktemp("ray")
-    tokenizer: Any = load_tokenizer("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_llama(folder / "model")
     environment(folder / "env")
     (folder / "shared").mkdir()
     rows = [{"prompt": f"What is {i} and {i + 1}?"} for i in range(16)]

@@ -23,15 +23,13 @@ from fake_vllm import FAULTS, JOURNAL, Fake, ask, environment, journal
 from lightning.pytorch import Callback
 from peft import LoraConfig
 from ranks import Ranks
-from small import fit, weights_of
-from transformers import LlamaConfig, LlamaForCausalLM
+from small import fit, save_llama, weights_of
 
 import leyden.cli.lightning_cli  # noqa: F401  (what processes that are forked from this one need)
 from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.corrections import NoCorrection
 from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
-from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules import PromptData  # noqa: F401
 from leyden.errors import UserError
 from leyden.example import Example, Sample
@@ -74,19 +72,7 @@ EXACT = 1e-4
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small Llama, and an environment with what passes for vLLM."""
     folder = tmp_path_factory.mktemp("vllm")
-    tokenizer: Any = load_tokenizer("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_llama(folder / "model", 0.1)
     environment(folder / "env")
     return folder
 

@@ -9,9 +9,9 @@ import torch
 
 from leyden.batch.trajectory import Trajectory
 from leyden.data.prompts import Prompt
-from leyden.on_policy.drawing import Drawing
+from leyden.on_policy.pending_rollout import PendingRollout
 from leyden.on_policy.rollout import AnsweredPrompt
-from leyden.policy.policy import Policy, Response
+from leyden.policy.policy import Policy
 
 Drawn = Sequence[tuple[int, Prompt]]
 Gather = Callable[[Trajectory], list[Trajectory] | None]
@@ -24,22 +24,22 @@ class Ahead:
     """
 
     def __init__(self) -> None:
-        self.drawing: Drawing | None = None
+        self.pending: PendingRollout | None = None
         self._saved: dict[str, Any] | None = None
         """What a checkpoint held."""
 
     def wait(self) -> None:
         """Until nothing is being sampled any more, so that the engine may get other weights."""
-        if self.drawing is not None:
-            self.drawing.wait()
+        if self.pending is not None:
+            self.pending.wait()
 
-    def take(self, number: int) -> Drawing | None:
+    def take(self, number: int) -> PendingRollout | None:
         """The rollout of this number, if it was sampled ahead."""
-        drawing, self.drawing = self.drawing, None
-        return drawing if drawing is not None and drawing.number == number else None
+        pending, self.pending = self.pending, None
+        return pending if pending is not None and pending.number == number else None
 
     def forget(self) -> None:
-        self.drawing = None
+        self.pending = None
 
     def saved(self, number: int, prompts: str, drawn: Drawn, policy: Policy) -> tuple[list[AnsweredPrompt], str] | None:
         """This process's part of the rollout of this number, if a checkpoint held it, with answers to these prompts;
@@ -56,9 +56,9 @@ class Ahead:
 
     def trajectory(self) -> Trajectory | None:
         """All responses as a batch, without scores."""
-        if self.drawing is None:
+        if self.pending is None:
             return None
-        answered = self.drawing.all()
+        answered = self.pending.all()
         logp = [[response.logp for response in one.responses] for one in answered]
         batch = Trajectory.of([one.tree() for one in answered], logp, [one.draw for one in answered])
         said = [value for tree in logp for response in tree for value in response]
@@ -73,15 +73,15 @@ class Ahead:
             gather: the parts of all processes, on the first.
             prompts: the fingerprint of what it answers.
         """
-        batch, drawing = self.trajectory(), self.drawing
-        if batch is None or drawing is None:
+        batch, pending = self.trajectory(), self.pending
+        if batch is None or pending is None:
             return self._saved  # of the checkpoint that training has just gone on from
         parts = gather(batch)
         whole = None if parts is None else Trajectory.cat(parts).state_dict()
         return {
-            "rollout": drawing.number,
+            "rollout": pending.number,
             "prompts": prompts,
-            "fingerprint": drawing.fingerprint,
+            "fingerprint": pending.fingerprint,
             "trajectory": whole,
         }
 
@@ -99,7 +99,6 @@ def answered_prompts(batch: Trajectory, prompts: dict[int, Prompt], policy: Poli
         responses = []
         for _, start, stop in span.responses:
             tokens, logp = batch.tokens[start:stop].tolist(), batch.sampled_logp[start:stop].tolist()
-            text = str(policy.tokenizer.decode(tokens, skip_special_tokens=True))
-            responses.append(Response(tokens, logp, tokens[-1] in policy.stop, text))
+            responses.append(policy.response(tokens, logp, tokens[-1] in policy.stop))
         found.append(AnsweredPrompt(prompts[draw], draw, responses))
     return found

@@ -222,19 +222,19 @@ class OnPolicy(WithReference):
     def _sampled(self, number: int, drawn: list[tuple[int, Prompt]]) -> Rollout:
         """This rollout with its scores; with a lag it was sampled ahead, and the next one is from here on."""
         assert self.rollout_loader is not None
-        drawing, prompts = self._ahead.take(number), self.rollout_loader.fingerprint
-        saved = self._ahead.saved(number, prompts, drawn, self.policy) if drawing is None else None
+        pending, prompts = self._ahead.take(number), self.rollout_loader.fingerprint
+        saved = self._ahead.saved(number, prompts, drawn, self.policy) if pending is None else None
         if saved is not None:
-            drawing = self.sampler.known(number, drawn, *saved)
-        if drawing is None:
-            drawing = self.sampler.draw(number, drawn, self)
+            pending = self.sampler.known(number, drawn, *saved)
+        if pending is None:
+            pending = self.sampler.draw(number, drawn, self)
             if self.lag:
-                drawing.all()  # the next one would ask the engine at the same time
+                pending.all()  # the next one would ask the engine at the same time
         total = self.total_steps()
         if self.lag and (total is None or total > self.trainer.global_step + self.steps_per_epoch):
             share = self.rollout_loader.share(number + 1)
-            self._ahead.drawing = self.sampler.draw(number + 1, share, self, shown=False).ahead()
-        return self.sampler.score(drawing, self.reward)
+            self._ahead.pending = self.sampler.draw(number + 1, share, self, shown=False).ahead()
+        return self.sampler.score(pending, self.reward)
 
     @contextmanager
     def sampling_engine(self) -> Iterator[Engine]:

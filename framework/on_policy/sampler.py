@@ -12,7 +12,7 @@ from torch import nn
 
 from leyden.data.prompts import Prompt
 from leyden.errors import UserError
-from leyden.on_policy.drawing import Drawing
+from leyden.on_policy.pending_rollout import PendingRollout
 from leyden.on_policy.rollout import AnsweredPrompt, Rollout
 from leyden.on_policy.rollout_file import RolloutFile, sampling_fingerprint
 from leyden.policy.engine import CHUNK, Engine, Native
@@ -47,7 +47,7 @@ class Sampler:
 
     def draw(
         self, rollout: int, drawn: Sequence[tuple[int, Prompt]], trained: nn.Module, shown: bool = True
-    ) -> Drawing:
+    ) -> PendingRollout:
         """Responses on their way.
 
         Args:
@@ -64,7 +64,7 @@ class Sampler:
         ready = {draw: one for draw, one in known.items() if one is not None}
         count = RolloutBar(self.trainer, rollout, len(drawn) * self.samples).add if shown else _count_nothing
         arrivals = self._arrivals([one for one in drawn if one[0] not in ready], sampling, count)
-        return Drawing(rollout, drawn, fingerprint, ready, arrivals, self.file)
+        return PendingRollout(rollout, drawn, fingerprint, ready, arrivals, self.file)
 
     def known(
         self,
@@ -72,27 +72,27 @@ class Sampler:
         drawn: Sequence[tuple[int, Prompt]],
         answered: Sequence[AnsweredPrompt],
         fingerprint: str,
-    ) -> Drawing:
+    ) -> PendingRollout:
         """A rollout whose responses are all there: those of a checkpoint."""
         ready = {one.draw: one for one in answered}
         self.file.begin(rollout, fingerprint, self.trainer.ckpt_path is not None)
         nothing = self._arrivals([], self.sampling, _count_nothing)
-        return Drawing(rollout, drawn, fingerprint, ready, nothing, self.file)
+        return PendingRollout(rollout, drawn, fingerprint, ready, nothing, self.file)
 
-    def score(self, drawing: Drawing, reward: Any) -> Rollout:
+    def score(self, pending: PendingRollout, reward: Any) -> Rollout:
         """A rollout with scores, each as soon as its responses are there."""
-        drawn, step = drawing.drawn, max(1, CHUNK // self.samples)
-        whole = Rollout(drawing.number, [])
-        with closing(drawing):
+        drawn, step = pending.drawn, max(1, CHUNK // self.samples)
+        whole = Rollout(pending.number, [])
+        with closing(pending):
             # always the same few are scored together, whatever order they arrive in: models round by company
             for chunk in (drawn[at : at + step] for at in range(0, len(drawn), step)):
-                answered = drawing.of(chunk)
+                answered = pending.of(chunk)
                 try:
                     give_scores(answered, reward)
                 finally:  # what the reward failed on is filed, too
-                    self.file.append(answered, drawing.number, drawing.fingerprint)
+                    self.file.append(answered, pending.number, pending.fingerprint)
                 whole.answered += answered
-        self.file.end(drawing.number)
+        self.file.end(pending.number)
         return whole
 
     def _arrivals(

@@ -230,6 +230,16 @@ class Policy(nn.Module, ABC):
             UserError: a prompt that leaves no position for an answer.
         """
 
+    def response(self, tokens: list[int], logp: list[float], finished: bool) -> Response:
+        """A sampled response with its text.
+
+        Args:
+            tokens: ids, the end-of-turn token included where it was sampled.
+            logp: of each token, nats.
+            finished: whether it ended by itself.
+        """
+        return Response(tokens, logp, finished, str(self.tokenizer.decode(tokens, skip_special_tokens=True)))
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(name, weight) of the model without an adapter, as its folder has them: whole, and one after the other, so
         that a model which is sharded need fit no single device. To be run to the end on every process."""

@@ -166,8 +166,7 @@ class ColocatedVLLM(Engine):
         assert self._policy is not None
         tokens = [int(token) for token in found.token_ids]
         logp = [float(each[token].logprob) for token, each in zip(tokens, found.logprobs, strict=True)]
-        text = str(self._policy.tokenizer.decode(tokens, skip_special_tokens=True))
-        return Response(tokens, logp, found.finish_reason == "stop", text)
+        return self._policy.response(tokens, logp, found.finish_reason == "stop")
 
     def rest(self) -> None:
         if self._llm is not None and not self._asleep and torch.cuda.is_available():

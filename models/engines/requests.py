@@ -222,8 +222,7 @@ class Requests:
         for choice in sorted(answer["choices"], key=lambda choice: int(choice["index"])):
             tokens = [int(token) for token in choice["token_ids"]]
             logp = [float(value) for value in choice["logprobs"]["token_logprobs"]]
-            text = str(self.policy.tokenizer.decode(tokens, skip_special_tokens=True))
-            found.append(Response(tokens, logp, choice["finish_reason"] == "stop", text))
+            found.append(self.policy.response(tokens, logp, choice["finish_reason"] == "stop"))
         return found if len(found) == n else found * n
 
     def _refused(self, client: Client, refusal: Refused, prompt: list[int]) -> UserError:

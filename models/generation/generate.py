@@ -62,7 +62,7 @@ def generate(
         writer.show = lambda draft, token: on_token(*indices[draft], token)
     with eval_mode(policy), torch.no_grad():  # without dropout or gradients
         _sample(backbone, writer, groups, on_token is not None)
-    return [[_response(policy, draft) for draft in group.drafts] for group in groups]
+    return [[policy.response(d.tokens, d.logp, d.finished) for d in group.drafts] for group in groups]
 
 
 STATIC = {"cuda"}
@@ -81,8 +81,3 @@ def _sample(backbone: Backbone, writer: Writer, groups: list[DraftGroup], each: 
     else:
         with packed(backbone.model, max(group.limit for group in groups)):
             Decoder(writer, order).run()
-
-
-def _response(policy: Policy, draft: Draft) -> Response:
-    text = str(policy.tokenizer.decode(draft.tokens, skip_special_tokens=True))
-    return Response(draft.tokens, draft.logp, draft.finished, text)

@@ -10,7 +10,7 @@ from leyden.on_policy.rollout import AnsweredPrompt
 from leyden.on_policy.rollout_file import RolloutFile
 
 
-class Drawing:
+class PendingRollout:
     """This process's part of a rollout, while its responses arrive.
 
     Args:
@@ -36,7 +36,7 @@ class Drawing:
         self._thread: Thread | None = None
         self._problem: BaseException | None = None
 
-    def ahead(self) -> Drawing:
+    def ahead(self) -> PendingRollout:
         """Let a thread ask for all responses from now on."""
         self._thread = Thread(target=self._run, name=f"rollout {self.number}", daemon=True)
         self._thread.start()
