@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,8 @@ from leyden.corrections import NoCorrection
 from leyden.datamodules import InstructionData
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.policy import Engine, Policy, Response, Sampling
-from leyden.policy.sync_proof import SEED
+from leyden.policy import Engine, Policy, Response, Sampling, sync_proof
+from leyden.policy.sync_proof import SEED, SyncProof
 
 
 class Twin(Engine):
@@ -131,6 +132,16 @@ class Another(Twin):
 def test_a_sync_that_did_not_do_what_it_said_ends_the_run(engine: type[Twin], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fit(algorithm(GRPO, {"samples": 3}, engine=engine()), Questions(), max_epochs=3)
+
+
+def test_log_probs_that_are_no_numbers_are_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On whichever process: the largest of some numbers and NaN may be a number."""
+    engine, policy, proof = Twin(), small(), SyncProof()
+    engine.sync(policy)
+    assert proof.holds(proof.measure(policy, engine, 64))
+    for found in ([(1e-6, 1e-6), (math.nan, math.nan)], [(math.nan, math.nan), (1e-6, 1e-6)]):
+        monkeypatch.setattr(sync_proof, "all_gather", lambda mine, found=found: found)
+        assert not proof.holds(proof.measure(policy, engine, 64))
 
 
 class Flaky(Twin):

@@ -24,12 +24,10 @@ class Engine(ABC):
 
     runs_policy: ClassVar[bool] = True
     """Whether `generate` runs this process's own policy, whose sharded weights must then be whole."""
-
     at_once: ClassVar[int] = CHUNK
     """Responses that `stream` asks for at a time, where a class has no way of its own."""
     concurrent: ClassVar[bool] = False
     """Whether it can sample while this process trains."""
-
     room: int | None = None
     """Most tokens of a prompt and its response, where that is less than `start` was told."""
 

@@ -68,12 +68,12 @@ class SyncProof:
         """
         longest = min(longest, engine.room or longest)
         prompts = probes(policy, max(1, min(LENGTH, longest - NEW)))
-        new, worst = min(NEW, max(1, longest - len(prompts[0]))), list[Mismatch]()
+        new, found = min(NEW, max(1, longest - len(prompts[0]))), list[tuple[float, float]]()
         for server in engine.servers():
             groups = server.generate(prompts, SAMPLES, Sampling(new, TEMPERATURE, seed=SEED), range(len(prompts)))
             apart = differences(policy, prompts, groups, TEMPERATURE)
-            worst += [Mismatch(*one) for one in all_gather((float(apart.mean()), float(apart.max())))]
-        return Mismatch(max(one.mean for one in worst), max(one.largest for one in worst))
+            found += all_gather((float(apart.mean()), float(apart.max())))
+        return Mismatch(*torch.tensor(found, dtype=torch.float64).amax(0).tolist())  # NaN where any of them is
 
     def holds(self, now: Mismatch) -> bool:
         """Whether a mismatch is that of an engine in step with the policy. NaN is not."""
