@@ -17,6 +17,7 @@ from leyden.models import quantized
 from leyden.models.causal_lm import CausalLM
 from leyden.models.saving.save import save_adapter
 from leyden.paths import resolve
+from leyden.sharding import is_sharded
 
 SHARD_BYTES = 4 << 30
 """Most bytes of a file of weights."""
@@ -65,6 +66,8 @@ def publish_model(policy: CausalLM, folder: Path, writes: bool) -> None:
         folder: to make.
         writes: whether this process does; else it only helps to put weights together.
     """
+    if not writes and not is_sharded(policy):
+        return  # there is nothing to help with
     part = folder.with_name(folder.name + ".part")
     if writes:
         shutil.rmtree(part, ignore_errors=True)
