@@ -13,9 +13,10 @@ class GRPO(PolicyGradient):
     """Learn from rewards without a value function: the advantage of a response is its reward less the mean of its
     prompt's responses (Shao et al. 2024, section 4.1).
 
-    Deviations: the KL is in the reward, not a k3 term of the loss, whose gradient is that of another divergence; every
-    token of a step weighs the same, whatever the length of its response, and advantages are not divided by the standard
-    deviation within a prompt unless `scale` is set, since both bias the gradient (Liu et al. 2025).
+    `--config grpo` sets what the paper has: advantages divided by the standard deviation within a prompt (`scale`), a
+    mean over responses of the mean over their tokens (`average`), and the KL as a k3 term of the loss (`kl`). The
+    first two bias the gradient (Liu et al. 2025), and that of k3 is of another divergence, so that the defaults here
+    are without them. Dr. GRPO, DAPO, GSPO and CISPO are settings of the same class; see their configs.
 
     Args:
         scale: divide advantages by the standard deviation within a prompt, as published.

@@ -194,3 +194,32 @@ class LeaveOneOut(Estimator):
     def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
         score = batch.per_branch(reward)
         return batch.per_token(leave_one_out(score, batch.group)), torch.zeros_like(reward)
+
+
+@dataclass
+class Whitened(Estimator):
+    """REINFORCE++: the reward that is still to come, whitened over all tokens of a rollout (Hu 2025, eq. 8 to 10).
+
+    The mean over other prompts is no baseline of this one: prompts with high rewards have high advantages, whatever was
+    answered. That costs variance, and no bias.
+
+    Args:
+        group: take off the mean of the prompt's responses first, so that a whole response has one advantage (the
+            paper's REINFORCE++ with a baseline); it needs two responses or more.
+    """
+
+    group: bool = False
+
+    @property
+    def least_samples(self) -> int:  # type: ignore[override]
+        return 2 if self.group else 1
+
+    def __call__(self, batch: Trajectory, reward: Tensor, reduce: Reduce = one_process) -> tuple[Tensor, Tensor]:
+        if self.group:
+            advantage = batch.per_token(group_relative(batch.per_branch(reward), batch.group))
+        else:
+            at, mask = batch.grid()
+            to_go, _ = gae(reward[at], torch.zeros_like(reward[at]), mask, trace=1.0)
+            advantage = torch.zeros_like(reward)
+            advantage[at[mask]] = to_go[mask]
+        return whiten(advantage, batch.weight, reduce), torch.zeros_like(reward)

@@ -254,21 +254,23 @@ FRAGMENTS |= {"one_base": "ppo"}
 @pytest.mark.parametrize("name", sorted(class_names.configs()))
 def test_every_shipped_config_parses(name: str, leyden) -> None:
     base = [] if name not in FRAGMENTS else ["--config", FRAGMENTS[name]]
-    samples = {"ppo": "PPO", "grpo": "GRPO", "rejection_sampling": "RejectionSampling"}
+    samples = {"ppo": "algos.PPO", "rejection_sampling": "algos.RejectionSampling"}
+    samples |= dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo"), "algos.GRPO")
+    samples |= dict.fromkeys(("rloo", "reinforce_pp"), "on_policy.PolicyGradient")
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
-    algorithm = {"dpo": "DPO", "reward_model": "RewardModel", **samples}.get(name, "SFT")
-    assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
+    algorithm = {"dpo": "algos.DPO", "reward_model": "algos.RewardModel", **samples}.get(name, "algos.SFT")
+    assert config["model"]["class_path"] == f"leyden.{algorithm}"
     data = "PreferenceData" if name in ("dpo", "reward_model") else "InstructionData"
     data = "PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name in ("lora", "qlora"))
     assert adapter is None or adapter["init_args"]["r"] == 16
-    if algorithm == "SFT":
+    if algorithm == "algos.SFT":
         assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
 
 

@@ -19,6 +19,7 @@ from ranks import Ranks
 from small import fit, small, weights_of
 from toy import Bigrams, Toy, ToyData
 
+from leyden.advantages import LeaveOneOut, Whitened
 from leyden.algos import GRPO, PPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
 from leyden.batch.trajectory import Trajectory
@@ -27,13 +28,22 @@ from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
 from leyden.errors import UserError
 from leyden.example import Example, Sample
-from leyden.on_policy import AnsweredPrompt, KLController, OnPolicy, Rollout, RolloutLoader, ScoreTransform
+from leyden.on_policy import (
+    AnsweredPrompt,
+    KLController,
+    OnPolicy,
+    PolicyGradient,
+    Rollout,
+    RolloutLoader,
+    ScoreTransform,
+)
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
 from leyden.on_policy.rollout_loader import check_room
 from leyden.policy import Native, Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput
 from leyden.run.flops import flops_per_token
 from leyden.run.progress import Progress, RunEstimate
+from leyden.surrogates import CISPO, Clip, SequenceRatio
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.7)
 KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
@@ -41,6 +51,44 @@ KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
     (GRPO, {"samples": 3, "epochs": 2, "minibatches": 2}),
     (RejectionSampling, {"samples": 3, "epochs": 2, "minibatches": 2}),
 ]
+SETTINGS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
+    (
+        GRPO,
+        {
+            "samples": 2,
+            "epochs": 2,
+            "minibatches": 2,
+            "surrogate": Clip(0.2, 0.28, 3.0),
+            "score": ScoreTransform(overlong=0.5),
+            "mask_truncated": True,
+            "dynamic_sampling": 2,
+        },
+    ),
+    (
+        PolicyGradient,
+        {
+            "samples": 2,
+            "epochs": 2,
+            "minibatches": 2,
+            "estimator": Whitened(),
+            "surrogate": SequenceRatio(),
+            "average": "responses",
+        },
+    ),
+    (
+        PolicyGradient,
+        {
+            "samples": 3,
+            "epochs": 2,
+            "minibatches": 2,
+            "estimator": LeaveOneOut(),
+            "surrogate": CISPO(),
+            "average": "constant",
+            "kl": "k3",
+        },
+    ),
+]
+"""Settings of policy gradients that other tests have to hold for, too."""
 
 
 def evens(samples: Sequence[Sample]) -> list[float]:
@@ -163,7 +211,7 @@ def test_old_log_probs_are_those_of_the_sampled_distribution() -> None:
     torch.testing.assert_close(seen.ref_logp, seen.old_logp, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, *SETTINGS])
 def test_accumulation_changes_nothing(kind: type[OnPolicy], options: dict[str, Any]) -> None:
     ends = []
     for accumulate in (1, 2):
@@ -176,7 +224,7 @@ def test_accumulation_changes_nothing(kind: type[OnPolicy], options: dict[str, A
 def on_rank(kind: str, options: dict[str, Any], folder: str) -> tuple[torch.Tensor, list[Any]]:
     from lightning.pytorch.strategies import DDPStrategy
 
-    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    found = algorithm({k.__name__: k for k, _ in [*KINDS, *SETTINGS]}[kind], options, keep_rollouts=True)
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
     fit(found, Questions(), max_epochs=2, devices=2, strategy=strategy, default_root_dir=folder)
     rows = [row for file in sorted(Path(folder).glob("rollouts*.jsonl")) for row in read(file)]
@@ -187,7 +235,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, *SETTINGS])
 def test_two_processes_sample_and_learn_what_one_does(
     kind: type[OnPolicy], options: dict[str, Any], ranks: Ranks, tmp_path: Path
 ) -> None:
@@ -231,7 +279,7 @@ def rollout_numbers(trainer: Any) -> dict[str, float]:
 def shared_on_rank(kind: str, options: dict[str, Any], folder: str) -> tuple[torch.Tensor, dict[str, float]]:
     from lightning.pytorch.strategies import DDPStrategy
 
-    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    found = algorithm({k.__name__: k for k, _ in [*KINDS, *SETTINGS]}[kind], options, keep_rollouts=True)
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
     trainer = fit(found, Questions(), max_epochs=3, devices=2, strategy=strategy, default_root_dir=folder)
     return weights_of(found.policy), rollout_numbers(trainer)
@@ -413,19 +461,20 @@ def test_the_samplers_own_account_travels_and_is_compared(tmp_path: Path) -> Non
     assert found[0] < 1e-5 and found[1] == pytest.approx(0.1, abs=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, *SETTINGS])
 def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any], tmp_path: Path) -> None:
     """From every step, in the middle of a rollout and between two: weights, prices and rollouts, bit for bit."""
     more: dict[str, Any] = dict(keep_rollouts=True)
     if kind is not RejectionSampling:
-        more |= dict(kl_target=0.05, kl_horizon=10.0, score=ScoreTransform(normalise=True))
-    whole = algorithm(kind, options, **more)
+        options = {"score": ScoreTransform(normalise=True)} | options
+        more |= dict(kl_target=0.05, kl_horizon=10.0)
+    whole = algorithm(kind, copy.deepcopy(options), **more)
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
     callbacks = [saver, RNGState(), Throughput()]
     fit(whole, Questions(), max_epochs=3, callbacks=callbacks, enable_checkpointing=True, default_root_dir=tmp_path)
     rollouts = (tmp_path / "rollouts.jsonl").read_bytes()
     for step in (1, 3, 4, 7, 11):
-        found = algorithm(kind, options, **more)
+        found = algorithm(kind, copy.deepcopy(options), **more)
         found_at = dict(max_epochs=3, callbacks=[RNGState(), Throughput()], default_root_dir=tmp_path)
         resume(found, Questions(), tmp_path / f"{step}.ckpt", **found_at)
         assert torch.equal(weights_of(found.policy), weights_of(whole.policy)), step
@@ -437,7 +486,7 @@ def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any],
 def stopped_on_rank(kind: str, options: dict[str, Any], folder: str, start: str | None) -> torch.Tensor:
     from lightning.pytorch.strategies import DDPStrategy
 
-    found = algorithm({k.__name__: k for k, _ in KINDS}[kind], options, keep_rollouts=True)
+    found = algorithm({k.__name__: k for k, _ in [*KINDS, *SETTINGS]}[kind], options, keep_rollouts=True)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
     strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "PPO")
     own = dict(devices=2, strategy=strategy, default_root_dir=folder, max_epochs=3)
@@ -448,7 +497,7 @@ def stopped_on_rank(kind: str, options: dict[str, Any], folder: str, start: str 
     return weights_of(found.policy)
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, *SETTINGS])
 def test_two_processes_resume_in_the_middle_of_a_rollout(
     kind: type[OnPolicy], options: dict[str, Any], ranks: Ranks, tmp_path: Path
 ) -> None:
@@ -609,6 +658,64 @@ def test_the_arithmetic_of_a_step_has_no_reference_where_it_was_asked_before(mon
     assert found.has_reference and measured._share == flops_per_token(found.policy) / 1e9
 
 
+# -- dynamic sampling -----------------------------------------------------------------------------------------------
+
+
+def tied(samples: Sequence[Sample]) -> list[float]:
+    """Answers to prompts of even numbers all score alike."""
+    return [float(s.row["n"] % 2 and len(s.response)) for s in samples]
+
+
+def replaced(tmp_path: Path, **options: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
+    given = {"samples": 3, "dynamic_sampling": 3} | options
+    found = algorithm(GRPO, given, reward=given.pop("reward", tied), keep_rollouts=True)
+    trainer = fit(found, Questions(4), max_epochs=2, default_root_dir=tmp_path)
+    return found, trainer, read(tmp_path / "rollouts.jsonl")
+
+
+def test_prompts_whose_answers_score_alike_are_replaced_by_the_next(tmp_path: Path) -> None:
+    found, trainer, rows = replaced(tmp_path)
+    trained = found.rollout_loader.batch
+    assert sorted(trained.draw.tolist()) == sorted(found.rollout_loader.draws)
+    scores = {row["draw"]: row["scores"] for row in rows}
+    assert all(max(scores[draw]) > min(scores[draw]) for draw in trained.draw.tolist())
+    # nothing was drawn twice, nothing left out, and no more than it took
+    assert sorted(scores) == list(range(len(scores))) and len(scores) == 8 + found.rollout_loader.replacements
+    by_rollout = [[row["draw"] for row in rows if row["rollout"] == number] for number in (0, 1)]
+    usable = [[d for d in draws if max(scores[d]) > min(scores[d])] for draws in by_rollout]
+    assert [len(x) for x in usable] == [4, 4] and max(by_rollout[0]) < min(by_rollout[1])
+    share = float(trainer.callback_metrics["rollout/replaced"])
+    assert share == (len(by_rollout[1]) - 4) / 4 > 0
+    same = float(trainer.callback_metrics["rollout/same"])  # of all that were asked
+    assert same == pytest.approx((len(by_rollout[1]) - 4) / len(by_rollout[1]))
+
+
+def test_without_enough_prompts_the_rollout_is_smaller(tmp_path: Path) -> None:
+    def once(samples: Sequence[Sample]) -> list[float]:
+        return [float(s.row["n"] == 5 and len(s.response)) for s in samples]
+
+    found, trainer, rows = replaced(tmp_path, reward=once, dynamic_sampling=2)
+    assert len(rows) == 2 * 4 * 3 and trainer.global_step == 2
+    assert [rows[draw]["row"]["n"] for draw in found.rollout_loader.batch.draw.tolist()] == [5]
+
+
+def test_dynamic_sampling_that_finds_nothing_ends_with_counts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in rollout 0 the answers to each of 16 prompts all score the same"):
+        replaced(tmp_path, reward=lambda samples: [1.0] * len(samples))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dynamic_sampling": -1}, "0 or more"),
+        ({"dynamic_sampling": 1, "samples": 1, "estimator": Whitened()}, "samples 2 or more"),
+    ],
+)
+def test_dynamic_sampling_that_makes_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        algorithm(PolicyGradient, {"estimator": LeaveOneOut(), "samples": 2} | options)
+
+
 # -- pieces -----------------------------------------------------------------------------------------------------------
 
 
@@ -625,15 +732,15 @@ def test_price_of_kl_is_steered() -> None:
 
 def test_scores_are_penalised_normalised_and_clipped_in_this_order() -> None:
     whole = Trajectory.of([Tree([1], [[2, 0], [3, 4]], [1.0, 1.0]), Tree([1], [[0], [5, 0]], [2.0, 9.0])])
-    shaped, _ = ScoreTransform(eos_penalty=1.0)(whole, {0})
+    shaped, _ = ScoreTransform(eos_penalty=1.0)(whole, {0}, 8)
     assert shaped.tolist() == [1, 0, 2, 9]
     shape = ScoreTransform(eos_penalty=1.0, normalise=True, clip=1.0)
-    shaped, logged = shape(whole, {0})
+    shaped, logged = shape(whole, {0}, 8)
     scores = torch.tensor([1.0, 0, 2, 9])
     expected = (scores - 3) / scores.std(unbiased=False)
     torch.testing.assert_close(shaped, expected.clamp(-1, 1))
     assert logged["rollout/score_clipped"] == 0.25
-    shape(whole, {0})  # moments go on: twice the same scores have the same mean and deviation
+    shape(whole, {0}, 8)  # moments go on: twice the same scores have the same mean and deviation
     assert shape.state_dict()["moments"] == pytest.approx([8, 3, 2 * float(((scores - 3) ** 2).sum())])
 
 
@@ -669,7 +776,7 @@ def test_what_cannot_fit_is_said_before_sampling(options: Any, size: int, budget
         fit(algorithm(PPO, options), data)
 
 
-@pytest.mark.parametrize(("kind", "options"), KINDS)
+@pytest.mark.parametrize(("kind", "options"), [*KINDS, *SETTINGS])
 def test_minibatches_that_may_be_too_long_are_cut_and_take_the_same_step(
     kind: type[OnPolicy], options: dict[str, Any]
 ) -> None:

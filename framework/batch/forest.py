@@ -130,6 +130,11 @@ class Batch:
         place = torch.where(self.branch < 0, size, self.branch)
         return x.new_zeros(size + 1).index_add(0, place, x * self.weight)[:size]
 
+    def branch_mean(self, x: Tensor) -> Tensor:
+        """Weighted mean of `x` [T] over the tokens of each response: [N]; 0 where none of them is trained."""
+        length = self.per_branch(torch.ones_like(x))
+        return self.per_branch(x) / torch.where(length > 0, length, 1.0)
+
     def per_prompt(self, x: Tensor) -> Tensor:
         """Sum of `x` [N] over the responses of each prompt: [P]."""
         return x.new_zeros(len(self.row)).index_add(0, self.group, x)

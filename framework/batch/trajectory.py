@@ -73,6 +73,10 @@ class Trajectory(Batch):
         mask = steps < length
         return (start + steps).masked_fill(~mask, 0), mask
 
+    def lengths(self) -> Tensor:
+        """[N] number of tokens of each response, whatever their weight."""
+        return self.grid()[1].sum(1).float()
+
     def per_token(self, x: Tensor) -> Tensor:
         """A number of each response to all its tokens: [N] -> [T], 0 on prompts and padding."""
         return torch.where(self.branch >= 0, x[self.branch.clamp_min(0)] if len(x) else 0.0, 0.0)

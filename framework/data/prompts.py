@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,10 +38,14 @@ class PromptLoader:
         return math.ceil(len(self.prompts) / self.size)
 
     def draw(self, rollout: int) -> list[tuple[int, Prompt]]:
-        """The prompts of a rollout, each with its number in the whole sequence, which no other draw has."""
+        """The prompts of a rollout, where none are replaced; see `drawn`."""
+        return self.drawn(range(rollout * self.size, (rollout + 1) * self.size))
+
+    def drawn(self, numbers: Iterable[int]) -> list[tuple[int, Prompt]]:
+        """The prompts of these places in the whole sequence, each with its number, which no other draw has."""
         orders: dict[int, list[int]] = {}
         drawn = []
-        for number in range(rollout * self.size, (rollout + 1) * self.size):
+        for number in numbers:
             turn, place = divmod(number, len(self.prompts))
             if turn not in orders:
                 generator = torch.Generator().manual_seed(self.seed + 1_000_003 * turn)

@@ -13,7 +13,8 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.on_policy.on_policy import OnPolicy
-    from leyden.on_policy.policy_gradient import KLController, PolicyGradient, ScoreTransform
+    from leyden.on_policy.policy_gradient import PolicyGradient
+    from leyden.on_policy.reward_shaping import KLController, ScoreTransform
     from leyden.on_policy.rollout import AnsweredPrompt, Rollout
     from leyden.on_policy.rollout_loader import RolloutLoader
     from leyden.on_policy.sampler import Sampler
@@ -33,7 +34,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "on_policy": "OnPolicy",
-        "policy_gradient": "KLController PolicyGradient ScoreTransform",
+        "policy_gradient": "PolicyGradient",
+        "reward_shaping": "KLController ScoreTransform",
         "rollout": "AnsweredPrompt Rollout",
         "sampler": "Sampler",
         "rollout_loader": "RolloutLoader",

@@ -37,7 +37,7 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
     sums: dict[str, float] = dict.fromkeys(("responses", "score", "squares", "length", "finished"), 0.0)
     sums |= dict.fromkeys(("groups", "best", "same", "x", "y", "xx", "yy", "xy"), 0.0)
     sums |= dict.fromkeys([f"{what} {name}" for name in terms for what in ("term", "count")], 0.0)
-    for one in rollout.answered:
+    for one in rollout.all_answered:
         scores, lengths = one.scores or [], [float(len(response.tokens)) for response in one.responses]
         sums["responses"] += len(lengths)
         sums["score"] += math.fsum(scores)
@@ -58,7 +58,7 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
     apart = (batch.sampled_logp - batch.old_logp).double() * (batch.weight > 0)
     return (
         sums
-        | term_sums(rollout.answered)
+        | term_sums(rollout.all_answered)
         | {
             "measured": float(len(batch.group)),
             "kl": float(divergence(batch).double().sum()),

@@ -121,6 +121,10 @@ class OnPolicy(WithReference):
         assert rollout.trajectory is not None
         return rollout.trajectory
 
+    def complete(self, rollout: Rollout) -> None:
+        """Called on every process with its part of a rollout, sampled and scored, before log-probs are computed: the
+        place for whatever needs other or further responses. By default nothing is done."""
+
     def compute_log_probs(self, batch: Trajectory) -> Trajectory:
         """Fill in `old_logp` and `ref_logp` (and `value`) by the forward pass of training, without gradients."""
         logp = self.policy(batch, {"logp"}, self.temperature).logp
@@ -205,6 +209,7 @@ class OnPolicy(WithReference):
         self.clock.start()
         with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
             rollout = self._sampled(number, drawn)
+            self.complete(rollout)
             terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
             rollout.trajectory = self._with_log_probs(rollout)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,123 +13,49 @@ from leyden.advantages import Estimator
 from leyden.batch.forest import Batch
 from leyden.batch.trajectory import Trajectory
 from leyden.corrections import TIS, Correction, NoCorrection
-from leyden.distributed import Reduce, one_process
 from leyden.errors import UserError
 from leyden.lightning_loop import skip_rest_of_epoch
 from leyden.losses import kl_estimate
+from leyden.on_policy.dynamic_sampling import replace_prompts
 from leyden.on_policy.metrics import divergence
 from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.reward_shaping import KLController, ScoreTransform, truncated
 from leyden.on_policy.rollout import Rollout
 from leyden.policy.policy import Outputs
-from leyden.surrogates import Clip, Surrogate
+from leyden.surrogates import Average, Clip, Surrogate, average
 
 log = logging.getLogger("leyden")
-
-
-@dataclass
-class KLController:
-    """β, what a nat of KL from the reference costs in units of the reward.
-
-    Args:
-        coefficient: β, at first.
-        target: nats a response that β is adapted to reach; None keeps β (Ziegler et al. 2019, section 2.2).
-        horizon: responses over which β is adapted.
-    """
-
-    coefficient: float = 0.05
-    target: float | None = None
-    horizon: float = 10_000.0
-
-    def update(self, kl: float, responses: int) -> None:
-        """Raise β where the KL is above its target, lower it where it is below: by at most 20 % a `horizon`.
-
-        Args:
-            kl: from the reference, mean nats a response over a rollout of all processes.
-            responses: in that rollout.
-        """
-        if self.target is not None:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.coefficient *= 1 + error * responses / self.horizon
-
-
-@dataclass
-class ScoreTransform:
-    """Transforms scores into rewards, in this order: penalty, normalisation, clipping.
-
-    Args:
-        eos_penalty: taken off a response that was cut at the length limit.
-        normalise: take off the mean of all scores so far and divide by their standard deviation, so that β and the
-            learning rate mean the same for every reward.
-        clip: most that a score may be away from 0.
-    """
-
-    eos_penalty: float = 0.0
-    normalise: bool = False
-    clip: float | None = None
-    _moments: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0], init=False, repr=False)
-    """Count, mean and summed squared distance from it, of all scores so far (Welford 1962)."""
-
-    def __call__(
-        self, batch: Trajectory, stop: Collection[int], reduce: Reduce = one_process
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The scores [N] as they become rewards, and what to log.
-
-        Args:
-            batch: responses with scores.
-            stop: token ids that end a response.
-            reduce: sums over the processes that hold the rest of the rollout.
-        """
-        ended = torch.isin(batch.tokens[batch.last], torch.tensor(sorted(stop), dtype=torch.long))
-        score = batch.score - self.eos_penalty * (~ended).float()
-        metrics: dict[str, float] = {}
-        if self.normalise:
-            self._take(score.double(), reduce)
-            count, mean, squares = self._moments
-            deviation = (squares / count) ** 0.5
-            score = (score - mean) / max(deviation, 1e-6)
-            metrics |= {"rollout/score_mean": mean, "rollout/score_std": deviation}
-        if self.clip is not None:
-            beyond = (score.abs() > self.clip).double()
-            share = reduce(torch.stack([beyond.sum(), torch.ones_like(beyond).sum()]))
-            metrics["rollout/score_clipped"] = float(share[0] / share[1])
-            score = score.clamp(-self.clip, self.clip)
-        return score, metrics
-
-    def _take(self, score: Tensor, reduce: Reduce) -> None:
-        """Add scores [N] of this process, and those of the others, to the moments."""
-        count, mean, squares = self._moments
-        new, summed = reduce(torch.stack([torch.ones_like(score).sum(), score.sum()])).tolist()
-        here = summed / new
-        total, apart = count + new, here - mean
-        squares += float(reduce(((score - here) ** 2).sum())) + apart**2 * count * new / total
-        self._moments = [total, mean + apart * new / total, squares]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The moments."""
-        return {"moments": list(self._moments)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._moments = list(state["moments"])
 
 
 class PolicyGradient(OnPolicy):
     """Make tokens that did better than expected likelier, as far as the surrogate allows (Schulman et al. 2017, eq. 7).
 
     The reward of a token is -β log(π / π_ref), k1, and its response's score at the last token (Ouyang et al. 2022, eq.
-    2 without the pretraining term). A subclass names an estimator of advantages.
+    2 without the pretraining term). GRPO, RLOO, DAPO and the like are settings of what follows.
 
     Args:
         estimator: advantages from rewards.
         surrogate: the loss of a token from its log-ratio and advantage; None is PPO's clip.
+        average: what weighs the same in the mean of the losses of a step: `tokens`, `responses`, or nothing that
+            depends on lengths, `constant`; see `leyden.surrogates.average`.
         correction: weights of tokens that an engine sampled from another distribution than training computes. They
             multiply the surrogate's losses, not those of values and not the entropy. None is TIS where the engine is
             not exact.
         clip: ε of PPO's clip, how far the probability of a token may move within a rollout before its gradient ends.
+        kl: where the price of the KL stands. `reward`: in the reward of each token, so that the gradient is that of
+            E[r] - β KL(π || π_ref), all that a token leads to included. `k2`, `k3`: an estimate of each token's KL, as
+            a term of the loss (averaged like it). The gradient of k2 is that of KL(π || π_ref) of the next token, and
+            of k3 that of KL(π_ref || π), in the contexts that are sampled: what a token leads to is not priced.
         kl_coef: β.
         kl_target: nats a response that β is adapted to reach; None keeps β.
         kl_horizon: responses over which β is adapted.
         score: what is done to scores before they become rewards.
+        mask_truncated: leave responses that were cut at the length limit out of the loss (Yu et al. 2025, section 3.4).
+            Their scores still count in what others are compared with, and with `average` responses or constant they
+            count in the mean, as 0.
+        dynamic_sampling: replace prompts whose responses all score the same, which teach nothing, by the next ones:
+            most batches of `data.batch_size` prompts that may be drawn for that (Yu et al. 2025, eq. 11). 0 replaces
+            none. Where they do not suffice, the rollout is smaller.
         entropy_coef: weight of the mean entropy of a token in nats, which is added to what is maximised.
         stop_kl: leave the rest of a rollout out once the policy has moved this far from the one that sampled it: mean
             nats a token (k3) of a minibatch, whose own step is not taken either. None never does.
@@ -144,12 +69,16 @@ class PolicyGradient(OnPolicy):
         *args: Any,
         estimator: Estimator,
         surrogate: Surrogate | None = None,
+        average: Average = "tokens",
         correction: Correction | None = None,
         clip: float = 0.2,
+        kl: Literal["reward", "k2", "k3"] = "reward",
         kl_coef: float = 0.05,
         kl_target: float | None = None,
         kl_horizon: float = 10_000.0,
         score: ScoreTransform | None = None,
+        mask_truncated: bool = False,
+        dynamic_sampling: int = 0,
         entropy_coef: float = 0.0,
         stop_kl: float | None = None,
         **kwargs: Any,
@@ -171,7 +100,19 @@ class PolicyGradient(OnPolicy):
                 f"--model.samples {self.samples}: a response is compared with the others to its prompt; give "
                 f"{estimator.least_samples} or more, or use PPO"
             )
+        if dynamic_sampling < 0 or (dynamic_sampling and self.lag):
+            raise UserError(
+                f"--model.dynamic_sampling {dynamic_sampling}: batches of prompts, 0 or more, and 0 with --model.lag 1,"
+                " whose next prompts are drawn before the scores are known"
+            )
+        if dynamic_sampling and self.samples < 2:
+            raise UserError(
+                "--model.dynamic_sampling: it looks at how the answers to a prompt differ; give --model.samples 2 or "
+                "more"
+            )
         self.estimator, self.surrogate, self.correction = estimator, surrogate or Clip(clip), correction
+        self.average, self.kl_kind, self.mask_truncated = average, kl, mask_truncated
+        self.dynamic_sampling = dynamic_sampling
         self.entropy_coef, self.stop_kl = entropy_coef, stop_kl
         self.kl_controller = KLController(kl_coef, kl_target, kl_horizon)
         self.score_transform = score or ScoreTransform()
@@ -185,6 +126,16 @@ class PolicyGradient(OnPolicy):
                 "that is trained, so there is nothing to correct; leave it out, or set another --model.engine"
             )
 
+    def complete(self, rollout: Rollout) -> None:
+        if self.dynamic_sampling and self.rollout_loader is not None:
+            self.rollout_metrics["rollout/replaced"] = replace_prompts(
+                rollout,
+                self.rollout_loader,
+                lambda drawn: self.sampler.sample(rollout.number, drawn, self.reward, self),
+                self.dynamic_sampling,
+                self.all_reduce,
+            )
+
     @property
     def active_correction(self) -> Correction:
         """The correction that was asked for, or else truncated weights where the engine is not exact."""
@@ -195,14 +146,19 @@ class PolicyGradient(OnPolicy):
     def credit(self, rollout: Rollout) -> Trajectory:
         batch = super().credit(rollout)
         self._correct(batch)
-        batch.score, metrics = self.score_transform(batch, self.policy.stop, self.all_reduce)
-        reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
+        longest = self.sampling.max_new_tokens
+        batch.score, metrics = self.score_transform(batch, self.policy.stop, longest, self.all_reduce)
+        reward = torch.zeros_like(batch.old_logp)
+        if self.kl_kind == "reward":
+            reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
         reward[batch.last] += batch.score
         self.rollout_metrics |= metrics | {"rollout/kl_coef": self.kl_controller.coefficient}
         batch.advantage, batch.returns = self.estimator(batch, reward, self.all_reduce)
         kl = divergence(batch).double()
         total, responses = self.all_reduce(torch.stack([kl.sum(), torch.ones_like(kl).sum()])).tolist()
-        self.kl_controller.update(total / responses, int(responses))
+        self.kl_controller.update(total / max(responses, 1.0), int(responses))
+        if self.mask_truncated:
+            batch.weight = batch.weight * ~batch.per_token(truncated(batch, self.policy.stop).float()).bool()
         return batch
 
     def _correct(self, batch: Trajectory) -> None:
@@ -219,13 +175,18 @@ class PolicyGradient(OnPolicy):
         self.rollout_metrics["rollout/corrected"] = share / max(tokens, 1.0)
 
     def policy_loss(self, batch: Trajectory, out: Outputs) -> Tensor:
-        """The surrogate, corrected, less the entropy bonus; logs what it did under policy/."""
-        log_ratio = out.logp - batch.old_logp
-        loss = batch.token_mean(self.surrogate(batch, log_ratio, batch.advantage) * batch.correction)
+        """The surrogate, corrected, with a KL term and less the entropy bonus; logs what it did under policy/."""
+        log_ratio, longest = out.logp - batch.old_logp, self.sampling.max_new_tokens
+        losses = self.surrogate(batch, log_ratio, batch.advantage) * batch.correction
+        loss = average(batch, losses, self.average, longest)
         with torch.no_grad():
             self.note("policy/loss", loss)
             self.note("policy/approx_kl", batch.token_mean(kl_estimate(-log_ratio, "k3")))
             self.note("policy/clip_fraction", batch.token_mean(self.surrogate.clipped(batch, log_ratio).float()))
+        if self.kl_kind != "reward" and self.kl_controller.coefficient:
+            price = kl_estimate(out.logp - batch.ref_logp, self.kl_kind)
+            self.note("policy/kl", batch.token_mean(price))
+            loss = loss + self.kl_controller.coefficient * average(batch, price, self.average, longest)
         if out.entropy is not None:
             entropy = batch.token_mean(out.entropy)
             self.note("policy/entropy", entropy)

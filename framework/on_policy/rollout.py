@@ -89,14 +89,22 @@ class Rollout:
 
     number: int
     answered: list[AnsweredPrompt]
+    """What is trained on."""
     trajectory: Trajectory | None = None
     """The responses as a batch with log-probs of policy and reference (and values), on the CPU, best response first:
     all of them, or for algorithms that only want the KL, `kl_responses` of each prompt."""
+    replaced: list[AnsweredPrompt] = field(default_factory=list)
+    """Prompts that others took the place of, since nothing is learnt from them; see `dynamic_sampling`."""
+
+    @property
+    def all_answered(self) -> list[AnsweredPrompt]:
+        """Every prompt that was answered, replaced ones included: what rewards are measured on."""
+        return [*self.answered, *self.replaced]
 
     @property
     def terms(self) -> list[str]:
         """The names of what the rewards are made of."""
-        return sorted({name for one in self.answered for name in one.terms})
+        return sorted({name for one in self.all_answered for name in one.terms})
 
     @staticmethod
     def pack(answered: Sequence[AnsweredPrompt]) -> Trajectory:

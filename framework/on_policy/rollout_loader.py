@@ -72,8 +72,11 @@ class RolloutLoader:
         self.rollout, self.done, self._resume = -1, 0, False
         self.batch: Trajectory | None = None
         """This process's part of the rollout that is being trained on."""
-        self._size = prompts.size
-        """Prompts of that rollout; a resumed run may draw more or fewer from the next one on."""
+        self.draws = list(range(prompts.size))
+        """The number of the draw in each place of that rollout; a resumed run may have more or fewer places from the
+        next one on."""
+        self.replacements = 0
+        """Prompts that were drawn so far to take the place of others."""
         self._steps: list[LocalStep] = []
 
     def __len__(self) -> int:
@@ -86,7 +89,8 @@ class RolloutLoader:
     def __iter__(self) -> Iterator[Trajectory]:
         if not self._resume:
             # reset here and not after the last batch, since Lightning does not exhaust the iterator
-            self.rollout, self.done, self.batch, self._size = self.rollout + 1, 0, None, self.prompts.size
+            self.rollout, self.done, self.batch = self.rollout + 1, 0, None
+            self.draws = self._first_draws(self.rollout)
             self.batch = self.collect(self.rollout, self.share(self.rollout))
             self._steps = []
         self._resume = False
@@ -101,9 +105,26 @@ class RolloutLoader:
     # -- who has what ------------------------------------------------------------------------------------------------
 
     def share(self, rollout: int) -> list[tuple[int, Prompt]]:
-        """This process's prompts of a rollout, each with the number of its draw."""
-        owners = self.owners(rollout, self.prompts.size)
-        return [one for one, owner in zip(self.prompts.draw(rollout), owners, strict=True) if owner == self.rank]
+        """This process's prompts of a rollout, each with the number of its draw, before any is replaced."""
+        return self._mine(rollout, self._first_draws(rollout))
+
+    def refill(self, places: Sequence[int]) -> list[tuple[int, Prompt]]:
+        """Let the next prompts of the sequence take these places of the present rollout, and give back this process's.
+        To be called with the same places on every process."""
+        fresh = dict.fromkeys(range(len(self.draws)), -1)
+        for place in places:
+            fresh[place] = self.draws[place] = self._first_draws(self.rollout)[-1] + 1
+            self.replacements += 1
+        return self._mine(self.rollout, list(fresh.values()))
+
+    def _first_draws(self, rollout: int) -> list[int]:
+        first = rollout * self.prompts.size + self.replacements
+        return list(range(first, first + self.prompts.size))
+
+    def _mine(self, rollout: int, draws: Sequence[int]) -> list[tuple[int, Prompt]]:
+        """This process's prompts among these draws, one a place; -1 is none."""
+        owners = self.owners(rollout, len(draws))
+        return self.prompts.drawn(n for n, owner in zip(draws, owners, strict=True) if owner == self.rank and n >= 0)
 
     def owners(self, rollout: int, size: int) -> tuple[int, ...]:
         """The process that answers each prompt of a rollout of this size."""
@@ -117,8 +138,8 @@ class RolloutLoader:
 
     def _plan(self, batch: Trajectory) -> list[LocalStep]:
         """Find this process's trees in the steps of the whole rollout, and the totals of all processes."""
-        spans, places = batch.structure(), (batch.draw - self.rollout * self._size).tolist()
-        there = torch.zeros(self._size, dtype=torch.float64)
+        spans, places = batch.structure(), [self.draws.index(draw) for draw in batch.draw.tolist()]
+        there = torch.zeros(len(self.draws), dtype=torch.float64)
         there[places] = 1.0
         there = self.reduce(there)
         number = (there.cumsum(0) - 1).long().tolist()  # prompts whose responses are all left out have none
@@ -153,7 +174,8 @@ class RolloutLoader:
             "rollout": self.rollout,
             "prompts": self.fingerprint,
             "done": self.done,
-            "size": self._size,
+            "draws": self.draws,
+            "replacements": self.replacements,
             "steps": [self.passes, self.minibatches, self.accumulate, self.world],
             "trajectory": None if parts is None else _in_order(parts).state_dict(),
         }
@@ -165,6 +187,7 @@ class RolloutLoader:
             UserError: the checkpoint is from the middle of a rollout that was to be cut into other steps.
         """
         self.rollout, self.done, self._steps = state["rollout"], state["done"], []
+        self.replacements = state.get("replacements", 0)
         self._resume = state["trajectory"] is not None
         if self.fingerprint != state["prompts"]:  # the rollout that is trained on stands in the checkpoint
             log.info("the prompts are others than those of the checkpoint; the next rollout takes the new")
@@ -176,10 +199,12 @@ class RolloutLoader:
                 "--trainer.accumulate_grad_batches and the number of processes must be the same; resume with them, or "
                 "from the end of a rollout"
             )
-        batch, self._size = Trajectory.from_state_dict(state["trajectory"]), int(state["size"])
+        batch = Trajectory.from_state_dict(state["trajectory"])
+        first = self.rollout * state["size"] if "size" in state else 0  # of a checkpoint from before any was replaced
+        self.draws = state.get("draws") or list(range(first, first + state["size"]))
         if self.world > 1:
-            owners, first = self.owners(self.rollout, self._size), self.rollout * self._size
-            batch = batch.select([n for n, draw in enumerate(batch.draw.tolist()) if owners[draw - first] == self.rank])
+            owner = dict(zip(self.draws, self.owners(self.rollout, len(self.draws)), strict=True))
+            batch = batch.select([n for n, draw in enumerate(batch.draw.tolist()) if owner[draw] == self.rank])
         self.batch = batch
 
 
