@@ -19,14 +19,23 @@ class GRPO(PolicyGradient):
     are without them. Dr. GRPO, DAPO, GSPO and CISPO are settings of the same class; see their configs.
 
     Args:
-        scale: divide advantages by the standard deviation within a prompt, as published.
+        scale: divide advantages by the standard deviation within a prompt, as published; None is no. Of the estimator that
+            is taken where none is given.
         samples: responses to each prompt, 2 or more.
         estimator: advantages from rewards; None compares with the mean of the prompt's responses.
     """
 
     def __init__(
-        self, *args: Any, samples: int = 8, scale: bool = False, estimator: Estimator | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        samples: int = 8,
+        scale: bool | None = None,
+        estimator: Estimator | None = None,
+        **kwargs: Any,
     ) -> None:
-        if estimator is not None and scale:
-            raise UserError("--model.scale: of the default estimator, and --model.estimator is given; give one of them")
-        super().__init__(*args, samples=samples, estimator=estimator or GroupRelative(scale), **kwargs)
+        if estimator is not None and scale is not None:
+            raise UserError(
+                f"--model.scale: of the default estimator, and --model.estimator is given, {type(estimator).__name__}; "
+                f"set --model.estimator.scale {str(scale).lower()} where it has that, or leave --model.scale out"
+            )
+        super().__init__(*args, samples=samples, estimator=estimator or GroupRelative(bool(scale)), **kwargs)

@@ -1,4 +1,4 @@
-"""Does learning from rewards help? PPO, GRPO and rejection sampling on the embedded model with the exact gold reward.
+"""Does learning from rewards help? PPO, GRPO without its biases and rejection sampling on the embedded model with the exact gold reward.
 
     python benchmarks/rewards.py FOLDER [--seeds 3] [--grid]
 
@@ -24,7 +24,10 @@ SETTINGS: dict[str, list[object]] = {
         "--model.samples", 2, "--data.batch_size", 128, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 12,
         "--model.value_weight", 1, "--model.value_clip", "null", "--model.value_policy", "CausalLM",
     ],
-    "grpo": ["--model.samples", 8, "--data.batch_size", 32, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 30],
+    "dr_grpo": [
+        "--model.samples", 8, "--data.batch_size", 32, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 30,
+        "--model.average", "tokens", "--model.kl_coef", 0.05,
+    ],
     "rejection_sampling": [
         "--model.samples", 8, "--data.batch_size", 128, "--model.optimizer.lr", 1e-4, "--trainer.max_epochs", 10,
     ],

@@ -35,14 +35,15 @@ LENGTH: list[object] = ["--model.reward", "Function", "--model.reward.path", "wr
 CONSTANT: list[object] = ["--model.reward", "Function", "--model.reward.path", "wrecked_rewards.constant"]
 ROLLOUTS: list[object] = ["--trainer.max_epochs", 12]
 PAIRS: list[object] = ["--model.optimizer.lr", 3e-5, "--data.batch_size", 16, "--trainer.max_epochs", 1]
+UNBIASED: list[object] = ["--model.average", "tokens", "--model.kl_coef", 0.05]
 RUNS: dict[str, tuple[str, list[object]]] = {
     "PPO, healthy": ("ppo", GOLD),
     "PPO, learning rate x 100": ("ppo", [*GOLD, "--model.optimizer.lr", 100 * RATE]),
     "PPO, KL free and learning rate x 10": ("ppo", [*GOLD, "--model.kl_coef", 0, "--model.optimizer.lr", 10 * RATE]),
     "PPO, a reward that likes length": ("ppo", [*LENGTH, "--model.kl_coef", 0]),
     "PPO, answers of 8 tokens at most": ("ppo", [*GOLD, "--model.sampling.max_new_tokens", 8]),
-    "GRPO, healthy": ("grpo", GOLD),
-    "GRPO, a reward that is constant": ("grpo", CONSTANT),
+    "GRPO, healthy": ("dr_grpo", [*GOLD, *UNBIASED]),
+    "GRPO, a reward that is constant": ("dr_grpo", [*CONSTANT, *UNBIASED]),
     "DPO, healthy": ("dpo", PAIRS),
     "DPO, learning rate x 100": ("dpo", [*PAIRS, "--model.optimizer.lr", 3e-3]),
 }

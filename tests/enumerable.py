@@ -35,8 +35,9 @@ class Table(Policy):
     stop: frozenset[int] = frozenset()
     path = "table"
 
-    def __init__(self, seed: int = 0, spread: float = 1.0) -> None:
+    def __init__(self, seed: int = 0, spread: float = 1.0, stop: int | None = None) -> None:
         super().__init__()
+        self.stop = frozenset() if stop is None else frozenset([stop])
         generator = torch.Generator().manual_seed(seed)
         self.logits = nn.Parameter(spread * torch.randn(CONTEXTS, WORDS, generator=generator))
         self.values = nn.Parameter(torch.zeros(CONTEXTS))
@@ -80,12 +81,16 @@ class Table(Policy):
             logps.append(p.gather(-1, word[:, None])[:, 0].log())
             words.append(word)
             context = WORDS * context + 1 + word
-        rows = torch.stack(words, 1).tolist()
+        rows = [self.cut(row) for row in torch.stack(words, 1).tolist()]
         found = [
-            Response(row, lp, False, " ".join(map(str, row)))
+            Response(row, lp[: len(row)], row[-1] in self.stop, " ".join(map(str, row)))
             for row, lp in zip(rows, torch.stack(logps, 1).tolist(), strict=True)
         ]
         return [found[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+    def cut(self, words: list[int]) -> list[int]:
+        """The words up to the first that ends a response."""
+        return words[: next((i + 1 for i, word in enumerate(words) if word in self.stop), len(words))]
 
     def reference(self, kind: ReferenceKind = "auto") -> Reference:
         return TableReference(self)
@@ -99,7 +104,7 @@ class TableReference(Reference):
 
     def __init__(self, policy: Table) -> None:
         super().__init__()
-        self.table = Table()
+        self.table = Table(stop=min(policy.stop, default=None))
         self.table.load_state_dict(policy.state_dict())
         self.table.requires_grad_(False)
 
@@ -124,10 +129,24 @@ class Prompts(DataModule):
         return self._trainer().lightning_module.experience(PromptLoader(prompts, self.batch_size, self.seed))
 
 
-def everything() -> Batch:
-    """Every sequence there is, in order: branch b says the digits of b to the base of 8."""
-    grid = torch.cartesian_prod(*[torch.arange(WORDS)] * LENGTH)
-    return pack([Tree([START], grid.tolist())])
+def everything(policy: Table | None = None) -> Batch:
+    """Every sequence there is, in order: branch b says the digits of b to the base of 8. For a policy with a word that
+    ends a response fewer: those that go on to the length limit, or to that word."""
+    grid = torch.cartesian_prod(*[torch.arange(WORDS)] * LENGTH).tolist()
+    cut = policy.cut if policy is not None else list
+    return pack([Tree([START], [list(x) for x in dict.fromkeys(tuple(cut(row)) for row in grid)])])
+
+
+def number(response: str) -> int:
+    """Which of the 4,096 sequences "3 1 4 1" is; of a shorter one that whose other words are 0."""
+    return int(response.replace(" ", "").ljust(LENGTH, "0"), WORDS)
+
+
+def rewards_of(batch: Batch, seed: int = 0) -> Tensor:
+    """[N] the reward of each response of a batch."""
+    table, tokens = rewards(seed), batch.tokens.tolist()
+    said = {n: " ".join(map(str, tokens[i:j])) for span in batch.structure() for n, i, j in span.responses}
+    return table[[number(said[n]) for n in range(len(said))]]
 
 
 def rewards(seed: int = 0) -> Tensor:
@@ -143,7 +162,7 @@ def rewards(seed: int = 0) -> Tensor:
 
 def reward_function(seed: int = 0) -> Callable[[Sequence[Sample]], Tensor]:
     table = rewards(seed)
-    return lambda samples: torch.stack([table[int(s.response.replace(" ", ""), WORDS)] for s in samples])
+    return lambda samples: torch.stack([table[number(s.response)] for s in samples])
 
 
 def log_probs(policy: Policy, batch: Batch) -> Tensor:
