@@ -19,8 +19,8 @@ class GRPO(PolicyGradient):
     are without them. Dr. GRPO, DAPO, GSPO and CISPO are settings of the same class; see their configs.
 
     Args:
-        scale: divide advantages by the standard deviation within a prompt, as published; None is no. Of the estimator that
-            is taken where none is given.
+        scale: divide advantages by the standard deviation within a prompt, as published; None is no. It is a setting of
+            the estimator that is taken where none is given.
         samples: responses to each prompt, 2 or more.
         estimator: advantages from rewards; None compares with the mean of the prompt's responses.
     """

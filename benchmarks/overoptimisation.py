@@ -95,7 +95,8 @@ def main() -> None:
         "--trainer.default_root_dir", folder / "reward")  # fmt: skip
     config.write_text(CONFIG.format(reward=folder / "reward" / "export"), encoding="utf-8")
     run("fit", "--config", "dr_grpo", "--config", config, "--model.policy.path", files["sft"], "--data.path", prompts,
-        "--data.val_fraction", 0, "--data.max_length", 256, "--model.sampling.max_new_tokens", 64, "--model.average", "tokens",
+        "--data.val_fraction", 0, "--data.max_length", 256, "--model.sampling.max_new_tokens", 64,
+        "--model.average", "tokens",
         "--model.optimizer.lr", options.lr, "--trainer.max_epochs", options.rollouts,
         "--trainer.default_root_dir", folder / "policy")  # fmt: skip
     points = curve(folder / "policy" / "metrics.csv", options.every)

@@ -1,4 +1,4 @@
-"""Does learning from rewards help? PPO, GRPO without its biases and rejection sampling on the embedded model with the exact gold reward.
+"""Does learning from rewards help? PPO, GRPO (unbiased) and rejection sampling on the embedded model and exact rewards.
 
     python benchmarks/rewards.py FOLDER [--seeds 3] [--grid]
 

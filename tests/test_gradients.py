@@ -1,5 +1,7 @@
-"""The gradient that each setting of policy gradients estimates, against the exact one of E[r] - β KL, on a model whose
-responses of different lengths can all be listed: unbiased settings within the sampling error, biased ones by how much."""
+"""The gradient that each setting of policy gradients estimates, against the exact one of E[r] - β KL.
+
+On a model whose responses, of different lengths, can all be listed: unbiased settings are within the sampling error of
+it, and of the others the size of the bias is printed."""
 
 from __future__ import annotations
 
@@ -151,8 +153,7 @@ def test_table_of_gradients() -> None:
     """Prints the size of each bias; unbiased settings stay within the error of many more samples."""
     for name in SETTINGS:
         found = measured(name, 2000, 16)
-        print(
-            f"| {name} | {found.scale:.3f} ({found.scale_error:.3f}) | {100 * found.bias:.1f} % | {100 * found.error:.1f} % |"
-        )
+        scale = f"{found.scale:.3f} ({found.scale_error:.3f})"
+        print(f"| {name} | {scale} | {100 * found.bias:.1f} % | {100 * found.error:.1f} % |")
         if name in UNBIASED:
             assert found.bias < 1.2 * found.error

@@ -1,4 +1,4 @@
-"""Policy gradients and rejection sampling on a language model whose every sequence can be listed, against exact answers."""
+"""Policy gradients and rejection sampling on a model whose every sequence can be listed, against exact answers."""
 
 from __future__ import annotations
 
