@@ -1,0 +1,215 @@
+"""Which algorithm? All of them on the embedded model, from one fine-tuned model, under one definition of everything.
+
+    python benchmarks/comparison.py FOLDER [--only ppo dpo …] [--jobs 2] [--table docs/comparison.json] [--plot FILE]
+
+One SFT model on generated questions, the exact reward `Gold`, the same prompts, the same budget of scored answers for
+each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four
+to a prompt, ranked by the same reward. Each learning rate of a sweep is run once (seed 100), and the one with the most
+reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on the other half at
+temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length in tokens, the
+loss on general text (what was forgotten), tokens trained on, and seconds of training. Runs that FOLDER has from an
+earlier call are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import baseline
+
+PACKAGES = ("leyden", "torch", "transformers", "lightning")
+ANSWERS, ROLLOUTS = 256, 12
+"""Scored answers a rollout, and rollouts: the budget is their product."""
+SEEDS, TRIAL = (0, 1, 2), 100
+RATES = ("3e-5", "1e-4", "3e-4")
+"""The sweep, the same for each algorithm."""
+GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]
+SAMPLED: dict[str, list[object]] = {
+    "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1,
+            "--model.value_clip", "null"],
+    "grpo": ["--config", "grpo", *GROUPS],
+    "dr_grpo": ["--config", "dr_grpo", *GROUPS],
+    "dapo": ["--config", "dapo", *GROUPS],
+    "gspo": ["--config", "gspo", *GROUPS, "--model.surrogate.clip", 3e-3, "--model.surrogate.clip_high", 4e-3],
+    "cispo": ["--config", "cispo", *GROUPS],
+    "rloo": ["--config", "rloo", "--model.samples", 4, "--data.batch_size", ANSWERS // 4],
+    "reinforce_pp": ["--config", "reinforce_pp", "--data.batch_size", ANSWERS],
+    "rejection_sampling": ["--config", "rejection_sampling", *GROUPS],
+    "online_dpo": ["--config", "online_dpo", "--model.samples", 4, "--data.batch_size", ANSWERS // 4],
+}  # fmt: skip
+OBJECTIVES = ("Sigmoid", "IPO", "SimPO", "ORPO", "CPO", "APOZero", "APODown", "EXO", "NCA")
+GIVEN: dict[str, list[object]] = {
+    "dpo" if name == "Sigmoid" else name: ["--config", "dpo", "--model.objective", name] for name in OBJECTIVES
+} | {"kto": ["--config", "kto"], "bco": ["--config", "bco"]}
+MEASURES = {
+    "reward": "eval/reward",
+    "win_rate": "eval/win_rate",
+    "kl": "eval/kl",
+    "length": "eval/length",
+    "forgotten": "eval/retained_loss",
+    "tokens": "train/tokens",
+    "seconds": "train/seconds",
+}
+
+FORMS = dict(zip(MEASURES, ("{:.3f}", "{:.2f}", "{:.2f}", "{:.1f}", "{:.3f}", "{:.0f}", "{:.0f}"), strict=True))
+
+
+def leyden(folder: Path, *words: object) -> None:
+    """Run a command in a process of its own, with one thread; its output goes to a file beside the folder."""
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("w", encoding="utf-8") as out:
+        command = [sys.executable, "-m", "leyden", *map(str, words)]
+        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        raise SystemExit(f"leyden {' '.join(map(str, words))}: code {code}, see {log}")
+
+
+def prepare(folder: Path, heldout: int) -> dict[str, Path]:
+    """Data, the fine-tuned model, and its ranked answers: what all runs start from."""
+    names = ("rows", "prompts", "choose", "judge", "text")
+    files = {name: folder / f"{name}.jsonl" for name in names}
+    sample = ["data", "sample", "--language", "both"]
+    kinds: dict[str, list[object]] = {
+        "rows": ["--kind", "instruction", "--rows", 4000, "--seed", 1],
+        "prompts": ["--kind", "prompts", "--rows", 4000, "--seed", 2],
+        "choose": ["--kind", "prompts", "--rows", heldout, "--seed", 3, "--split", "heldout"],
+        "judge": ["--kind", "prompts", "--rows", heldout, "--seed", 4, "--split", "heldout"],
+        "text": ["--kind", "text", "--rows", 200, "--seed", 5],
+    }
+    for name, words in kinds.items():
+        if not files[name].exists():
+            leyden(folder / "data", *sample, *words, "--output", files[name])
+    files["sft"] = folder / "sft" / "export"
+    if not files["sft"].exists():
+        leyden(folder / "sft", "fit", "--config", "demo", "--data.path", files["rows"], "--trainer.max_epochs", 2,
+               "--trainer.default_root_dir", folder / "sft")  # fmt: skip
+    files["pairs"] = folder / "pairs.jsonl"
+    if not files["pairs"].exists():
+        asked, answers = folder / "asked.jsonl", folder / "answers"
+        lines = files["prompts"].read_text(encoding="utf-8").splitlines(keepends=True)
+        asked.write_text("".join(lines[: ROLLOUTS * ANSWERS // 4]), encoding="utf-8")
+        answers.mkdir(exist_ok=True)
+        for number in range(4):
+            leyden(folder / "predict", "predict", "--config", "demo", "--model.policy.path", files["sft"],
+                   "--data.path", asked, "--model.sampling.temperature", 1, "--model.sampling.seed", 500 + number,
+                   "--output", answers / f"{number}.jsonl", "--overwrite")  # fmt: skip
+        leyden(folder / "label", "data", "label", answers, files["pairs"], "--reward", "Gold")
+    return files
+
+
+def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: int) -> dict[str, float]:
+    """One run, unless it is there already; the last value of each measure."""
+    out = folder / f"{name}-{rate}-{seed}"
+    done = out / "done.json"
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    asked = files["choose" if seed == TRIAL else "judge"]
+    words: list[object] = ["fit", *(SAMPLED | GIVEN)[name], "--config", "eval", "--model.policy.path", files["sft"]]
+    words += ["--model.optimizer.lr", rate, "--seed_everything", seed, "--data.max_length", 256]
+    words += ["--data.val_fraction", 0, "--trainer.num_sanity_val_steps", 0, "--trainer.default_root_dir", out]
+    words += ["--eval.path", asked, "--eval.text_path", files["text"], "--eval.reward", "Gold", "--eval.size", 10**6]
+    words += ["--eval.sampling.max_new_tokens", 64, "--eval.max_length", 256, "--ckpt_path", "auto"]
+    if name in SAMPLED:
+        words += ["--data.path", files["prompts"], "--model.reward", "Gold", "--model.sampling.max_new_tokens", 64]
+        words += ["--trainer.max_epochs", ROLLOUTS, "--trainer.check_val_every_n_epoch", ROLLOUTS]
+    else:
+        words += ["--data.path", files["pairs"], "--trainer.max_epochs", 2]
+    began = time.monotonic()
+    leyden(out, *words)
+    with (out / "metrics.csv").open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    found = {name: [float(row[of]) for row in rows if row.get(of)] for name, of in MEASURES.items()}
+    result = {name: values[-1] for name, values in found.items() if values}
+    result |= {f"{name}_before": values[0] for name, values in found.items() if values} | {
+        "wall": time.monotonic() - began
+    }
+    done.write_text(json.dumps(result), encoding="utf-8")
+    return result
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean of a few runs, and half of the distance between the least and the most."""
+    return statistics.fmean(values), (max(values) - min(values)) / 2
+
+
+def table(results: Mapping[str, dict[str, Any]]) -> str:
+    """The table as Markdown, most reward first."""
+    lines = ["| | rate | reward | win rate | KL | length | loss on text | tokens | seconds |", "|---" * 9 + "|"]
+    for name, found in sorted(results.items(), key=lambda item: -spread(item[1]["reward"])[0]):
+        cells = []
+        for measure, form in FORMS.items():
+            mean, half = spread(found[measure]) if found.get(measure) else (float("nan"), 0.0)
+            cells.append(f"{form.format(mean)} ± {form.format(half)}")
+        lines.append(f"| {name} | {found['rate']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: Mapping[str, dict[str, Any]], file: Path) -> None:
+    """Reward against KL, every seed a point, with a name at the mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5.5))
+    for name, found in results.items():
+        marker = "o" if name in SAMPLED else "s"
+        (points,) = axes.plot(found["kl"], found["reward"], marker, markersize=4, alpha=0.6)
+        at = statistics.fmean(found["kl"]), statistics.fmean(found["reward"])
+        axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=points.get_color())
+    axes.set_xlabel("KL from the SFT model (nats an answer)")
+    axes.set_ylabel("gold reward")
+    axes.set_title("circles sample, squares learn from given answers; one point a seed")
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*SAMPLED, *GIVEN], default=[*SAMPLED, *GIVEN])
+    parser.add_argument("--heldout", type=int, default=300, help="questions in each half of the held-out ones")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--table", type=Path, help="where all figures go, as JSON")
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    files = prepare(folder, options.heldout)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trials = {(n, r): pool.submit(train, folder, files, n, r, TRIAL) for n in options.only for r in RATES}
+        best: dict[str, str] = {}
+        for name in options.only:
+            rewards = {rate: trials[name, rate].result()["reward"] for rate in RATES}
+            best[name] = max(rewards, key=rewards.__getitem__)
+            print(json.dumps({"sweep": name, "rewards": rewards}), flush=True)
+        runs = {(n, s): pool.submit(train, folder, files, n, best[n], s) for n in options.only for s in SEEDS}
+        results: dict[str, dict[str, Any]] = {}
+        for name in options.only:
+            each = [runs[name, seed].result() for seed in SEEDS]
+            results[name] = {"rate": best[name]} | {m: [one[m] for one in each if m in one] for m in MEASURES}
+            print(json.dumps({name: results[name]}), flush=True)
+    before = next(iter(runs.values())).result()["reward_before"]
+    print(f"\nthe SFT model: {before:.3f}; {ROLLOUTS * ANSWERS} scored answers each\n\n{table(results)}\n")
+    print(f"{baseline.processor()}; {baseline.versions(PACKAGES)}")
+    if options.table is not None:
+        options.table.write_text(json.dumps({"before": before, "results": results}, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot(results, options.plot)
+
+
+if __name__ == "__main__":
+    main()
