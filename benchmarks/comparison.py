@@ -7,8 +7,8 @@ each. Algorithms that sample spend it on answers of their own; those of preferen
 to a prompt, ranked by the same reward. Each learning rate of a sweep is run once (seed 100), and the one with the most
 reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on the other half at
 temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length in tokens, the
-loss on general text (what was forgotten), tokens trained on, and seconds of training. Runs that FOLDER has from an
-earlier call are not run again.
+loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all. Runs that
+FOLDER has from an earlier call are not run again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,22 +58,27 @@ MEASURES = {
     "length": "eval/length",
     "forgotten": "eval/retained_loss",
     "tokens": "train/tokens",
-    "seconds": "train/seconds",
 }
 
-FORMS = dict(zip(MEASURES, ("{:.3f}", "{:.2f}", "{:.2f}", "{:.1f}", "{:.3f}", "{:.0f}", "{:.0f}"), strict=True))
+FORMS = dict(zip([*MEASURES, "seconds"], "{:.3f} {:.2f} {:.2f} {:.1f} {:.3f} {:.0f} {:.0f}".split(), strict=True))
 
 
-def leyden(folder: Path, *words: object) -> None:
-    """Run a command in a process of its own, with one thread; its output goes to a file beside the folder."""
+def leyden(folder: Path, *words: object) -> float:
+    """Run a command in a process of its own, with one thread; its output goes to a file beside the folder.
+
+    Returns:
+        Seconds of processor time, which other work on the machine hardly changes.
+    """
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as out:
         command = [sys.executable, "-m", "leyden", *map(str, words)]
-        code = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, env=environment).returncode
-    if code:
-        raise SystemExit(f"leyden {' '.join(map(str, words))}: code {code}, see {log}")
+        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"leyden {' '.join(map(str, words))}: failed, see {log}")
+    return used.ru_utime + used.ru_stime
 
 
 def prepare(folder: Path, heldout: int) -> dict[str, Path]:
@@ -127,15 +131,12 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
         words += ["--trainer.max_epochs", ROLLOUTS, "--trainer.check_val_every_n_epoch", ROLLOUTS]
     else:
         words += ["--data.path", files["pairs"], "--trainer.max_epochs", 2]
-    began = time.monotonic()
-    leyden(out, *words)
+    seconds = leyden(out, *words)
     with (out / "metrics.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     found = {name: [float(row[of]) for row in rows if row.get(of)] for name, of in MEASURES.items()}
     result = {name: values[-1] for name, values in found.items() if values}
-    result |= {f"{name}_before": values[0] for name, values in found.items() if values} | {
-        "wall": time.monotonic() - began
-    }
+    result |= {f"{name}_before": values[0] for name, values in found.items() if values} | {"seconds": seconds}
     done.write_text(json.dumps(result), encoding="utf-8")
     return result
 
@@ -200,7 +201,7 @@ def main() -> None:
         results: dict[str, dict[str, Any]] = {}
         for name in options.only:
             each = [runs[name, seed].result() for seed in SEEDS]
-            results[name] = {"rate": best[name]} | {m: [one[m] for one in each if m in one] for m in MEASURES}
+            results[name] = {"rate": best[name]} | {m: [one[m] for one in each if m in one] for m in FORMS}
             print(json.dumps({name: results[name]}), flush=True)
     before = next(iter(runs.values())).result()["reward_before"]
     print(f"\nthe SFT model: {before:.3f}; {ROLLOUTS * ANSWERS} scored answers each\n\n{table(results)}\n")

@@ -42,11 +42,34 @@ def test_your_own_algorithm_runs_from_an_empty_folder(leyden, workplace: Path) -
             words = shlex.split(line)
             code, _, error = leyden(*words[1:], *(SHORT if words[1] == "fit" else []))
             assert code == 0, (line, error)
+    assert all((workplace / "runs" / run / "export").is_dir() for run in ("seams", "hard"))
     for run in ("apo", "simpo", "simpo-lora", "online-dpo"):
         with (workplace / "runs" / run / "metrics.csv").open(encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
         assert any(row.get("train/accuracy") for row in rows) and (workplace / "runs" / run / "export").is_dir()
     assert (workplace / "runs/simpo-lora/export/adapter_model.safetensors").is_file()
+
+
+def test_the_gradients_of_the_page_are_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_surrogates import rewarded, some
+
+    from leyden import advantages, surrogates
+
+    text = (ROOT / "docs" / "your-own-algorithm.md").read_text(encoding="utf-8")
+    code = {file: content for file, language, content in pieces(text) if language in ("python", "yaml")}
+    (tmp_path / "my_gradients.py").write_text(code["my_gradients.py"], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_gradients  # type: ignore[import-not-found]
+
+    pairs, reward = rewarded()
+    pairs, reward = pairs.select([0]), reward[: pairs.structure()[0].stop]  # the other prompt has one answer
+    mine, shipped = my_gradients.LeaveOneOut()(pairs, reward)[0], advantages.LeaveOneOut()(pairs, reward)[0]
+    torch.testing.assert_close(mine, shipped)
+    losses = [kind(0.01, 0.02)(*some()) for kind in (my_gradients.SequenceRatio, surrogates.SequenceRatio)]
+    assert torch.equal(*losses)
+    page = yaml.safe_load(code["dapo_again.yaml"])["model"]["init_args"]
+    dapo = yaml.safe_load((ROOT / "configs" / "dapo.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    assert page == {name: dapo[name] for name in page}
 
 
 def test_the_subclass_is_short() -> None:
@@ -85,16 +108,15 @@ def run_page(leyden, workplace: Path, name: str) -> None:
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     offline = re.sub(rf"{re.escape(ACCOUNT)}```bash\n.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for _, language, content in pieces(offline) if language == "bash" for line in content.splitlines()]
-    few = {"fit": [*SHORT, "--eval.size", "4"], "validate": ["--eval.size", "4"]}
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
-        short = list(few.get(words[0], []))
-        if {"ppo", "rejection_sampling"} & {*words}:  # answers of both policies, in one rollout of equal parts
-            short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", "4", "--data.val_size", "2"]
-        if words[0] in ("fit", "validate") and "--eval.path" not in words:
-            short = short[:-2]
-        if "--eval.path" in words:
-            short += ["--eval.sampling.max_new_tokens", "4"]
+        short = list(SHORT) if words[0] == "fit" else []
+        sampled = {"ppo", "rejection_sampling"} & {*words}, {"gspo", "rloo", "reinforce_pp"} & {*words}
+        for config, tokens in zip(sampled, ("4", "16"), strict=True):  # of answers of four tokens few scores differ
+            if config:  # answers of both policies, in one rollout of equal parts
+                short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", tokens, "--data.val_size", "2"]
+        if words[0] in ("fit", "validate") and "--eval.path" in words:
+            short += ["--eval.size", "4", "--eval.sampling.max_new_tokens", "4"]
         if words[0] == "predict":
             short = ["--model.sampling.max_new_tokens", "16"]
         if words[:2] == ["data", "label"]:  # two steps teach nothing that Gold could tell apart
@@ -114,6 +136,10 @@ def table(workplace: Path) -> None:
 def test_the_page_on_data_runs(leyden, workplace: Path) -> None:
     table(workplace)
     run_page(leyden, workplace, "data.md")
+
+
+def test_the_page_on_algorithms_runs(leyden, workplace: Path) -> None:
+    run_page(leyden, workplace, "algorithms.md")
 
 
 @pytest.fixture
