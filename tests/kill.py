@@ -56,6 +56,8 @@ CASES = {
     "GRPO": f"--config grpo {SAMPLING} --model.samples 3 --model.minibatches 2 --trainer.max_epochs 4 "
     "--trainer.check_val_every_n_epoch 1 --data.val_fraction 0.2 --checkpoint.monitor val/reward "
     "--checkpoint.mode max --checkpoint.every_n_train_steps 1 --checkpoint.save_last true --model.optimizer.lr 1e-3",
+    "DAPO": f"--config dapo {SAMPLING} --model.samples 3 --model.minibatches 2 --trainer.max_epochs 4 "
+    "--data.val_fraction 0 --checkpoint.every_n_train_steps 1 --checkpoint.save_last true --model.optimizer.lr 1e-3",
     "RejectionSampling": f"--config rejection_sampling {SAMPLING} --model.samples 3 --model.minibatches 2 "
     "--model.epochs 2 --trainer.max_steps 10 --trainer.max_epochs 4 --data.val_fraction 0.2 "
     "--checkpoint.every_n_train_steps 3 --model.optimizer.lr 1e-3",
