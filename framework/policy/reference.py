@@ -36,12 +36,12 @@ class OtherPolicy(Reference):
     kind = "other"
 
     def __init__(
-        self, policy: Policy, learner: Policy, name: str = "reference", flag: str = "--model.reference_policy"
+        self, policy: Policy, learner: Policy, name: str = "the reference", flag: str = "--model.reference_policy"
     ) -> None:
         super().__init__()
         if policy.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
             raise UserError(
-                f"the {name} {policy.path} has another tokenizer than {learner.path}, so the same tokens are other "
+                f"{name} {policy.path} has another tokenizer than {learner.path}, so the same tokens are other "
                 f"text to it; give {flag}.path a model of the same family"
             )
         policy.build(dropout=False)
