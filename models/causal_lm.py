@@ -228,7 +228,7 @@ class CausalLM(Policy):
             value: Tensor = self.heads[name](states.float())[:, 0]
         return value
 
-    def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
+    def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Any]:
         """Outputs of the language-model head at predicted tokens: log-probabilities and `EXTRA` in `want`, [T] each."""
         head, squash = self.backbone.head, self.backbone.squash
         at, real = predicted(batch)
