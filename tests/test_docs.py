@@ -89,10 +89,10 @@ def run_page(leyden, workplace: Path, name: str) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         short = list(few.get(words[0], []))
-        if {"ppo", "rejection_sampling"} & {*words}:  # answers of both policies, in one rollout of equal parts
-            short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", "4", "--data.val_size", "2"]
         if words[0] in ("fit", "validate") and "--eval.path" not in words:
             short = short[:-2]
+        if {"ppo", "rejection_sampling", "distillation"} & {*words}:  # in one rollout of equal parts
+            short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", "4", "--data.val_size", "2"]
         if "--eval.path" in words:
             short += ["--eval.sampling.max_new_tokens", "4"]
         if words[0] == "predict":
@@ -183,6 +183,10 @@ def test_the_walk_through_runs_and_is_the_same_in_both_languages(
     monkeypatch.setattr("sys.stdin", io.StringIO("수도는?\n"))
     run_page(leyden, workplace, "walkthrough.md")
     assert (workplace / "aligned" / "README.md").is_file() and (workplace / "report.html").is_file()
+
+
+def test_the_page_on_distillation_runs(leyden, workplace: Path) -> None:
+    run_page(leyden, workplace, "distillation.md")
 
 
 def test_korean_twins_have_the_blocks_of_their_pages_and_are_linked() -> None:
