@@ -11,6 +11,7 @@ import transformers
 from peft import LoraConfig
 from ranks import Ranks
 from small import LLAMA, Numbers, TreeData, fit, some_trees
+from test_distillation import Spoken
 from test_on_policy import Questions, evens
 
 from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rejection": (RejectionSampling, {}),
     "distillation": (Distillation, {"given": 0.4}),
     "distillation-lora": (Distillation, {}),
+    "distillation-own-lora": (Distillation, {"teacher_system": "91 92 93"}),
 }
 ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 
@@ -72,7 +74,7 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), lr_scheduler=None)
     if kind in (PPO, GRPO, RejectionSampling, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
-    if kind is Distillation:
+    if kind is Distillation and "own" not in name:
         given |= dict(teacher=CausalLM(f"{path}/teacher"))
         given["teacher"]._tokenizer = Words()
     return kind(policy, **(given | options | more))
@@ -83,7 +85,8 @@ def train(found: Any, name: str, folder: str, **options: Any) -> Any:
     kind = KINDS[name][0]
     trees = some_trees(16, responses=1 if kind is SFT else 2)
     sampled = kind in (PPO, GRPO, RejectionSampling, Distillation)
-    data = Questions(8, 8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
+    questions = Spoken if "own" in name else Questions
+    data = questions(size=8, count=8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
     plugins = [QLoRAPrecision(compute_dtype="float32")] if name.endswith("qlora") else []
     own = dict(plugins=plugins, callbacks=[Export(Path(folder) / "export")], default_root_dir=folder, max_epochs=2)
     return fit(found, data, gradient_clip_val=1.0, use_distributed_sampler=False, **(own | options))
