@@ -67,6 +67,12 @@ class Distillation(WithGivenAnswers):
         if (teacher := self._teacher[0]) is not None and self.teacher is None and not self.trainer.predicting:
             self.teacher = OtherPolicy(teacher, self.policy, "the teacher", "--model.teacher")
             self.shard_policy(teacher)
+            longest, room = getattr(self.data, "longest_row", 0), teacher.positions
+            if room is not None and longest > room:
+                raise UserError(
+                    f"the longest row has {longest} tokens but {teacher.path} has positions for {room}; "
+                    f"set --data.max_length {room}"
+                )
 
     def rehearse(self, batch: Batch) -> list[Tensor]:
         if self.teacher is not None:

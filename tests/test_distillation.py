@@ -306,6 +306,13 @@ def test_a_teacher_of_another_vocabulary_is_refused() -> None:
         fit(spoken(teacher=other), Spoken())
 
 
+def test_a_teacher_with_too_few_positions_is_refused() -> None:
+    other, data = wider(), Spoken()
+    other.positions, data.longest_row = 12, 20  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"20 tokens but teacher has positions for 12; set --data.max_length 12"):
+        fit(spoken(teacher=other), data)
+
+
 def test_a_teacher_is_neither_trained_nor_saved() -> None:
     other = wider()
     before = weights_of(other)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
-from small import LLAMA, Numbers, TreeData, fit, saved, some_trees, teacher
+from small import LLAMA, Numbers, TreeData, fit, saved, small, some_trees
 from test_on_policy import Questions, evens
 
 from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
@@ -53,7 +53,7 @@ def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tupl
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
         data = Questions(4, 12)
     if kind is Distillation:
-        given |= dict(teacher=teacher(), given=0.3)
+        given |= dict(teacher=small("teacher", options=WIDE | {"num_hidden_layers": 1}), given=0.3)
     torch.manual_seed(1)
     algorithm, losses = kind(policy, **given), Losses()
     fit(algorithm, data, callbacks=[losses], **({"max_epochs": 3} | trainer))
