@@ -107,9 +107,10 @@ def prepare(folder: Path, heldout: int) -> dict[str, Path]:
         asked.write_text("".join(lines[: ROLLOUTS * ANSWERS // 4]), encoding="utf-8")
         answers.mkdir(exist_ok=True)
         for number in range(4):
+            (answers / f"{number}.jsonl").unlink(missing_ok=True)
             leyden(folder / "predict", "predict", "--config", "demo", "--model.policy.path", files["sft"],
                    "--data.path", asked, "--model.sampling.temperature", 1, "--model.sampling.seed", 500 + number,
-                   "--output", answers / f"{number}.jsonl", "--overwrite")  # fmt: skip
+                   "--output", answers / f"{number}.jsonl")  # fmt: skip
         leyden(folder / "label", "data", "label", answers, files["pairs"], "--reward", "Gold")
     return files
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from leyden.data.prompts import Prompt, PromptLoader
 from leyden.datamodules.file_data import FileData
 from leyden.datamodules.formats.row_error import LeftOut, RowError
 from leyden.datamodules.predict_loader import Chunks, origin, rank_chunks
+from leyden.datamodules.source import Source
 from leyden.datamodules.storage.arrow import Report
 from leyden.datamodules.storage.split import epoch, hold_out, shuffled
 from leyden.errors import UserError
@@ -30,7 +31,7 @@ class PromptData(FileData):
     Of prompts with the same tokens only the first is kept, with its row; held-out prompts are never trained on. A
     prompt needs room for an answer: of `max_length` tokens, `--model.sampling.max_new_tokens` belong to the answer.
     Rewards see the row of a prompt; in files written by `leyden predict` or `leyden data label`, the original row from
-    the column `row`.
+    the column `row`. An algorithm that trains on answers, too, gets those of the rows: the last turn of each.
 
     Args:
         path: a file, folder, glob or `hf:NAME`; several as a list, or as a mapping from each to how often its prompts
@@ -76,8 +77,30 @@ class PromptData(FileData):
             )
         return self.max_length - int(new)
 
-    def _fitting(self, place: str, example: Example, report: Report) -> Iterator[tuple[Example, list[int]]]:
-        """Yields an example and the tokens of its prompt, cut where `overlength` is `truncate_prompt`."""
+    @property
+    def _with_answers(self) -> bool:
+        return bool(getattr(getattr(self.trainer, "lightning_module", None), "needs_answers", False))
+
+    def _sources(self, path: str, kind: str, say: Callable[[str], None] | None = None) -> list[Source]:
+        trained = kind == self.kind and path in self.paths
+        return super()._sources(path, "instruction" if trained and self._with_answers else kind, say)
+
+    def _answer(self, example: Example, report: Report) -> tuple[Example, list[int] | None]:
+        """The example as a prompt and the tokens of its answer, where it was read with one: everything before its last
+        turn, and that turn, which is cut where a sampled answer would be."""
+        if example.text is not None:
+            raise RowError("plain text has no prompt to answer; give rows with a prompt and an answer", "no prompt")
+        if not example.responses:
+            return example, None
+        *turns, last = [*example.messages, *example.responses[0]]
+        example = replace(example, messages=turns, responses=[[last]])
+        answer, new = self.template.encode(example).responses[0], self.max_length - self._room
+        report.truncated += len(answer) > new
+        return example, answer[:new]
+
+    def _fitting(self, place: str, example: Example, report: Report) -> Iterator[Prompt]:
+        """Yields a prompt, cut where `overlength` is `truncate_prompt`; without its number."""
+        example, answer = self._answer(example, report)
         tokens = self.template.prompt(example.messages, example.tools)
         excess = len(tokens) - self._room
         if excess > 0:
@@ -91,7 +114,7 @@ class PromptData(FileData):
                 )
             tokens = [tokens[0], *tokens[1 + excess :]]  # the first is BOS or the opening of a turn
             report.truncated += 1
-        yield replace(example, row=origin(example.row)), tokens
+        yield Prompt(-1, replace(example, row=origin(example.row)), tokens, answer)
 
     def row_lengths(self) -> tuple[list[int], int]:
         """Tokens of every prompt, however long, and of the longest. Needs no Trainer."""
@@ -109,8 +132,8 @@ class PromptData(FileData):
         paths, files, row, last_log = self._paths(), len(self.paths), 0, time.monotonic()
         reports, parts = [Report() for _ in paths], [list[Prompt]() for _ in paths]
         for path, report, part in zip(paths, reports, parts, strict=True):
-            for example, tokens in self._made(path, report, self._fitting):
-                part.append(Prompt(row, example, tokens))
+            for prompt in self._made(path, report, self._fitting):
+                part.append(prompt._replace(row=row))
                 row += 1
                 if time.monotonic() - last_log > 5:
                     log.info("tokenised %s prompts so far", f"{row:,}")

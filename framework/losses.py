@@ -111,3 +111,25 @@ def kl_estimate(log_ratio: Tensor, kind: str = "k1") -> Tensor:
     if kind == "k3":
         return torch.expm1(-log_ratio) + log_ratio
     raise ValueError(f"{kind}: use k1, k2 or k3")
+
+
+def score_function(value: Tensor, logp: Tensor, sampled: Tensor, cap: float = 2.0) -> Tensor:
+    """A loss of sampled tokens y whose gradient is that of the mean of `value` over samples of π: [T] -> [T].
+
+    w f (1 + log π(y) - [log π(y)]), where [ ] has no gradient and neither has f: so its value is w f, and its gradient
+    w f ∇ log π(y) (Williams 1992). For f = log π - log p the mean of that gradient is the gradient of KL(π || p), since
+    what f itself would add, ∇ log π(y), has the mean 0. The weight w = min(π(y) / μ(y), c) corrects for tokens that
+    were sampled from another distribution μ: an older policy, or an engine that rounds otherwise (Ionides 2008).
+
+    Args:
+        value: [T] f.
+        logp: [T] log π(y).
+        sampled: [T] log μ(y).
+        cap: c.
+
+    Raises:
+        ValueError: shapes or dtypes do not match.
+    """
+    check_shapes(value=(value, "T"), logp=(logp, "T"), sampled=(sampled, "T"))
+    weight = (logp.detach() - sampled).exp().clamp_max(cap)
+    return weight * value.detach() * (1 + logp - logp.detach())

@@ -23,6 +23,7 @@ from leyden.models.build_checks import cautions, check_head, check_rows, check_v
 from leyden.models.compile_ahead import compile_calls, uses_flex
 from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
+from leyden.models.divergence import HeadPredictions
 from leyden.models.generation.generate import generate
 from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
 from leyden.models.load import check_continued, load_model
@@ -208,15 +209,18 @@ class CausalLM(Policy):
         enable({"use_reentrant": False})  # its name changed during transformers 5
 
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
-        hidden, scalars = self.backbone.hidden(batch), {}
+        hidden, others = self.backbone.hidden(batch), dict[str, Any]()
+        if "predictions" in want:
+            head, squash = self.backbone.head, self.backbone.squash
+            others["predictions"] = HeadPredictions(batch, hidden, head, squash, temperature)
         if "score" in want:
-            scalars["score"] = self._scalar("score", hidden[batch.last])
+            others["score"] = self._scalar("score", hidden[batch.last])
         if "value" in want:
             at, real = predicted(batch)
-            scalars["value"] = placed(batch, at, self._scalar("value", hidden[batch.parent[at].clamp_min(0)]) * real)
+            others["value"] = placed(batch, at, self._scalar("value", hidden[batch.parent[at].clamp_min(0)]) * real)
         if not EXTRA.union({"logp"}) & set(want):
-            return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **scalars)
-        return Outputs(**self._columns(batch, hidden, want, temperature), **scalars)
+            return Outputs(logp=torch.zeros(len(batch), device=hidden.device), **others)
+        return Outputs(**self._columns(batch, hidden, want, temperature), **others)
 
     def _scalar(self, name: str, states: Tensor) -> Tensor:
         """Outputs of a scalar head on hidden states [S, H], in fp32: [S]."""
@@ -224,7 +228,7 @@ class CausalLM(Policy):
             value: Tensor = self.heads[name](states.float())[:, 0]
         return value
 
-    def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Tensor]:
+    def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Any]:
         """Outputs of the language-model head at predicted tokens: log-probabilities and `EXTRA` in `want`, [T] each."""
         head, squash = self.backbone.head, self.backbone.squash
         at, real = predicted(batch)

@@ -47,7 +47,7 @@ class Squash:
 
 
 @dataclass
-class _Head:
+class Head:
     """The language-model head: weight [V, H] and bias [V] in the dtype of the product, squash and temperature."""
 
     weight: Tensor
@@ -78,14 +78,14 @@ def _row_slices(rows: int, row_bytes: int, size: int) -> list[slice]:
     return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
 
-def _blocks(x: Tensor) -> list[slice]:
+def blocks(x: Tensor) -> list[slice]:
     """Slices of the rows of `x` [S, V] that are worked on at a time."""
     return _row_slices(len(x), 4 * x.shape[1], BLOCK_BYTES.get(x.device.type, 64 << 20))
 
 
-def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
+def _columns(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
     """Log-probability, entropy, mean log-probability and log-sum-exp of the head's output [S, V], into `out` [4, S]."""
-    for s in _blocks(x):
+    for s in blocks(x):
         z = head.logits(x[s])
         lse = z.logsumexp(-1)
         out[0, s] = z.gather(-1, target[s, None])[:, 0] - lse
@@ -95,9 +95,9 @@ def _columns(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -
             out[1, s] = lse - ((z - lse[:, None]).exp_() * z).sum(-1)
 
 
-def _gradients(head: _Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
+def _gradients(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
     """Overwrite the head's output `x` [S, V] with its gradient, from the gradients [3, S] of the columns `out`."""
-    for s in _blocks(x):
+    for s in blocks(x):
         g_logp, g_entropy, g_mean = (g[:, None] for g in grads[:, s])
         logp = head.logits(x[s]).sub_(out[3, s, None])
         if extra:
@@ -126,7 +126,7 @@ class _LogProbs(torch.autograd.Function):
         dtype: torch.dtype,
         training: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
+        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean logp, log-sum-exp
         ctx.chunks = _row_slices(len(hidden), weight.shape[0] * dtype.itemsize, CHUNK_BYTES)
         ctx.kept = None
@@ -142,7 +142,7 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, target, out = ctx.saved_tensors
         squash, temperature, extra, dtype = ctx.options
-        head = _Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
+        head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         column_grads = torch.stack([g.float() for g in grads])
         cached, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to recompute it
         d_hidden = torch.empty_like(hidden)
@@ -153,9 +153,9 @@ class _LogProbs(torch.autograd.Function):
             _gradients(head, x, target[s], extra, out[:, s], column_grads[:, s])
             d_hidden[s] = x @ head.weight
             if ctx.needs_input_grad[1]:
-                d_weight = _accumulated(d_weight, x.T @ h)
+                d_weight = accumulated(d_weight, x.T @ h)
             if bias is not None and ctx.needs_input_grad[2]:
-                d_bias = _accumulated(d_bias, x.sum(0, dtype=torch.float32))
+                d_bias = accumulated(d_bias, x.sum(0, dtype=torch.float32))
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -164,7 +164,7 @@ class _LogProbs(torch.autograd.Function):
         )
 
 
-def _accumulated(total: Tensor | None, x: Tensor) -> Tensor:
+def accumulated(total: Tensor | None, x: Tensor) -> Tensor:
     """A running sum, in fp32 from its second term on, since bf16 would lose small terms."""
     return x if total is None else total.float().add_(x)
 

@@ -23,7 +23,9 @@ from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
 from leyden.models.backbone import Backbone
-from leyden.policy.policy import Policy, Reference, ReferenceKind, eval_mode
+from leyden.models.divergence import HeadPredictions
+from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, eval_mode, predictions_of
+from leyden.policy.predictions import Predictions
 
 
 def frozen_reference(policy: Policy, backbone: Backbone, new: bool, kind: ReferenceKind = "auto") -> Reference:
@@ -74,6 +76,18 @@ class _Frozen(Reference):
     def fingerprint(self) -> str:
         return fingerprint_weights(self._weights())[:8]
 
+    @torch.no_grad()
+    def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        return self._run(batch, "logp", temperature).logp
+
+    @torch.no_grad()
+    def predictions(self, batch: Batch, temperature: float = 1.0) -> Predictions:
+        return predictions_of(self.policy, self._run(batch, "predictions", temperature))
+
+    @abstractmethod
+    def _run(self, batch: Batch, want: str, temperature: float) -> Outputs:
+        """What the policy says of the batch with the weights of this reference."""
+
     @abstractmethod
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that distinguish this reference from others, by name."""
@@ -85,11 +99,10 @@ class AdapterOff(_Frozen):
     def __init__(self, policy: Policy, model: nn.Module) -> None:
         super().__init__(policy, model, "adapter_off")
 
-    @torch.no_grad()
-    def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+    def _run(self, batch: Batch, want: str, temperature: float) -> Outputs:
         with eval_mode(self.policy), without_adapter(self.model):
-            logp: Tensor = self.policy(batch, {"logp"}, temperature).logp
-        return logp
+            out: Outputs = self.policy(batch, {want}, temperature)
+        return out
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((n, p.detach()) for n, p in self.model.named_parameters() if not p.requires_grad)
@@ -106,12 +119,20 @@ class Copy(_Frozen):
             nn.Parameter(parameters[name].detach().clone(), requires_grad=False) for name in trained
         )
 
-    @torch.no_grad()
-    def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+    def _run(self, batch: Batch, want: str, temperature: float) -> Outputs:
         copies = {f"model.{name}": tensor for name, tensor in self._weights()}
         with eval_mode(self.policy):
-            out: Any = torch.func.functional_call(self.policy, copies, (batch, {"logp"}, temperature))
-        return out.logp  # type: ignore[no-any-return]
+            out: Any = torch.func.functional_call(self.policy, copies, (batch, {want}, temperature))
+        return out  # type: ignore[no-any-return]
+
+    def predictions(self, batch: Batch, temperature: float = 1.0) -> Predictions:
+        found = super().predictions(batch, temperature)
+        if isinstance(found, HeadPredictions) and not found.plain:  # by then it would run with the trained weights
+            raise UserError(
+                f"reference {self.kind}: the adapter changes the head of {self.policy.path}, so the policy cannot be "
+                f"its own teacher; give --model.teacher.path {self.policy.path}"
+            )
+        return found
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
         yield from zip(self.names, self.copies, strict=True)

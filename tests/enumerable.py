@@ -15,6 +15,7 @@ from leyden.data.datamodule import DataModule
 from leyden.data.prompts import Prompt, PromptLoader
 from leyden.example import Example, Sample
 from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling
+from leyden.policy.predictions import KnownPredictions, Predictions
 
 WORDS, LENGTH, START = 8, 4, 0
 CONTEXTS = (WORDS**LENGTH - 1) // (WORDS - 1)
@@ -60,6 +61,7 @@ class Table(Policy):
             torch.where(on, logp.gather(-1, batch.tokens[:, None])[:, 0], 0.0),
             entropy=torch.where(on, -(logp.exp() * logp).sum(-1), 0.0),
             value=torch.where(on, self.values[context], 0.0),
+            predictions=KnownPredictions(batch, self.logits[context] / temperature),
         )
 
     @torch.no_grad()
@@ -110,6 +112,9 @@ class TableReference(Reference):
 
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         return self.table(batch, temperature=temperature).logp  # type: ignore[no-any-return]
+
+    def predictions(self, batch: Batch, temperature: float = 1.0) -> Predictions:
+        return self.table(batch, temperature=temperature).predictions  # type: ignore[no-any-return]
 
     def fingerprint(self) -> str:
         return "table"

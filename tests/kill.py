@@ -61,10 +61,13 @@ CASES = {
     "RejectionSampling": f"--config rejection_sampling {SAMPLING} --model.samples 3 --model.minibatches 2 "
     "--model.epochs 2 --trainer.max_steps 10 --trainer.max_epochs 4 --data.val_fraction 0.2 "
     "--checkpoint.every_n_train_steps 3 --model.optimizer.lr 1e-3",
+    "Distillation": f"--config distillation {SAMPLING} --model.teacher_system brief --model.samples 2 --model.epochs 2 "
+    "--model.minibatches 2 --trainer.max_epochs 4 --data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 "
+    "--model.optimizer.lr 1e-3",
 }
 ENGINE: list[str] = []
 """Arguments that let a server sample."""
-SAMPLE = ("PPO", "GRPO", "RejectionSampling")
+SAMPLE = ("PPO", "GRPO", "RejectionSampling", "Distillation")
 KILLS = {"SFT": 20, "PPO": 20}
 """How often; 5 times where nothing stands here."""
 
@@ -127,7 +130,7 @@ def prepare() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     import leyden.cli.lightning_cli  # noqa: F401
-    from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel  # noqa: F401
+    from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel  # noqa: F401
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules import InstructionData, PreferenceData, PromptData  # noqa: F401
     from leyden.models import CausalLM  # noqa: F401

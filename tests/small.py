@@ -36,6 +36,9 @@ class Numbers:
     def __len__(self) -> int:
         return 97
 
+    def get_vocab(self) -> dict[str, int]:
+        return {str(number): number for number in range(97)}
+
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [1 + ord(letter) % 96 for letter in text]}
 
@@ -62,6 +65,11 @@ def small(name: str = "llama", configuration: str = "LlamaConfig", options: Any 
         policy._enable_checkpointing()
     policy.train()
     return policy
+
+
+def teacher() -> CausalLM:
+    """Another model than that of `small`, wider and with one layer."""
+    return small("teacher", options=LLAMA | {"hidden_size": 64, "num_hidden_layers": 1})
 
 
 def save_llama(folder: Path, noise: float = 0.0) -> None:

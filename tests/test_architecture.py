@@ -21,7 +21,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 ORDER = {
     "leyden": """
         errors language lazy example shapes atomic paths class_paths distributed rng lightning_loop precision sharding
-        cluster losses objectives
+        cluster losses objectives divergences
         batch surrogates advantages corrections fingerprint
         policy rewards data
         checkpoint run wandb
@@ -30,8 +30,8 @@ ORDER = {
         cli compare
     """,
     "leyden.models": """
-        quantized logprobs compiled experts attention compile_ahead load backbone heads build_checks reference
-        shared_base critic generation saving causal_lm restore reward engines
+        quantized logprobs divergence compiled experts attention compile_ahead load backbone heads build_checks
+        reference shared_base critic generation saving causal_lm restore reward engines
         planner chat export tiny_recipe
     """,
     "leyden.datamodules": """

@@ -207,7 +207,7 @@ def own(workplace: Path) -> Iterator[str]:
     sys.modules.pop("own_parts", None)
 
 
-@pytest.mark.parametrize("config", ["dpo", "reward_model", "ppo", "grpo", "rejection_sampling", "sft"])
+@pytest.mark.parametrize("config", ["dpo", "reward_model", "ppo", "grpo", "rejection_sampling", "distillation", "sft"])
 @pytest.mark.parametrize("first", [True, False])
 def test_keys_of_a_class_that_was_replaced_are_left_out(leyden, own: str, config: str, first: bool) -> None:
     """Those that a shipped config says and nobody typed, whatever the order; the others are taken from there."""
@@ -257,6 +257,7 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     samples = {"ppo": "algos.PPO", "rejection_sampling": "algos.RejectionSampling"}
     samples |= dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo"), "algos.GRPO")
     samples |= dict.fromkeys(("rloo", "reinforce_pp"), "on_policy.PolicyGradient")
+    samples |= {"distillation": "algos.Distillation"}
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []

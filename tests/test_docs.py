@@ -111,7 +111,7 @@ def run_page(leyden, workplace: Path, name: str) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         short = list(SHORT) if words[0] == "fit" else []
-        sampled = {"ppo", "rejection_sampling"} & {*words}, {"gspo", "rloo", "reinforce_pp"} & {*words}
+        sampled = {"ppo", "rejection_sampling", "distillation"} & {*words}, {"gspo", "rloo", "reinforce_pp"} & {*words}
         for config, tokens in zip(sampled, ("4", "16"), strict=True):  # of answers of four tokens few scores differ
             if config:  # answers of both policies, in one rollout of equal parts
                 short += ["--data.batch_size", "8", "--model.sampling.max_new_tokens", tokens, "--data.val_size", "2"]
@@ -209,6 +209,10 @@ def test_the_walk_through_runs_and_is_the_same_in_both_languages(
     monkeypatch.setattr("sys.stdin", io.StringIO("수도는?\n"))
     run_page(leyden, workplace, "walkthrough.md")
     assert (workplace / "aligned" / "README.md").is_file() and (workplace / "report.html").is_file()
+
+
+def test_the_page_on_distillation_runs(leyden, workplace: Path) -> None:
+    run_page(leyden, workplace, "distillation.md")
 
 
 def test_korean_twins_have_the_blocks_of_their_pages_and_are_linked() -> None:

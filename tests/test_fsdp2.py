@@ -11,9 +11,10 @@ import transformers
 from peft import LoraConfig
 from ranks import Ranks
 from small import LLAMA, Numbers, TreeData, fit, some_trees
+from test_distillation import Spoken
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
 from leyden.errors import UserError
 from leyden.models import CausalLM
 from leyden.policy.policy import Sampling
@@ -30,6 +31,9 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ppo": (PPO, {"epochs": 2}),
     "grpo-lora": (GRPO, {"minibatches": 2}),
     "rejection": (RejectionSampling, {}),
+    "distillation": (Distillation, {"given": 0.4}),
+    "distillation-lora": (Distillation, {}),
+    "distillation-own-lora": (Distillation, {"teacher_system": "91 92 93"}),
 }
 ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 
@@ -50,6 +54,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     config = transformers.LlamaConfig(**LLAMA | {"hidden_size": 64, "tie_word_embeddings": True})
     path = str(tmp_path_factory.mktemp("model"))
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    other = transformers.LlamaConfig(**LLAMA | {"num_hidden_layers": 1, "intermediate_size": 64})
+    transformers.AutoModelForCausalLM.from_config(other).save_pretrained(f"{path}/teacher")
     return path
 
 
@@ -66,8 +72,11 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
     policy = CausalLM(path, adapter=LoraConfig(**ADAPTER) if name.endswith("lora") else None)
     policy._tokenizer = Words()  # type: ignore[assignment]
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), lr_scheduler=None)
-    if kind in (PPO, GRPO, RejectionSampling):
+    if kind in (PPO, GRPO, RejectionSampling, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
+    if kind is Distillation and "own" not in name:
+        given |= dict(teacher=CausalLM(f"{path}/teacher"))
+        given["teacher"]._tokenizer = Words()
     return kind(policy, **(given | options | more))
 
 
@@ -75,8 +84,9 @@ def train(found: Any, name: str, folder: str, **options: Any) -> Any:
     torch.manual_seed(2)
     kind = KINDS[name][0]
     trees = some_trees(16, responses=1 if kind is SFT else 2)
-    sampled = kind in (PPO, GRPO, RejectionSampling)
-    data = Questions(8, 8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
+    sampled = kind in (PPO, GRPO, RejectionSampling, Distillation)
+    questions = Spoken if "own" in name else Questions
+    data = questions(size=8, count=8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
     plugins = [QLoRAPrecision(compute_dtype="float32")] if name.endswith("qlora") else []
     own = dict(plugins=plugins, callbacks=[Export(Path(folder) / "export")], default_root_dir=folder, max_epochs=2)
     return fit(found, data, gradient_clip_val=1.0, use_distributed_sampler=False, **(own | options))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
-from small import LLAMA, Numbers, TreeData, fit, saved, some_trees
+from small import LLAMA, Numbers, TreeData, fit, saved, small, some_trees
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
 from leyden.models import CausalLM, quantized
 from leyden.policy import Sampling
 from leyden.precision import QLoRAPrecision
@@ -21,8 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.filterwarnings("ignore"),  # compilers warn of much
 ]
-KINDS = [SFT, RewardModel, DPO, PPO, GRPO, RejectionSampling]
-SAMPLING = [PPO, GRPO, RejectionSampling]
+KINDS = [SFT, RewardModel, DPO, PPO, GRPO, RejectionSampling, Distillation]
+SAMPLING = [PPO, GRPO, RejectionSampling, Distillation]
 WIDE = LLAMA | {"hidden_size": 256, "intermediate_size": 128}
 """Heads of 64, which every kernel takes"""
 
@@ -52,6 +52,8 @@ def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tupl
     if kind in SAMPLING:
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
         data = Questions(4, 12)
+    if kind is Distillation:
+        given |= dict(teacher=small("teacher", options=WIDE | {"num_hidden_layers": 1}), given=0.3)
     torch.manual_seed(1)
     algorithm, losses = kind(policy, **given), Losses()
     fit(algorithm, data, callbacks=[losses], **({"max_epochs": 3} | trainer))
@@ -88,6 +90,7 @@ def test_a_command(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "tell.py").write_text("def length(samples):\n    return [len(s.response) for s in samples]\n")
     reward = ["--model.reward", "Function", "--model.reward.path", "tell.length"]
     more = [*reward, "--model.sampling.max_new_tokens", "16"] if kind in SAMPLING else []
+    more += ["--model.teacher.path", "tiny"] if kind is Distillation else []
     main(
         [
             "fit",

@@ -16,16 +16,17 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
-from small import fit, small, weights_of
+from small import fit, small, teacher, weights_of
 from toy import Bigrams, Toy, ToyData
 
 from leyden.advantages import LeaveOneOut, Whitened
-from leyden.algos import GRPO, PPO, RejectionSampling
+from leyden.algos import GRPO, PPO, Distillation, RejectionSampling
 from leyden.batch.forest import Tree, pack
 from leyden.batch.trajectory import Trajectory
 from leyden.checkpoint.callback import RNGState
 from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
+from leyden.divergences import SampledReverseKL
 from leyden.errors import UserError
 from leyden.example import Example, Sample
 from leyden.on_policy import (
@@ -50,6 +51,8 @@ KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
     (PPO, {"samples": 1, "epochs": 2, "minibatches": 2}),
     (GRPO, {"samples": 3, "epochs": 2, "minibatches": 2}),
     (RejectionSampling, {"samples": 3, "epochs": 2, "minibatches": 2}),
+    (Distillation, {"samples": 2, "epochs": 2, "minibatches": 2, "given": 0.4}),
+    (Distillation, {"samples": 3, "epochs": 2, "minibatches": 2, "divergence": SampledReverseKL()}),
 ]
 SETTINGS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
     (
@@ -103,7 +106,10 @@ class Questions(DataModule):
         super().__init__(size, 4096, seed)
         generator = torch.Generator().manual_seed(9)
         rows = [torch.randint(1, 97, (2 + i % 8,), generator=generator).tolist() for i in range(count + held)]
-        prompts = [Prompt(i, Example([], source=f"q.jsonl:{i + 1}", row={"n": i}), row) for i, row in enumerate(rows)]
+        prompts = [
+            Prompt(i, Example([], source=f"q.jsonl:{i + 1}", row={"n": i}), row, [*row[: i % 4], 0])
+            for i, row in enumerate(rows)
+        ]
         self.prompts, self.held = prompts[:count], prompts[count:]
 
     def source(self, row: int) -> str:
@@ -119,6 +125,8 @@ class Questions(DataModule):
 def algorithm(kind: type[OnPolicy], options: dict[str, Any], **more: Any) -> Any:
     given: dict[str, Any] = dict(reward=evens, sampling=SHORT, keep_rollouts=False, lr_scheduler=None)
     given["optimizer"] = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)
+    if kind is Distillation:
+        given |= dict(teacher=teacher())
     return kind(small(), **(given | options | more))
 
 
@@ -465,7 +473,7 @@ def test_the_samplers_own_account_travels_and_is_compared(tmp_path: Path) -> Non
 def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any], tmp_path: Path) -> None:
     """From every step, in the middle of a rollout and between two: weights, prices and rollouts, bit for bit."""
     more: dict[str, Any] = dict(keep_rollouts=True)
-    if kind is not RejectionSampling:
+    if issubclass(kind, PolicyGradient):
         options = {"score": ScoreTransform(normalise=True)} | options
         more |= dict(kl_target=0.05, kl_horizon=10.0)
     whole = algorithm(kind, copy.deepcopy(options), **more)
@@ -479,7 +487,7 @@ def test_resumed_is_never_stopped(kind: type[OnPolicy], options: dict[str, Any],
         resume(found, Questions(), tmp_path / f"{step}.ckpt", **found_at)
         assert torch.equal(weights_of(found.policy), weights_of(whole.policy)), step
         assert (tmp_path / "rollouts.jsonl").read_bytes() == rollouts
-        if kind is not RejectionSampling:
+        if issubclass(kind, PolicyGradient):
             assert found.kl_controller == whole.kl_controller and found.score_transform == whole.score_transform
 
 
@@ -753,6 +761,12 @@ WRONG: list[tuple[type[OnPolicy], dict[str, Any], str]] = [
     (RejectionSampling, {"samples": 4, "top": 4}, "keep fewer"),
     (PPO, {"epochs": 0}, "give 1 or more"),
     (PPO, {"reference": "precomputed"}, "leave it out"),
+    (PPO, {"reward": None}, "--model.reward: missing; PPO learns from scores"),
+    (Distillation, {"teacher": None}, "--model.teacher.path: missing"),
+    (Distillation, {"given": 1.5}, "from 0 to 1"),
+    (Distillation, {"given": 1.0, "samples": 2}, "leave out --model.samples"),
+    (Distillation, {"divergence": SampledReverseKL(), "given": 0.5}, "leave out --model.given"),
+    (Distillation, {"divergence": SampledReverseKL(), "sampling": Sampling(top_k=5)}, "leave out .*top_k"),
 ]
 
 

@@ -195,6 +195,17 @@ def test_a_reward_model_that_is_not_there_yet_is_supposed(leyden) -> None:
         assert items(out)["reward model"] == items(out)["weights"] > 0
 
 
+def test_a_teacher_is_held_and_run_beside_the_policy() -> None:
+    """Its weights, the hidden states of its forward pass and its logits; answers are sampled without a reward."""
+    distilled = ["--config", "distillation", "--model.policy.path", "Qwen/Qwen3-1.7B"]
+    alone = read(*distilled, "--model.teacher_system", "짧게")
+    taught = read(*distilled, "--model.teacher.path", "Qwen/Qwen3-4B")
+    assert alone.new == taught.new == 256 and taught.prompt == 768 and alone.run().teacher is None
+    found = sizes(taught)
+    assert found["teacher model"] == pytest.approx(4 * PARAMETERS["Qwen/Qwen3-4B"], rel=0.02)
+    assert budget(taught.run()).total > budget(alone.run()).total + found["teacher model"]
+
+
 def test_tokens_of_a_micro_batch() -> None:
     sft = read("--config", "sft", "--model.policy.path", "tiny", "--trainer.accumulate_grad_batches", "16")
     assert (sft.rows, sft.run().tokens, sft.run().looked) == (2, 2048, 16384)

@@ -29,8 +29,9 @@ class Asker(LightningModule):
 
     predicts = "answers"
 
-    def __init__(self, new: int = 16) -> None:
+    def __init__(self, new: int = 16, answers: bool = False) -> None:
         super().__init__()
+        self.needs_answers = answers
         self.sampling = Sampling(max_new_tokens=new)
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.loader: PromptLoader | None = None
@@ -61,8 +62,9 @@ class Asker(LightningModule):
 
 def ready(path: Any, tmp_path: Path, new: int = 16, stage: str = "fit", **options: Any) -> PromptData:
     world = {name: options.pop(name) for name in ("world_size", "global_rank", "limit_val_batches") if name in options}
+    asker = Asker(new, options.pop("answers", False))
     data = PromptData(path, **({"val_fraction": 0.0} | options))
-    return prepared(data, tmp_path, stage, lightning_module=Asker(new), **world)
+    return prepared(data, tmp_path, stage, lightning_module=asker, **world)
 
 
 def asked(prompts: Any) -> list[str]:
@@ -108,6 +110,49 @@ def test_any_format_gives_its_prompts(tmp_path: Path, row: dict[str, Any], expec
     assert [turn["content"] for turn in prompt.example.messages] == expected and prompt.example.row == row
     assert prompt.tokens == data.template.prompt(prompt.example.messages) and not prompt.example.responses
     assert data.source(prompt.row) == prompt.example.source == f"{tmp_path / 'a.jsonl'}:1"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": "수도는?", "response": "서울"}, ["수도는?"], "서울"),
+        ({"instruction": "더해라", "input": "1, 2", "output": "3"}, ["더해라\n\n1, 2"], "3"),
+        (PAIR, ["수도는?"], "서울"),
+        ({"messages": [*TURNS, {"role": "assistant", "content": "쉬어."}]}, ["안녕?", "네.", "뭐 해?"], "쉬어."),
+    ],
+)
+def test_answers_of_rows_come_along_where_they_are_trained_on(
+    tmp_path: Path, row: dict[str, Any], prompt: list[str], answer: str
+) -> None:
+    """After the same prompts as without them: the last turn, with the token that ends it."""
+    file = write(tmp_path / "a.jsonl", [row])
+    plain = ready(file, tmp_path).train_dataloader().prompts[0]
+    data = ready(file, tmp_path, answers=True, val_path=write(tmp_path / "b.jsonl", [{"prompt": "왜?"}]))
+    (found,) = data.train_dataloader().prompts
+    assert [turn["content"] for turn in found.example.messages] == prompt and found.tokens == plain.tokens
+    assert plain.answer is None and found.answer is not None and found.answer[-1] in data.template.stop
+    assert data.template.tokenizer.decode(found.answer[:-1]) == answer
+    assert asked(held(data)) == ["왜?"]  # what is held out needs no answer
+
+
+def test_an_answer_is_cut_where_a_sample_would_be(tmp_path: Path) -> None:
+    data = ready(write(tmp_path / "a.jsonl", [{"prompt": "?", "response": STORY}]), tmp_path, 16, answers=True)
+    (prompt,) = data.train_dataloader().prompts
+    whole = data.template.encode(prompt.example).responses[0]
+    assert len(whole) > 16 and prompt.answer == whole[:16] and "1 truncated" in lines(data)[0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"prompt": "?", "response": "!"}, {"prompt": "?", "response": ""}], "a.jsonl:2"),
+        ([{"prompt": "?"}], "a.jsonl"),
+        ([{"text": "옛날 옛적에"}], "a.jsonl:1: plain text has no prompt"),
+    ],
+)
+def test_rows_without_the_answer_that_is_trained_on_are_named(tmp_path: Path, rows: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ready(write(tmp_path / "a.jsonl", rows), tmp_path, answers=True)
 
 
 def test_the_loader_has_what_was_asked_for(tmp_path: Path) -> None:

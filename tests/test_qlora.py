@@ -15,7 +15,7 @@ from ranks import Ranks
 from small import LLAMA, Numbers, TreeData, fit, saved, some_trees, weights_of
 from test_on_policy import Questions, evens, resume
 
-from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
 from leyden.batch.forest import pack
 from leyden.checkpoint.callback import RNGState
 from leyden.errors import UserError
@@ -53,13 +53,15 @@ def built(folder: str, compute: Any = "float32", **options: Any) -> CausalLM:
 def algorithm(kind: Any, folder: str, **options: Any) -> Any:
     torch.manual_seed(1)
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=RATE), lr_scheduler=None)
-    if kind in (PPO, GRPO, RejectionSampling):
+    if kind in (PPO, GRPO, RejectionSampling, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
+    if kind is Distillation:
+        given |= dict(teacher=policy_of(folder, adapter=False, attention="rows"))
     return kind(policy_of(folder), **(given | options))
 
 
 def data_for(kind: Any) -> Any:
-    if kind in (PPO, GRPO, RejectionSampling):
+    if kind in (PPO, GRPO, RejectionSampling, Distillation):
         return Questions(4, 4)
     return TreeData(some_trees(8, responses=1 if kind is SFT else 2), batch_size=4)
 
@@ -163,6 +165,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (PPO, {"value": "adapter"}),
     (GRPO, {}),
     (RejectionSampling, {}),
+    (Distillation, {}),
 ]
 
 

@@ -233,6 +233,27 @@ class Batch:
         bare = [list(range(s.start, s.cut)) for s in self.structure() if not s.responses]
         return [paths[n] for n in range(len(self.group))] + bare
 
+    def with_prompts(self, prompts: Sequence[list[int]]) -> Batch:
+        """The same responses after other prompts: what predicts them has the order that it has here. `totals` stay.
+
+        Args:
+            prompts: token ids for each prompt that has responses, in their order.
+        """
+        tokens, weight = self.tokens.tolist(), self.weight.tolist()
+        spans = [span for span in self.structure() if span.responses]
+        trees = []
+        for prompt, span in zip(prompts, spans, strict=True):
+            said = [[x[start:stop] for _, start, stop in span.responses] for x in (tokens, weight)]
+            trees.append(Tree(prompt, said[0], weights=said[1]))
+        return pack(trees, self.totals).to(self.tokens.device) if trees else self
+
+    def carried_to(self, other: Batch, x: Tensor) -> Tensor:
+        """Numbers of the predicted tokens here, [T], at the same tokens of a batch with other prompts: [T'], 0 on the
+        others."""
+        if other is self:
+            return x
+        return x.new_zeros(len(other)).index_put((other.predicted(),), x[self.predicted()])
+
     def unshare(self) -> Self:
         """The same batch with each prompt repeated for each of its responses: slower, equal, a reference in tests.
 

@@ -31,6 +31,7 @@ PACKAGES = (
 """Packages whose exports users may name without a path. Where two export the same name, the earlier wins."""
 MODULES = (
     "leyden.objectives",
+    "leyden.divergences",
     "leyden.surrogates",
     "leyden.advantages",
     "leyden.corrections",
@@ -45,7 +46,9 @@ KINDS = {
     "model.policy": "Policy",
     "model.reference_policy": "Policy",
     "model.value_policy": "Policy",
+    "model.teacher": "Policy",
     "model.objective": "Objective",
+    "model.divergence": "Divergence",
     "model.reward": "Reward",
     "model.engine": "Engine",
     "model.estimator": "Estimator",

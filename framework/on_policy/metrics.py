@@ -34,12 +34,13 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
     """
     batch = rollout.trajectory
     assert batch is not None
-    sums: dict[str, float] = dict.fromkeys(("responses", "score", "squares", "length", "finished"), 0.0)
+    sums: dict[str, float] = dict.fromkeys(("responses", "scored", "score", "squares", "length", "finished"), 0.0)
     sums |= dict.fromkeys(("groups", "best", "same", "x", "y", "xx", "yy", "xy"), 0.0)
     sums |= dict.fromkeys([f"{what} {name}" for name in terms for what in ("term", "count")], 0.0)
     for one in rollout.all_answered:
         scores, lengths = one.scores or [], [float(len(response.tokens)) for response in one.responses]
         sums["responses"] += len(lengths)
+        sums["scored"] += len(scores)
         sums["score"] += math.fsum(scores)
         sums["squares"] += math.fsum(score * score for score in scores)
         sums["length"] += sum(lengths)
@@ -51,7 +52,7 @@ def rollout_sums(rollout: Rollout, terms: Sequence[str] = ()) -> dict[str, float
             sums["same"] += max(scores) == min(scores)
         # less the mean over the prompt's responses, where there are several: longer questions may have better answers
         middle = (fmean(scores), fmean(lengths)) if several else (0.0, 0.0)
-        for score, length in zip(scores, lengths, strict=True):
+        for score, length in zip(scores, lengths, strict=bool(scores)):
             x, y = score - middle[0], length - middle[1]
             for name, value in (("x", x), ("y", y), ("xx", x * x), ("yy", y * y), ("xy", x * y)):
                 sums[name] += value
@@ -78,13 +79,14 @@ def rollout_metrics(sums: Mapping[str, float], full: bool = True) -> dict[str, f
         full: whether responses were drawn from the whole distribution; see `Sampling.is_full`.
 
     Returns:
-        rollout/reward, and rollout/reward_NAME for each term that it is made of; rollout/spread (standard deviation of
-        all scores); rollout/length (tokens); rollout/eos_rate (share that ended by themselves);
-        rollout/length_correlation (Pearson's, of score and length, unless one of them is always the same); with several
-        samples a prompt rollout/best (mean of the best of each) and rollout/same (share of prompts whose responses all
-        score the same, which teach nothing). Where `full`, rollout/kl (nats, summed per response); rollout/entropy
-        (nats a token); rollout/mismatch (nats a token between the sampler's account of its log-probs and that of
-        training); rollout/mismatch_k3 (nats a token): of other samples these means would be of nothing in particular.
+        Where there is a reward, rollout/reward, rollout/reward_NAME for each term that it is made of, and
+        rollout/spread (standard deviation of all scores); rollout/length (tokens); rollout/eos_rate (share that ended
+        by themselves); rollout/length_correlation (Pearson's, of score and length, unless one of them is always the
+        same); with several samples a prompt rollout/best (mean of the best of each) and rollout/same (share of prompts
+        whose responses all score the same, which teach nothing). Where `full`, rollout/kl (nats, summed per response);
+        rollout/entropy (nats a token); rollout/mismatch (nats a token between the sampler's account of its log-probs
+        and that of training); rollout/mismatch_k3 (nats a token): of other samples these means would be of nothing in
+        particular.
 
         rollout/mismatch_k3 estimates KL(μ || π) a token, of the sampler's distribution μ from training's π. With
         d = log μ(y) - log π(y) it is the mean of exp(-d) - 1 + d over y sampled from μ: E[d] is that KL, E[exp(-d)] =
@@ -92,13 +94,13 @@ def rollout_metrics(sums: Mapping[str, float], full: bool = True) -> dict[str, f
     """
     responses, tokens = max(sums["responses"], 1.0), max(sums["tokens"], 1.0)
     metrics = {
-        "reward": sums["score"] / responses,
         "length": sums["length"] / responses,
         "eos_rate": sums["finished"] / responses,
     }
-    squares = sums["squares"] / responses
-    variance = squares - metrics["reward"] ** 2
-    metrics["spread"] = math.sqrt(variance) if variance > 1e-12 * squares else 0.0  # more than rounding
+    if sums["scored"]:
+        metrics["reward"], squares = sums["score"] / responses, sums["squares"] / responses
+        variance = squares - metrics["reward"] ** 2
+        metrics["spread"] = math.sqrt(variance) if variance > 1e-12 * squares else 0.0  # more than rounding
     if full:
         metrics["kl"] = sums["kl"] / max(sums["measured"], 1.0)
         metrics |= {"entropy": -sums["logp"] / tokens, "mismatch": sums["mismatch"] / tokens}

@@ -66,11 +66,15 @@ class OnPolicy(WithReference):
     on_policy = True
     kl_responses: ClassVar[int | None] = None
     """How many responses of each prompt get log-probs, chosen at random, where only the KL needs them; None is all."""
+    needs_reward: ClassVar[bool] = True
+    """Whether there is nothing to learn without one."""
+    needs_answers: bool = False
+    """Whether it trains on answers that rows have, too: `Prompt.answer`."""
 
     def __init__(
         self,
         *args: Any,
-        reward: Reward,
+        reward: Reward | None,
         samples: int = 1,
         epochs: int = 1,
         minibatches: int = 1,
@@ -83,6 +87,11 @@ class OnPolicy(WithReference):
         if samples < 1 or epochs < 1 or minibatches < 1:
             raise UserError(
                 f"--model.samples {samples} --model.epochs {epochs} --model.minibatches {minibatches}: give 1 or more"
+            )
+        if reward is None and self.needs_reward:
+            raise UserError(
+                f"--model.reward: missing; {type(self).__name__} learns from scores: give a ModelReward, Gold or a "
+                "class of yours"
             )
         if self.reference_kind == "precomputed":
             raise UserError(
@@ -125,6 +134,14 @@ class OnPolicy(WithReference):
         """Called on every process with its part of a rollout, sampled and scored, before log-probs are computed: the
         place for whatever needs other or further responses. By default nothing is done."""
 
+    def asked(self, drawn: list[tuple[int, Prompt]]) -> list[tuple[int, Prompt]]:
+        """Those of a rollout's prompts that the policy answers: all of them by default.
+
+        Args:
+            drawn: this process's prompts, each with the number of its draw.
+        """
+        return drawn
+
     def compute_log_probs(self, batch: Trajectory) -> Trajectory:
         """Fill in `old_logp` and `ref_logp` (and `value`) by the forward pass of training, without gradients."""
         logp = self.policy(batch, {"logp"}, self.temperature).logp
@@ -138,7 +155,7 @@ class OnPolicy(WithReference):
         return self.sampling.temperature or 1.0
 
     @property
-    def reward(self) -> Reward:
+    def reward(self) -> Reward | None:
         reward = self._reward[0]
         if isinstance(reward, nn.Module):
             reward.to(self.device)  # does nothing once it is there
@@ -171,7 +188,7 @@ class OnPolicy(WithReference):
         return 1, min(self.budget, self.data.batch_size * (self.data.longest_row + answers)) or self.budget
 
     def rehearse(self, batch: Batch) -> list[Tensor]:
-        reward = self.reward
+        reward: Any = self.reward
         for model in reward.modules() if isinstance(reward, nn.Module) else ():
             if isinstance(model, Policy):
                 with torch.no_grad(), torch.autocast(self.device.type, enabled=False):  # as `ModelReward` runs it
@@ -180,7 +197,8 @@ class OnPolicy(WithReference):
 
     def configure_model(self) -> None:
         super().configure_model()
-        attach(self._reward[0], self.policy)
+        if self._reward[0] is not None:
+            attach(self._reward[0], self.policy)
 
     def experience(self, loader: PromptLoader) -> RolloutLoader:
         if not isinstance(loader, PromptLoader):
@@ -208,15 +226,15 @@ class OnPolicy(WithReference):
         """Sample, score and credit this process's part of a rollout."""
         self.clock.start()
         with self.trainer.precision_plugin.forward_context(), self.sampling_engine():
-            rollout = self._sampled(number, drawn)
+            rollout = self._sampled(number, self.asked(drawn))
             self.complete(rollout)
             terms = all_gather_list(rollout.terms)  # also waits for the last process, whose time is everyone's
             self.clock.sampled()
             rollout.trajectory = self._with_log_probs(rollout)
         self.agree_on_memory()
         sums = reduce_sums(rollout_sums(rollout, sorted(set(terms))), self.trainer, self.device)
-        self.rollout_metrics |= rollout_metrics(sums, self.sampling.is_full)
-        if self.sampling.is_full:
+        self.rollout_metrics |= rollout_metrics(sums, self.sampling.is_full) if sums["responses"] else {}
+        if self.sampling.is_full and sums["responses"]:
             self.rollout_metrics["rollout/mismatch_max"] = max(all_gather(largest_mismatch(rollout.trajectory)))
         batch = self.credit(rollout)
         self.rollout_metrics |= self.clock.end(sums["length"])
@@ -237,7 +255,7 @@ class OnPolicy(WithReference):
                 pending.all()  # the next one would ask the engine at the same time
         total = self.total_steps()
         if self.lag and (total is None or total > self.trainer.global_step + self.steps_per_epoch):
-            share = self.rollout_loader.share(number + 1)
+            share = self.asked(self.rollout_loader.share(number + 1))
             self._ahead.pending = self.sampler.draw(number + 1, share, self, shown=False).ahead()
         return self.sampler.score(pending, self.reward)
 
@@ -265,7 +283,8 @@ class OnPolicy(WithReference):
     def _with_log_probs(self, rollout: Rollout) -> Trajectory:
         """Responses with the log-probs of policy and reference, as many at a time as fit the memory."""
         answered = chunk_by_tokens(rollout.some_responses(self.kl_responses), self.budget)
-        return Trajectory.cat(self.run_in_step(self._on_device, [Rollout.pack(few) for few in answered]))
+        parts = self.run_in_step(self._on_device, [Rollout.pack(few) for few in answered])
+        return Trajectory.cat(parts or [Rollout.pack([])])
 
     def _on_device(self, batch: Trajectory) -> Trajectory:
         return self.compute_log_probs(batch.to(self.device)).to("cpu")
@@ -305,10 +324,11 @@ class OnPolicy(WithReference):
         responses = [one.responses[0] for one in answered]
         sums = {
             "count": len(answered),
-            "reward": sum(one.scores[0] for one in answered if one.scores),
             "length": sum(len(response.tokens) for response in responses),
             "eos_rate": sum(response.finished for response in responses),
         } | term_sums(answered)
+        if self._reward[0] is not None:
+            sums["reward"] = sum(one.scores[0] for one in answered if one.scores)
         return {name: torch.tensor(float(value), device=self.device) for name, value in sums.items()}
 
     def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:

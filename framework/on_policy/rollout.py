@@ -44,8 +44,9 @@ class AnsweredPrompt:
         return replace(self, responses=[self.responses[k] for k in numbers], scores=scores, terms=terms)
 
     def best_first(self) -> AnsweredPrompt:
-        """The same with the best response first, as in preference data; of equal ones the earlier."""
-        scores = self.scores or []
+        """The same with the best response first, as in preference data; of equal ones, and without scores, the
+        earlier."""
+        scores = self.scores or [0.0] * len(self.responses)
         return self.keep(sorted(range(len(scores)), key=lambda k: (-scores[k], k)))
 
     def tree(self) -> Tree:

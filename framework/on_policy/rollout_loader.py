@@ -177,7 +177,7 @@ class RolloutLoader:
             "draws": self.draws,
             "replacements": self.replacements,
             "steps": [self.passes, self.minibatches, self.accumulate, self.world],
-            "trajectory": None if parts is None else _in_order(parts).state_dict(),
+            "trajectory": None if parts is None else in_order(parts).state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -269,7 +269,7 @@ def _owners(size: int, world: int, steps: tuple[tuple[int, ...], ...]) -> tuple[
     return tuple(owners)
 
 
-def _in_order(parts: Sequence[Trajectory]) -> Trajectory:
+def in_order(parts: Sequence[Trajectory]) -> Trajectory:
     """The parts of all processes as one, its prompts in the order of their draws."""
     if len(parts) == 1:
         return parts[0]

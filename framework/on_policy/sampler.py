@@ -132,11 +132,13 @@ def rounded(response: Response) -> Response:
 
 
 def give_scores(answered: Sequence[AnsweredPrompt], reward: Any) -> None:
-    """Ask a reward for the scores of all responses, and what they are made of.
+    """Ask a reward for the scores of all responses, and what they are made of; without one they have none.
 
     Raises:
         UserError: it failed; see `leyden.rewards.reward.score`.
     """
+    if reward is None:
+        return
     given, parts = score_with_terms(reward, [sample for one in answered for sample in one.samples()])
     scores, terms = given.tolist(), {name: values.tolist() for name, values in parts.items()}
     at = 0

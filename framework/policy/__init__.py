@@ -14,14 +14,29 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.policy.engine import Engine, Native
-    from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling, eval_mode
+    from leyden.policy.policy import (
+        Outputs,
+        Policy,
+        Reference,
+        ReferenceKind,
+        Response,
+        Sampling,
+        eval_mode,
+        predictions_of,
+    )
+    from leyden.policy.predictions import KnownPredictions, Predictions
+    from leyden.policy.reference import OtherPolicy
 
 __all__ = [
     "Engine",
     "eval_mode",
+    "KnownPredictions",
     "Native",
+    "OtherPolicy",
     "Outputs",
     "Policy",
+    "Predictions",
+    "predictions_of",
     "Reference",
     "ReferenceKind",
     "Response",
@@ -32,6 +47,8 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "engine": "Engine Native",
-        "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode",
+        "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode predictions_of",
+        "predictions": "KnownPredictions Predictions",
+        "reference": "OtherPolicy",
     },
 )

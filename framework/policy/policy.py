@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
+from leyden.policy.predictions import Predictions
 from leyden.rng import resolve_seed
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Outputs:
     """
 
     logp: Tensor
-    """[T] log-prob of each response token given its ancestors; all 0 where only scores were wanted"""
+    """[T] log-prob of each response token given its ancestors; all 0 where it was not wanted"""
     entropy: Tensor | None = None
     """[T] entropy of the distribution that predicts each response token"""
     mean_logp: Tensor | None = None
@@ -40,6 +41,8 @@ class Outputs:
     """[N] reward of each response, read at its last token"""
     value: Tensor | None = None
     """[T] value of the state before each response token, from which that token is predicted"""
+    predictions: Predictions | None = None
+    """the distributions that predict the response tokens, to be compared with those of another policy"""
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
@@ -54,6 +57,17 @@ class Reference(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         """[T] log-prob of each response token, fp32 nats, without gradients; as `Policy.forward` gives it."""
+
+    def predictions(self, batch: Batch, temperature: float = 1.0) -> Predictions:
+        """The distributions that predict the response tokens, without gradients, as `Outputs.predictions`.
+
+        Raises:
+            UserError: this reference has none to give.
+        """
+        raise UserError(
+            f"a reference of the kind {self.kind} gives log-probs of sampled tokens alone; set --model.divergence "
+            "SampledReverseKL, or give a model in --model.teacher.path"
+        )
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -200,7 +214,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: prompts and responses.
-            want: any of logp, entropy, mean_logp, score and value.
+            want: any of logp, entropy, mean_logp, score, value and predictions.
             temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
         """
 
@@ -263,6 +277,20 @@ class Policy(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def predictions_of(policy: Policy, out: Outputs) -> Predictions:
+    """The predictions among a policy's outputs, which wanted them.
+
+    Raises:
+        UserError: the policy gives none.
+    """
+    if out.predictions is None:
+        raise UserError(
+            f"{type(policy).__name__} gives no predictions over the vocabulary; let its `forward` return "
+            "Outputs.predictions, or set --model.divergence SampledReverseKL"
+        )
+    return out.predictions
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from torch import Tensor
 from leyden.batch.forest import Batch
 from leyden.distributed import all_gather
 from leyden.errors import UserError
-from leyden.policy.policy import Policy, Reference, eval_mode
+from leyden.policy.policy import Policy, Reference, eval_mode, predictions_of
+from leyden.policy.predictions import Predictions
 
 log = logging.getLogger("leyden")
 
@@ -25,6 +26,8 @@ class OtherPolicy(Reference):
     Args:
         policy: the other model; it is built here and never trained.
         learner: the policy that is trained.
+        name: what it is, for messages.
+        flag: where it is given.
 
     Raises:
         UserError: the other model has another tokenizer, so its log-probs would be of other text.
@@ -32,12 +35,14 @@ class OtherPolicy(Reference):
 
     kind = "other"
 
-    def __init__(self, policy: Policy, learner: Policy) -> None:
+    def __init__(
+        self, policy: Policy, learner: Policy, name: str = "the reference", flag: str = "--model.reference_policy"
+    ) -> None:
         super().__init__()
         if policy.tokenizer.get_vocab() != learner.tokenizer.get_vocab():
             raise UserError(
-                f"the reference {policy.path} has another tokenizer than {learner.path}, so the same tokens are other "
-                "text to it; give --model.reference_policy.path a model of the same family"
+                f"{name} {policy.path} has another tokenizer than {learner.path}, so the same tokens are other "
+                f"text to it; give {flag}.path a model of the same family"
             )
         policy.build(dropout=False)
         self.policy = policy.requires_grad_(False)
@@ -48,6 +53,10 @@ class OtherPolicy(Reference):
     @torch.no_grad()
     def forward(self, batch: Batch, temperature: float = 1.0) -> Tensor:
         return self.policy(batch, {"logp"}, temperature).logp  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def predictions(self, batch: Batch, temperature: float = 1.0) -> Predictions:
+        return predictions_of(self.policy, self.policy(batch, {"predictions"}, temperature))
 
     def fingerprint(self) -> str:
         return self.policy.fingerprint()[:8]

@@ -65,6 +65,7 @@ def _with_choice(settings: Settings, part: Part, choice: Choice) -> Settings:
         policy=replace(part, choice=choice),
         reference_model=other(settings.reference_model),
         value_model=other(settings.value_model),
+        teacher_model=other(settings.teacher_model),
     )
 
 
@@ -150,6 +151,7 @@ def rule_of_thumb(settings: Settings) -> dict[str, float]:
     """Bytes of each alternative, by name, in the case of the rule of 60, 16 and 6 GB: supervised training of 7 B
     parameters on one row of 2,048 tokens at a time, with gradient checkpointing."""
     plain = replace(settings, algorithm=Algorithm, rewards=(), reference_model=None, value_model=None, value="none")
+    plain = replace(plain, teacher_model=None)
     plain = replace(plain, batch_size=1, accumulate=1, minibatches=1, responses=1, kept=1, new=0, devices=1)
     plain = replace(plain, max_tokens=2048, max_length=2048, lengths=(), sharded=False, optimizer=Optimizer(fused=True))
     return {alternative.name: total(alternative.settings) for alternative in alternatives(_checkpointing(plain))}

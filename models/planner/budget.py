@@ -86,6 +86,8 @@ def _others(run: PlannedRun) -> list[Item]:
         items.append(Item("reference model", run.reference.base, "another model"))
     elif run.reference in ("copy", "snapshot"):
         items.append(Item(f"reference, {run.reference}", policy.gradients / run.share, "what is trained, once more"))
+    if run.teacher is not None:
+        items.append(Item("teacher model", (run.teacher.base + run.teacher.own) / run.share, "another model"))
     if isinstance(run.value, Model):
         model = run.value
         size = model.base + model.own + model.gradients + run.optimizer.state(model)
@@ -114,6 +116,9 @@ def _training(run: PlannedRun) -> list[Item]:
     elif run.value == "adapter":
         items.append(Item("activations of values", _activations(run, policy)))
     head = memory.logits(run.predicted, shape, how) if policy.language else 0
+    if (teacher := run.teacher) is not None:
+        head += memory.logits(run.predicted, teacher.plan.shape, teacher.how)
+        items.append(Item("the teacher's forward pass", memory.forward(run.tokens, teacher.plan.shape, teacher.how)))
     reference = memory.forward(run.tokens, shape, how) if run.reference != "none" else 0
     # gradients of the step before are freed by now, so their memory is available
     backward = memory.passing(run.tokens, shape, policy.plan.kept, how, policy.checkpointing) - policy.gradients

@@ -121,6 +121,8 @@ class PlannedRun:
     optimizer: Optimizer = field(default_factory=Optimizer)
     reference: Literal["none", "adapter_off", "snapshot", "copy"] | Model = "none"
     value: Literal["none", "adapter"] | Model = "none"
+    teacher: Model | None = None
+    """Another model that a run is distilled from"""
     rewards: tuple[tuple[Model | None, int], ...] = ()
     """Reward models, None for an adapter on the policy's base, each with its tokens per forward pass"""
     sampling: Sampling | None = None

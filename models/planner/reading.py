@@ -23,6 +23,7 @@ from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, HALF, STATES
 from leyden.models.planner.outline import Optimizer
 from leyden.models.planner.settings import Choice, Part, Settings
+from leyden.on_policy.on_policy import OnPolicy
 from leyden.precision import fast_bfloat16
 
 SIZES = {"float32": FLOAT, "bfloat16": HALF, "float16": HALF}
@@ -88,9 +89,9 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     samples = args.get("samples") or pairs
     others = [
         _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
-        for name in ("reference_policy", "value_policy")
+        for name in ("reference_policy", "value_policy", "teacher")
     ]
-    new = (args.get("sampling") or {}).get("max_new_tokens", 0) if args.get("reward") else 0
+    new = (args.get("sampling") or {}).get("max_new_tokens", 0) if issubclass(algorithm, OnPolicy) else 0
     rows, read = _rows(config, new)
     return Settings(
         algorithm,
@@ -107,6 +108,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         value=args.get("value") or "none",
         reference_model=others[0],
         value_model=others[1],
+        teacher_model=others[2],
         rewards=rewards,
         devices=devices or _devices(trainer, cuda),
         sharded=sharded,

@@ -63,6 +63,7 @@ class Settings:
     value: str = "none"
     reference_model: Part | None = None
     value_model: Part | None = None
+    teacher_model: Part | None = None
     rewards: tuple[tuple[Part | None, int], ...] = ()
     """Reward models, None for an adapter on the policy's base, each with its tokens per forward pass"""
     devices: int = 1
@@ -133,6 +134,7 @@ class Settings:
             self.optimizer,
             self._reference(policy),
             self._value(policy),
+            None if self.teacher_model is None else self._model(self.teacher_model),
             tuple((self._model(p, 1, False, alone=True) if p else None, tokens) for p, tokens in self.rewards),
             self._sampling(),
             self.devices,
