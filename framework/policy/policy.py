@@ -40,6 +40,8 @@ class Outputs:
     """[N] reward of each response, read at its last token"""
     value: Tensor | None = None
     """[T] value of the state before each response token, from which that token is predicted"""
+    agreement: Tensor | None = None
+    """[T] log Σ_v π(v)² at each response token: the log-probability that two draws of it agree; without a gradient"""
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
@@ -200,7 +202,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: prompts and responses.
-            want: any of logp, entropy, mean_logp, score and value.
+            want: any of logp, entropy, mean_logp, agreement, score and value.
             temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
         """
 
