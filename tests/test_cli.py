@@ -254,15 +254,16 @@ FRAGMENTS |= {"one_base": "ppo"}
 @pytest.mark.parametrize("name", sorted(class_names.configs()))
 def test_every_shipped_config_parses(name: str, leyden) -> None:
     base = [] if name not in FRAGMENTS else ["--config", FRAGMENTS[name]]
-    samples = {"ppo": "PPO", "grpo": "GRPO", "rejection_sampling": "RejectionSampling"}
+    samples = {"ppo": "PPO", "grpo": "GRPO", "rejection_sampling": "RejectionSampling", "online_dpo": "OnlineDPO"}
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
-    algorithm = {"dpo": "DPO", "reward_model": "RewardModel", **samples}.get(name, "SFT")
+    compares = {"dpo": "DPO", "kto": "KTO", "bco": "BCO", "reward_model": "RewardModel"}
+    algorithm = (compares | samples).get(name, "SFT")
     assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
-    data = "PreferenceData" if name in ("dpo", "reward_model") else "InstructionData"
+    data = "PreferenceData" if name in compares else "InstructionData"
     data = "PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]

@@ -10,12 +10,13 @@ import torch
 import transformers
 from peft import LoraConfig
 from ranks import Ranks
-from small import LLAMA, Numbers, TreeData, fit, some_trees
+from small import LLAMA, Numbers, TreeData, fit, labelled_trees, some_trees
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, RejectionSampling, RewardModel
+from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, OnlineDPO, RejectionSampling, RewardModel
 from leyden.errors import UserError
 from leyden.models import CausalLM
+from leyden.objectives import SimPO
 from leyden.policy.policy import Sampling
 from leyden.precision import QLoRAPrecision
 from leyden.run.callbacks import Export
@@ -27,9 +28,13 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reward": (RewardModel, {}),
     "dpo": (DPO, {}),
     "dpo-lora": (DPO, {}),
+    "kto": (KTO, {}),
+    "bco-lora": (BCO, {}),
+    "simpo": (DPO, {"objective": SimPO()}),
     "ppo": (PPO, {"epochs": 2}),
     "grpo-lora": (GRPO, {"minibatches": 2}),
     "rejection": (RejectionSampling, {}),
+    "online-dpo": (OnlineDPO, {}),
 }
 ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 
@@ -66,7 +71,7 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
     policy = CausalLM(path, adapter=LoraConfig(**ADAPTER) if name.endswith("lora") else None)
     policy._tokenizer = Words()  # type: ignore[assignment]
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), lr_scheduler=None)
-    if kind in (PPO, GRPO, RejectionSampling):
+    if kind in (PPO, GRPO, RejectionSampling, OnlineDPO):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
     return kind(policy, **(given | options | more))
 
@@ -74,8 +79,8 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
 def train(found: Any, name: str, folder: str, **options: Any) -> Any:
     torch.manual_seed(2)
     kind = KINDS[name][0]
-    trees = some_trees(16, responses=1 if kind is SFT else 2)
-    sampled = kind in (PPO, GRPO, RejectionSampling)
+    trees = labelled_trees(16) if kind in (KTO, BCO) else some_trees(16, responses=1 if kind is SFT else 2)
+    sampled = kind in (PPO, GRPO, RejectionSampling, OnlineDPO)
     data = Questions(8, 8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
     plugins = [QLoRAPrecision(compute_dtype="float32")] if name.endswith("qlora") else []
     own = dict(plugins=plugins, callbacks=[Export(Path(folder) / "export")], default_root_dir=folder, max_epochs=2)
