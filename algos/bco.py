@@ -8,11 +8,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from leyden.algorithm import Unpaired
+from leyden.algorithm import WithLabels
 from leyden.batch import Batch
 
 
-class BCO(Unpaired):
+class BCO(WithLabels):
     """Train the policy as a classifier of good and bad responses, whose logit is the reward r = β log π/π_ref less a
     shift δ (Jung et al. 2024).
 

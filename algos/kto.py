@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leyden.algorithm import Unpaired
+from leyden.algorithm import WithLabels
 from leyden.batch import Batch
 from leyden.errors import UserError
 
 
-class KTO(Unpaired):
+class KTO(WithLabels):
     """Make good responses more likely and bad ones less, from single responses with a label: a response is worth the
     more, the further its log-ratio r is above (good) or below (bad) the KL divergence z_0 of policy and reference, and
     what is far already gains little (Ethayarajh et al. 2024, eq. 7).

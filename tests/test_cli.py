@@ -273,6 +273,13 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
         assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
 
 
+def test_another_objective_has_its_own_defaults(leyden) -> None:
+    """0.1 is the β of sums, and would be far too small for averages over tokens."""
+    config = resolved(leyden, "--config", "dpo", "--data.path", "rows.jsonl", "--model.objective", "SimPO")
+    found = config["model"]["init_args"]["objective"]
+    assert found == {"class_path": "leyden.objectives.SimPO", "init_args": {"beta": 2.0, "gamma": 1.0}}
+
+
 def test_lora_by_flags(leyden) -> None:
     adapter = "--model.policy.adapter LoraConfig --model.policy.adapter.r 8".split()
     config = resolved(leyden, "--config", "sft", "--data.path", "rows.jsonl", *adapter)

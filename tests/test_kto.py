@@ -16,14 +16,14 @@ from test_dpo import Fixed, off
 from test_on_policy import resume
 from torch import Tensor
 
-from leyden.algorithm import Unpaired
+from leyden.algorithm import WithLabels
 from leyden.algos import BCO, KTO
 from leyden.batch.forest import Totals, Tree, pack
 from leyden.batch.tree import BORROWED
 from leyden.checkpoint.callback import RNGState
 from leyden.errors import UserError
 
-KINDS: list[type[Unpaired]] = [KTO, BCO]
+KINDS: list[type[WithLabels]] = [KTO, BCO]
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -60,7 +60,7 @@ class Points(Callback):
 # -- the losses -------------------------------------------------------------------------------------------------------
 
 
-def ready(kind: type[Unpaired], trees: list[Tree], point: float, **options: Any) -> tuple[Any, Any, list[float]]:
+def ready(kind: type[WithLabels], trees: list[Tree], point: float, **options: Any) -> tuple[Any, Any, list[float]]:
     """An algorithm with a point, a batch, and the rewards of its responses by plain numbers."""
     batch = pack(trees)
     found = kind(small(), **options)
@@ -97,7 +97,7 @@ def test_bcos_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_by_hand_and_none_through_what_is_borrowed(kind: type[Unpaired]) -> None:
+def test_the_gradient_by_hand_and_none_through_what_is_borrowed(kind: type[WithLabels]) -> None:
     """Slopes of the rewards by finite differences, times the gradients of the own responses' log-probs."""
     found, batch, r = ready(kind, TREES, 0.3)
     parameters = list(found.policy.parameters())
@@ -116,7 +116,7 @@ def test_the_gradient_by_hand_and_none_through_what_is_borrowed(kind: type[Unpai
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_noted(kind: type[Unpaired]) -> None:
+def test_what_is_noted(kind: type[WithLabels]) -> None:
     found, batch, r = ready(kind, TREES, 0.0)
     found.loss(batch)
     metrics = found.step_metrics({name: float(value) for name, value in found._notes.items()})
@@ -157,7 +157,7 @@ def test_bcos_shift_is_half_of_both_means_over_the_steps_so_far() -> None:
     assert found.point == pytest.approx(((5.0 + 5.0) / 2 + 0.0) / 2)
 
 
-def run(kind: type[Unpaired], accumulate: int = 1, devices: int = 1, epochs: int = 3) -> tuple[Tensor, Points]:
+def run(kind: type[WithLabels], accumulate: int = 1, devices: int = 1, epochs: int = 3) -> tuple[Tensor, Points]:
     points = Points()
     found = kind(small(), optimizer=adam, lr_scheduler=None)
     fit(
@@ -178,7 +178,7 @@ def on_one_rank(kind: str, accumulate: int) -> tuple[Tensor, list[float], list[f
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_cut_of_a_step_changes_points_or_weights(kind: type[Unpaired], ranks: Ranks) -> None:
+def test_no_cut_of_a_step_changes_points_or_weights(kind: type[WithLabels], ranks: Ranks) -> None:
     whole, points = run(kind)
     after = [point for _, point in points.seen]
     assert points.seen[0][0] == 0.0 and len(after) == 6
@@ -197,7 +197,7 @@ def test_no_cut_of_a_step_changes_points_or_weights(kind: type[Unpaired], ranks:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_precomputed_trains_like_a_copy(kind: type[Unpaired]) -> None:
+def test_precomputed_trains_like_a_copy(kind: type[WithLabels]) -> None:
     ends = []
     for reference in ("copy", "precomputed"):
         found = kind(small(), optimizer=adam, lr_scheduler=None, reference=reference)
@@ -207,7 +207,7 @@ def test_precomputed_trains_like_a_copy(kind: type[Unpaired]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_is_never_stopped(kind: type[Unpaired], tmp_path: Path) -> None:
+def test_resumed_is_never_stopped(kind: type[WithLabels], tmp_path: Path) -> None:
     data = lambda: TreeData(labelled_trees(8), labelled_trees(3), batch_size=4)  # noqa: E731
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
     whole = kind(small(), optimizer=adam, lr_scheduler=None)
@@ -221,7 +221,7 @@ def test_resumed_is_never_stopped(kind: type[Unpaired], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_which_is_good(kind: type[Unpaired]) -> None:
+def test_it_learns_which_is_good(kind: type[WithLabels]) -> None:
     found = kind(small(), optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), lr_scheduler=None, beta=0.3)
     data = TreeData(labelled_trees(9), labelled_trees(9), batch_size=9)
     metrics = fit(found, data, max_epochs=40).callback_metrics
@@ -238,6 +238,6 @@ def test_it_learns_which_is_good(kind: type[Unpaired]) -> None:
         (KTO, {"undesirable_weight": -1.0}, "give more than 0 of both"),
     ],
 )
-def test_settings_that_make_no_sense(kind: type[Unpaired], options: dict[str, Any], message: str) -> None:
+def test_settings_that_make_no_sense(kind: type[WithLabels], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         kind(small(), **options)

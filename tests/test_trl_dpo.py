@@ -211,7 +211,7 @@ def theirs_unpaired(folders: tuple[Path, Path], trees: list[Tree], settings: dic
     loss = trainer.compute_loss(policy, trainer.data_collator(rows))
     loss.backward()
     found = float(loss), {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
-    return found, float(trainer._metrics["train"]["kl"][-1])
+    return found, float(trainer._metrics["train" if policy.training else "eval"]["kl"][-1])
 
 
 @pytest.mark.parametrize("good", [2, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from io import StringIO
 from pathlib import Path
@@ -267,3 +268,47 @@ def test_sampled_rows_have_labels_and_can_be_used(tmp_path: Path) -> None:
     assert main(["check", "--kind", "unpaired", str(tmp_path / "s.csv")]) == 0
     with pytest.raises(UserError, match="one answer each"):
         next(sample_rows("unpaired", "ko", 1, 1, responses=3))
+
+
+# -- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--config kto --data.path answers.jsonl", "answers.jsonl: no unpaired format fits .*--label COLUMN"),
+        ("--config bco --data.path good.jsonl", "good.jsonl: all 12 answers are labelled good; add bad ones"),
+        ("--config dpo --data.path rows.jsonl", "rows.jsonl: the rows hold single answers .*--config kto"),
+        ("--config reward_model --data.path rows.jsonl", "rows.jsonl: the rows hold single answers .*--config kto"),
+        ("--config kto --data.path rows.jsonl --data.min_gap 1", "--data.min_gap: of responses that are compared"),
+        ("--config kto --data.path rows.jsonl --model.objective Hinge", "KTO has no key 'objective'"),
+        ("--config dpo --data.path pairs.jsonl --model.objective SimPO --model.reference copy", "copy: ignored"),
+        (
+            "--config dpo --data.path pairs.jsonl --model.objective SimPO --model.objective.label_smoothing 0.1",
+            "no key",
+        ),
+        ("--config dpo --data.path pairs.jsonl --model.objective Hinge --model.objective.gamma 1", "no key 'gamma'"),
+        ("--config dpo --data.path pairs.jsonl --model.gamma 1", "DPO has no key 'gamma'"),
+    ],
+)
+def test_mistakes_are_one_line(flags: str, message: str, leyden: Any, workplace: Path) -> None:
+    good = [row | {"label": True} for row in ROWS]
+    answers = [{"prompt": row["prompt"], "response": row["completion"]} for row in ROWS]
+    for name, rows in {"rows": ROWS, "pairs": PAIRS, "good": good, "answers": answers}.items():
+        written(workplace, rows, f"{name}.jsonl")
+    code, _, error = leyden("fit", *flags.split(), "--trainer.accelerator", "cpu", "--trainer.max_steps", "1")
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and re.search(message, lines[0]), error
+
+
+@pytest.mark.parametrize("config", ["kto", "bco"])
+def test_from_a_file_to_an_export(config: str, leyden: Any, workplace: Path) -> None:
+    written(workplace, ROWS, "rows.jsonl")
+    flags = ["--data.path", "rows.jsonl", "--data.batch_size", "4", "--data.val_fraction", "0.2"]
+    run = ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.default_root_dir", "run"]
+    code, _, error = leyden("fit", "--config", config, *flags, *run)
+    assert code == 0 and "unpaired data as unpaired" in error, error
+    assert (workplace / "run/export/model.safetensors").is_file()
+    header = (workplace / "run/metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"train/accuracy", "train/margin", "val/chosen_reward", "train/good_share"} <= set(header)
+    assert ("train/kl" in header) is (config == "kto")

@@ -15,7 +15,7 @@ from leyden.errors import UserError
 
 
 class Labelled(NamedTuple):
-    """N responses and what is known of each; see `Unpaired.labelled`."""
+    """N responses and what is known of each; see `WithLabels.labelled`."""
 
     reward: Tensor
     """[N] β (log π - log π_ref), summed over the response's tokens"""
@@ -25,7 +25,7 @@ class Labelled(NamedTuple):
     """[N] 1 where it is labelled bad; a response that was borrowed from another prompt is neither"""
 
 
-class Unpaired(WithReference):
+class WithLabels(WithReference):
     """Single responses with the score 1 where they are good and 0 where they are bad, each compared with the reference,
     and with a `point` that all responses of a step share.
 
