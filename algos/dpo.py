@@ -11,8 +11,6 @@ from leyden.algorithm import WithReference
 from leyden.batch import Batch, pairwise_wins, preference_pairs
 from leyden.objectives import Objective, Sigmoid
 
-DEFAULT = Sigmoid(beta=0.1)
-
 
 class DPO(WithReference):
     """Make better responses likelier than worse ones, measured against the reference (Rafailov et al. 2023, eq. 7), or
@@ -21,17 +19,17 @@ class DPO(WithReference):
 
     Args:
         objective: the loss of a pair as a function of its log-ratios, or log-probs: a class of `leyden.objectives`, or
-            your own.
+            your own; None is Sigmoid.
         sft_weight: of the better response's cross-entropy in nats a token, added to the loss (Pang et al. 2024, eq. 1).
         wpo: multiply the loss of a pair by how likely the policy is to say both responses, exp of the mean over tokens
             of log π(y_t) - log Σ_v π(v)² each (Zhou et al. 2024, eq. 2, sampled alignment); no gradient goes through.
     """
 
     def __init__(
-        self, *args: Any, objective: Objective = DEFAULT, sft_weight: float = 0.0, wpo: bool = False, **kwargs: Any
+        self, *args: Any, objective: Objective | None = None, sft_weight: float = 0.0, wpo: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.objective, self.sft_weight, self.wpo = objective, sft_weight, wpo
+        self.objective, self.sft_weight, self.wpo = objective or Sigmoid(), sft_weight, wpo
 
     @property
     def uses_reference(self) -> bool:

@@ -12,8 +12,6 @@ from leyden.errors import UserError
 from leyden.objectives import Objective, Sigmoid
 from leyden.on_policy import OnPolicy
 
-DEFAULT = Sigmoid(beta=0.1)
-
 
 class OnlineDPO(OnPolicy):
     """Each rollout answers every prompt `samples` times; every pair of answers of which one scores higher is a pair of
@@ -25,10 +23,10 @@ class OnlineDPO(OnPolicy):
 
     Args:
         samples: responses to each prompt, 2 or more.
-        objective: the loss of a pair as a function of its log-ratios, or log-probs, as for DPO.
+        objective: the loss of a pair as a function of its log-ratios, or log-probs, as for DPO; None is Sigmoid.
     """
 
-    def __init__(self, *args: Any, samples: int = 4, objective: Objective = DEFAULT, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, samples: int = 4, objective: Objective | None = None, **kwargs: Any) -> None:
         super().__init__(*args, samples=samples, **kwargs)
         if samples < 2:
             raise UserError(f"--model.samples {samples}: a pair takes two answers; give 2 or more")
@@ -37,7 +35,7 @@ class OnlineDPO(OnPolicy):
                 "--model.sampling.temperature 0: all answers to a prompt would be the same and none the best; give a "
                 "temperature above 0"
             )
-        self.objective = objective
+        self.objective = objective or Sigmoid()
 
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from leyden.batch.forest import Tree
@@ -13,6 +14,8 @@ from leyden.datamodules.storage.mismatched import Mismatched
 from leyden.datamodules.storage.truncation import at, distinct_responses
 from leyden.errors import UserError
 from leyden.example import Example
+
+log = logging.getLogger("leyden")
 
 
 class PreferenceData(StoredRows):
@@ -74,6 +77,9 @@ class PreferenceData(StoredRows):
         if len(set(labels)) == 1:
             alike = "good; add bad ones too, or train on these with --config sft" if labels[0] else "bad; add good ones"
             raise UserError(f"{', '.join(self.paths)}: all {len(labels):,} answers are labelled {alike}")
+        if self._trainer().global_rank == 0:
+            good = int(sum(labels))
+            log.info("labels: %s good, %s bad", f"{good:,}", f"{len(labels) - good:,}")
 
     def encode(self, example: Example) -> list[Tree]:
         if self.kind == "unpaired":

@@ -219,16 +219,18 @@ def test_kto_equals_that_of_trl(good: int, folders: tuple[Path, Path], trees: li
     """Given the KL of this very batch, which Leyden takes from the step before."""
     for row, tree in enumerate(trees):
         tree.scores = [float(row < good), BORROWED]
-    settings = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}
+    settings, folders = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.7}, folders[::-1]
     expected, kl = theirs_unpaired(folders, trees, settings, tmp_path)
     same(ours(folders, trees, KTO, 0.3 * kl, **settings), expected)
-    assert kl > 0 or good == 4
+    assert kl > 0.1, "this way round it is not 0"
 
 
 def test_the_kl_point_is_that_of_trl(folders: tuple[Path, Path], trees: list[Tree], tmp_path: Path) -> None:
     for row, tree in enumerate(trees):
         tree.scores = [float(row % 2), BORROWED]
+    folders = folders[::-1]
     _, kl = theirs_unpaired(folders, trees, {"beta": 0.3}, tmp_path)
+    assert kl > 0.1
     policy, other = (CausalLM(str(folder)) for folder in folders)
     still: Any = lambda p: torch.optim.SGD(p, lr=0.0)  # noqa: E731
     algorithm = KTO(policy, reference_policy=other, optimizer=still, lr_scheduler=None, beta=0.3)
