@@ -1,8 +1,8 @@
 """Learning from the policy's own answers: sample, score, keep, learn.
 
-Called by Lightning's Trainer as any algorithm; subclassed in `leyden.algos` (PPO, GRPO, OnlineDPO, RejectionSampling) and by
-you. May import `algorithm`, `rewards` and below. Begin reading at `on_policy`, the contract; `rollout` is the value
-that travels, `sampler` makes it, `rollout_loader` cuts it into steps, `policy_gradient` learns from it.
+Called by Lightning's Trainer as any algorithm; subclassed in `leyden.algos` (PPO, GRPO, OnlineDPO, RejectionSampling)
+and by you. May import `algorithm`, `rewards` and below. Begin reading at `on_policy`, the contract; `rollout` is the
+value that travels, `sampler` makes it, `rollout_loader` cuts it into steps, `policy_gradient` learns from it.
 """
 
 from __future__ import annotations
