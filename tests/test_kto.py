@@ -126,6 +126,9 @@ def test_what_is_noted(kind: type[WithLabels]) -> None:
     assert metrics["good_share"] == pytest.approx(1 / 3)
     assert metrics["accuracy"] == pytest.approx(((r[0] > 0) + (r[2] < 0) + (r[4] < 0)) / 3)
     assert ("kl" in metrics) is (kind is KTO)
+    found.reference, found._notes = Fixed(found.policy(batch).logp.detach()), {}
+    found.loss(batch)
+    assert float(found._notes["accuracy"]) == pytest.approx(0.5), "at the point itself neither is right"
     alone = found.step_metrics({"good": 0.0, "bad": 1.0, "good_reward": 0.0, "bad_reward": -2.0})
     assert alone == {"rejected_reward": -2.0, "good_share": 0.0}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leyden.algorithm.with_reference import WithReference
 from leyden.batch.forest import Batch
+from leyden.batch.pairs import pairwise_wins
 from leyden.errors import UserError
 
 
@@ -59,8 +60,8 @@ class WithLabels(WithReference):
         """Rewards and labels of the responses, which are noted for the means of the step."""
         reward = self.beta * batch.per_branch(self.log_ratio(batch, self.policy(batch).logp))
         found = Labelled(reward, (batch.score == 1).float(), (batch.score == 0).float())
-        right = found.good * (reward > self.point) + found.bad * (reward < self.point)
-        self.note("accuracy", batch.response_mean(right))
+        above = pairwise_wins(reward, torch.full_like(reward, self.point))
+        self.note("accuracy", batch.response_mean(found.good * above + found.bad * (1 - above)))
         for name, label in ("good", found.good), ("bad", found.bad):
             self.note(name, batch.response_mean(label))
             self.note(f"{name}_reward", batch.response_mean(label * reward))
