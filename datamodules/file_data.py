@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from leyden.batch.forest import Tree
 from leyden.data.chat_template import ChatTemplate
 from leyden.data.datamodule import DataModule, PlannedData
+from leyden.data.step_plan import Trees
 from leyden.data.tokenizer import load_tokenizer
 from leyden.datamodules.files.files import find_files, stem
 from leyden.datamodules.formats import not_read
@@ -38,7 +39,7 @@ WITHOUT_EFFECT = frozenset(
     "paths val_path val_fraction test_path tokenizer template template_choice batch_size max_tokens seed predict_size "
     "trainer prepare_data_per_node allow_zero_length_dataloader_with_multiple_devices train_trees val_trees test_trees "
     "fingerprint _stores _repeats _planned _predict_rows _options _log_hyperparams _hparams _hparams_initial "
-    "_hparams_name".split()
+    "_hparams_name _mismatched".split()
 )
 """Attributes of a data module that change no tree. All others, a subclass's own included, are part of the cache key."""
 
@@ -72,7 +73,7 @@ class FileData(DataModule):
     """
 
     kind: str
-    """instruction, preference or prompts"""
+    """instruction, preference, unpaired or prompts"""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class FileData(DataModule):
             log.info("%s", remark)
         if len(report.remarks) > REMARKS:
             log.info("%s: %s more remarks; leyden data check has them", path, len(report.remarks) - REMARKS)
-        log.info("%s: %s", path, report.line("trained" if self.kind == "instruction" else "compared"))
+        log.info("%s: %s", path, report.line("compared" if self.kind == "preference" else "trained"))
         for line in not_read.lines(report.not_read, self.kind):
             log.info("%s: %s", path, line)
         for note, rows in report.notes.items():
@@ -233,12 +234,16 @@ class StoredRows(FileData, PlannedData):
         """The trees of one example, however long. Raises `RowError`."""
 
     def _fitting_trees(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
-        for tree in self.encode(example):
+        trees = self.encode(example)
+        for number, tree in enumerate(trees):
             if not tree.totals().tokens:
                 raise RowError("nothing to train; give the row an answer or drop it", "nothing to train")
             fitting = fit(tree, self.max_length, self.overlength)
             report.truncated += fitting is not tree
-            report.left_out += example.left_out + max(0, len(example.responses) - len(fitting.responses))
+            report.left_out += len(tree.responses) - len(fitting.responses)
+            if number == 0:
+                report.left_out += example.left_out
+                report.left_out += max(0, len(example.responses) - sum(len(one.responses) for one in trees))
             yield place, fitting
 
     def _stored(self, path: str, anew: bool = False) -> Path:
@@ -287,9 +292,9 @@ class StoredRows(FileData, PlannedData):
         if self.val_path:
             held = self._store_rows(next(other_stores))
         if self.test_path:
-            self.test_trees = Subset(self._stores, self._store_rows(next(other_stores)))
+            self.test_trees = self.trees(self._store_rows(next(other_stores)))
         train = self._apart(train)
-        self.train_trees, self.val_trees = Subset(self._stores, train), Subset(self._stores, held)
+        self.train_trees, self.val_trees = self.trees(train), self.trees(held)
         self._repeats = epoch(train, list(self.paths.values()), self.seed)
         if stage == "fit":
             self.train_plan()  # errors of the plan come before a model is built
@@ -312,6 +317,10 @@ class StoredRows(FileData, PlannedData):
             if after < before and self._trainer().global_rank == 0:
                 log.info("%s: %s rows are held out too, and not trained on", path, f"{before - after:,}")
         return kept
+
+    def trees(self, rows: list[tuple[int, int]]) -> Trees:
+        """The trees of some rows, given as (store, index in it)."""
+        return Subset(self._stores, rows)
 
     def row_lengths(self) -> tuple[list[int], int]:
         """Tokens of every row to train on with all its responses, and most of a prompt with one of them. Needs no

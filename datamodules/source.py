@@ -29,7 +29,7 @@ class Source:
 
     Args:
         path: a file, folder, glob or `hf:NAME`.
-        kind: instruction, preference, prompts or candidates.
+        kind: instruction, preference, unpaired, prompts or candidates.
         format: a format's name, the path of a `Format` class, or `auto`.
         columns: canonical name -> the file's own column.
         rank_order: how to read a ranking column.
@@ -98,9 +98,9 @@ class Source:
             raise UserError(f"{self.path}: {problem}")
         ordered = self.rank_order is not None or all("rank_order" in row for row in rows)
         form = format_named(format, kind)
-        if isinstance(form, Ranked) and kind in ("preference", "instruction") and not ordered:
+        if isinstance(form, Ranked) and kind in ("preference", "unpaired", "instruction") and not ordered:
             raise UserError(f"{self.path}: {NO_ORDER}")  # once for the file, not for each row
-        if self.every_label and isinstance(form, Unpaired):
+        if self.every_label and kind == "instruction" and isinstance(form, Unpaired):
             format = form.reader.name
         return replace(self, kind=kind, format=format)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-EXTRA = frozenset({"entropy", "mean_logp"})
+EXTRA = frozenset({"entropy", "mean_logp", "agreement"})
 """Outputs of the language-model head other than log-probabilities."""
 
 
@@ -233,9 +233,11 @@ class CausalLM(Policy):
         head, squash = self.backbone.head, self.backbone.squash
         at, real = predicted(batch)
         parents = batch.parent[at].clamp_min(0)
-        columns = logprobs(head, hidden[parents], batch.tokens[at], squash, temperature, bool(EXTRA & set(want)))
-        full = [placed(batch, at, x * real) for x in columns]
-        return {"logp": full[0]} | {name: full[i] for i, name in ((1, "entropy"), (2, "mean_logp")) if name in want}
+        asked = bool({"entropy", "mean_logp"} & set(want)), "agreement" in want
+        columns = logprobs(head, hidden[parents], batch.tokens[at], squash, temperature, *asked)
+        names = ("logp", "entropy", "mean_logp", "agreement")
+        found = {n: placed(batch, at, x * real) for n, x in zip(names, columns, strict=True) if n in {"logp", *want}}
+        return found
 
     def is_compiled(self, batch: Batch) -> bool:
         return self.compiled or uses_flex(self, batch, self.attention)

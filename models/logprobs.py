@@ -6,7 +6,7 @@ one token, π = softmax(z) and its entropy H(π),
 
     ∇ log π(y) = 1[y] - π        ∇ H(π) = -π (log π + H(π))        ∇ mean_v log π(v) = 1/V - π
 
-where ∇ is the gradient in z.
+where ∇ is the gradient in z. log Σ_v π(v)², the log-probability that two draws agree, has none.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def blocks(x: Tensor) -> list[slice]:
     return _row_slices(len(x), 4 * x.shape[1], BLOCK_BYTES.get(x.device.type, 64 << 20))
 
 
-def _columns(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) -> None:
-    """Log-probability, entropy, mean log-probability and log-sum-exp of the head's output [S, V], into `out` [4, S]."""
+def _columns(head: Head, x: Tensor, target: Tensor, extra: bool, agree: bool, out: Tensor) -> None:
+    """Log-probability, entropy, mean log-probability, log-sum-exp and log Σ_v π(v)² of the head's output [S, V], into
+    `out` [5, S]."""
     for s in blocks(x):
         z = head.logits(x[s])
         lse = z.logsumexp(-1)
@@ -93,6 +94,8 @@ def _columns(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor) ->
         if extra:
             out[2, s] = z.mean(-1) - lse
             out[1, s] = lse - ((z - lse[:, None]).exp_() * z).sum(-1)
+        if agree:
+            out[4, s] = (2 * z).logsumexp(-1) - 2 * lse
 
 
 def _gradients(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, grads: Tensor) -> None:
@@ -111,7 +114,8 @@ def _gradients(head: Head, x: Tensor, target: Tensor, extra: bool, out: Tensor, 
 
 
 class _LogProbs(torch.autograd.Function):
-    """(hidden [S, H], weight [V, H], bias [V] or None, target [S]) -> logp, entropy, mean logp, each [S] fp32."""
+    """(hidden [S, H], weight [V, H], bias [V] or None, target [S]) -> logp, entropy, mean logp and log Σ_v π(v)², each
+    [S] fp32."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -123,27 +127,29 @@ class _LogProbs(torch.autograd.Function):
         squash: Squash,
         temperature: float,
         extra: bool,
+        agree: bool,
         dtype: torch.dtype,
         training: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
-        out = torch.zeros(4, len(hidden), device=hidden.device)  # logp, entropy, mean logp, log-sum-exp
+        out = torch.zeros(5, len(hidden), device=hidden.device)  # as `_columns` has them
         ctx.chunks = _row_slices(len(hidden), weight.shape[0] * dtype.itemsize, CHUNK_BYTES)
         ctx.kept = None
         for s in ctx.chunks:
             x = head.product(hidden[s])
-            _columns(head, x, target[s], extra, out[:, s])
+            _columns(head, x, target[s], extra, agree, out[:, s])
             ctx.kept = x if training and len(ctx.chunks) == 1 else None
         ctx.save_for_backward(hidden, weight, bias, target, out)
         ctx.options = squash, temperature, extra, dtype
-        return out[0], out[1], out[2]
+        ctx.mark_non_differentiable(agreement := out[4].clone())
+        return out[0], out[1], out[2], agreement
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight, bias, target, out = ctx.saved_tensors
         squash, temperature, extra, dtype = ctx.options
         head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
-        column_grads = torch.stack([g.float() for g in grads])
+        column_grads = torch.stack([g.float() for g in grads[:3]])
         cached, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to recompute it
         d_hidden = torch.empty_like(hidden)
         d_weight = d_bias = None
@@ -160,7 +166,7 @@ class _LogProbs(torch.autograd.Function):
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )
 
 
@@ -171,11 +177,12 @@ def accumulated(total: Tensor | None, x: Tensor) -> Tensor:
 
 def _through_module(
     head: nn.Module, hidden: Tensor, target: Tensor, squash: Squash, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same three outputs for a head that is no plain linear layer, such as one with an adapter."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same four outputs for a head that is no plain linear layer, such as one with an adapter."""
     z = squash(head(hidden)) / temperature
     logp = z.log_softmax(-1)
-    return logp.gather(-1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1), logp.mean(-1)
+    agreement = (2 * logp.detach()).logsumexp(-1)
+    return logp.gather(-1, target[:, None])[:, 0], -(logp.exp() * logp).sum(-1), logp.mean(-1), agreement
 
 
 def logprobs(
@@ -185,7 +192,8 @@ def logprobs(
     squash: Squash | None = None,
     temperature: float = 1.0,
     extra: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+    agree: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-probability of each target under `softmax(squash(head(hidden)) / temperature)`.
 
     Args:
@@ -193,16 +201,17 @@ def logprobs(
         hidden: [S, H] hidden states that predict the targets.
         target: [S] int64 token ids.
         extra: also compute the entropy and the mean log-probability over the vocabulary (label smoothing).
+        agree: also compute log Σ_v π(v)², without a gradient.
 
     Returns:
-        Log-probability, entropy and mean log-probability, [S] fp32 nats each (the last two are 0 unless `extra`).
+        Log-probability, entropy, mean log-probability and log Σ_v π(v)², [S] fp32 nats each (0 unless asked for).
         Logits are computed in the head's dtype, or autocast's, and everything after them in fp32.
     """
     squash = squash or Squash()
     if type(head) is nn.Linear:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-        options = squash, temperature, extra, dtype, torch.is_grad_enabled()
+        options = squash, temperature, extra, agree, dtype, torch.is_grad_enabled()
         return _LogProbs.apply(hidden, head.weight, head.bias, target, *options)  # type: ignore[no-any-return, no-untyped-call]
     plain = getattr(head, "original_module", head)  # below PEFT's trainable tokens
     size = max(1, CHUNK_BYTES // (4 * int(cast(nn.Linear, plain).out_features)))
@@ -210,5 +219,5 @@ def logprobs(
         checkpoint(_through_module, head, hidden[s], target[s], squash, temperature, use_reentrant=False)
         for s in (slice(at, at + size) for at in range(0, len(hidden), size))
     ]
-    logp, entropy, mean = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logp, entropy, mean
+    logp, entropy, mean, agreement = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logp, entropy, mean, agreement

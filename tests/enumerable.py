@@ -60,6 +60,7 @@ class Table(Policy):
         return Outputs(
             torch.where(on, logp.gather(-1, batch.tokens[:, None])[:, 0], 0.0),
             entropy=torch.where(on, -(logp.exp() * logp).sum(-1), 0.0),
+            agreement=torch.where(on, (2 * logp.detach()).logsumexp(-1), 0.0),
             value=torch.where(on, self.values[context], 0.0),
             predictions=KnownPredictions(batch, self.logits[context] / temperature),
         )

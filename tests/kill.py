@@ -50,6 +50,8 @@ CASES = {
     "DPO": "--config dpo --config lora --data.path pairs.jsonl --data.batch_size 6 --data.val_fraction 0.2 "
     "--trainer.max_epochs 2 --checkpoint.monitor val/loss --checkpoint.save_last true "
     "--checkpoint.every_n_train_steps 2",
+    "KTO": "--config kto --data.path labels.jsonl --data.batch_size 6 --data.val_fraction 0.2 --trainer.max_epochs 2 "
+    "--checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
     "PPO": f"--config ppo {SAMPLING} --model.epochs 3 --model.minibatches 2 --trainer.max_epochs 5 "
     "--trainer.check_val_every_n_epoch 2 --data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 "
     "--model.optimizer.lr 1e-3 --model.kl_target 0.1 --model.score.normalise true --model.stop_kl 1e-4",
@@ -64,10 +66,12 @@ CASES = {
     "Distillation": f"--config distillation {SAMPLING} --model.teacher_system brief --model.samples 2 --model.epochs 2 "
     "--model.minibatches 2 --trainer.max_epochs 4 --data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 "
     "--model.optimizer.lr 1e-3",
+    "OnlineDPO": f"--config online_dpo {SAMPLING} --model.samples 3 --model.minibatches 2 --trainer.max_epochs 4 "
+    "--data.val_fraction 0.2 --checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
 }
 ENGINE: list[str] = []
 """Arguments that let a server sample."""
-SAMPLE = ("PPO", "GRPO", "RejectionSampling", "Distillation")
+SAMPLE = ("PPO", "GRPO", "RejectionSampling", "OnlineDPO", "Distillation")
 KILLS = {"SFT": 20, "PPO": 20}
 """How often; 5 times where nothing stands here."""
 
@@ -130,7 +134,17 @@ def prepare() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     import leyden.cli.lightning_cli  # noqa: F401
-    from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel  # noqa: F401
+    from leyden.algos import (  # noqa: F401
+        DPO,
+        GRPO,
+        KTO,
+        PPO,
+        SFT,
+        Distillation,
+        OnlineDPO,
+        RejectionSampling,
+        RewardModel,
+    )
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules import InstructionData, PreferenceData, PromptData  # noqa: F401
     from leyden.models import CausalLM  # noqa: F401
@@ -143,8 +157,9 @@ def prepare() -> None:
 
     rows = [{"prompt": f"{i} {text()}?", "response": text()} for i in range(30)]
     pairs = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": text() + " no"} for row in rows]
+    labels = [row | {"label": number % 3 == 0} for number, row in enumerate(rows)]
     prompts = [{"prompt": row["prompt"]} for row in rows[:20]]
-    for name, made in ("rows", rows), ("pairs", pairs), ("prompts", prompts):
+    for name, made in ("rows", rows), ("pairs", pairs), ("labels", labels), ("prompts", prompts):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         Path(f"{name}.jsonl").write_text(lines, encoding="utf-8")
     Path("kill_reward.py").write_text(

@@ -12,6 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from leyden.batch.forest import Totals, Tree
+from leyden.batch.tree import BORROWED
 from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.models import CausalLM
@@ -102,6 +103,14 @@ def some_trees(count: int = 8, seed: int = 0, responses: int = 1) -> list[Tree]:
         weights = [[*(r.choice([0.0, 1.0]) for _ in a[1:]), 1.0] for a in answers]
         out.append(Tree([r.randrange(97) for _ in range(r.randint(1, 9))], answers, None, weights, row))
     return out
+
+
+def labelled_trees(count: int = 8, seed: int = 0) -> list[Tree]:
+    """The same with one response that is good or bad each, and one that was borrowed, as KTO takes them."""
+    trees = some_trees(count, seed, responses=2)
+    for number, tree in enumerate(trees):
+        tree.scores = [float(number % 3 != 0), BORROWED]
+    return trees
 
 
 class InMemory:

@@ -257,15 +257,16 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     samples = {"ppo": "algos.PPO", "rejection_sampling": "algos.RejectionSampling"}
     samples |= dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "cispo"), "algos.GRPO")
     samples |= dict.fromkeys(("rloo", "reinforce_pp"), "on_policy.PolicyGradient")
-    samples |= {"distillation": "algos.Distillation"}
+    samples |= {"distillation": "algos.Distillation", "online_dpo": "algos.OnlineDPO"}
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
-    algorithm = {"dpo": "algos.DPO", "reward_model": "algos.RewardModel", **samples}.get(name, "algos.SFT")
+    compares = {"dpo": "algos.DPO", "kto": "algos.KTO", "bco": "algos.BCO", "reward_model": "algos.RewardModel"}
+    algorithm = (compares | samples).get(name, "algos.SFT")
     assert config["model"]["class_path"] == f"leyden.{algorithm}"
-    data = "PreferenceData" if name in ("dpo", "reward_model") else "InstructionData"
+    data = "PreferenceData" if name in compares else "InstructionData"
     data = "PromptData" if name in samples else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
@@ -273,6 +274,13 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     assert adapter is None or adapter["init_args"]["r"] == 16
     if algorithm == "algos.SFT":
         assert config["data"]["init_args"]["train_on"] == ("all" if name == "pretrain" else "response")
+
+
+def test_another_objective_has_its_own_defaults(leyden) -> None:
+    """0.1 is the β of sums, and would be far too small for averages over tokens."""
+    config = resolved(leyden, "--config", "dpo", "--data.path", "rows.jsonl", "--model.objective", "SimPO")
+    found = config["model"]["init_args"]["objective"]
+    assert found == {"class_path": "leyden.objectives.SimPO", "init_args": {"beta": 2.0, "gamma": 1.0}}
 
 
 def test_lora_by_flags(leyden) -> None:

@@ -19,10 +19,12 @@ from leyden.algos import DPO
 from leyden.batch.forest import Batch, Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.objectives import IPO, Hinge, Sigmoid
+from leyden.objectives import CPO, EXO, IPO, NCA, ORPO, APODown, APOZero, Hinge, Objective, Robust, Sigmoid, SimPO
 from leyden.policy.policy import Reference
 
 RATE = 0.5
+WITHOUT_REFERENCE: list[Objective] = [SimPO(), CPO(), ORPO()]
+OBJECTIVES: list[Objective] = [Robust(), Hinge(), IPO(), APOZero(), APODown(), NCA(), EXO(), *WITHOUT_REFERENCE]
 Start = Literal["full", "fresh", "continued"]
 
 
@@ -72,6 +74,10 @@ def gradient(accumulate: int, devices: int = 1, **options: Any) -> tuple[Tensor,
 
 def on_one_rank(accumulate: int, reference: str) -> tuple[Tensor, float]:
     return gradient(accumulate, 2, reference=reference)
+
+
+def of_objective_on_one_rank(accumulate: int, objective: Objective) -> tuple[Tensor, float]:
+    return gradient(accumulate, 2, objective=objective)
 
 
 def off(a: Tensor, b: Tensor) -> float:
@@ -161,6 +167,22 @@ def test_starts_at_ln_2_and_any_cut_of_a_step_has_one_gradient(ranks: Ranks) -> 
         assert off(found, whole) < 1e-5
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+def test_any_cut_of_a_step_has_one_gradient_whatever_the_objective(objective: Objective, ranks: Ranks) -> None:
+    whole, loss = gradient(1, objective=objective)
+    assert float(whole.norm()) > 1e-3
+    for found, same in (gradient(8, objective=objective), *ranks(of_objective_on_one_rank, 2, objective)):
+        assert same == pytest.approx(loss, rel=1e-5)
+        assert off(found, whole) < 1e-5
+
+
+def test_any_cut_of_a_step_has_one_gradient_with_wpo() -> None:
+    whole, loss = gradient(1, wpo=True)
+    for accumulate in (8, 3):
+        found, same = gradient(accumulate, wpo=True)
+        assert same == pytest.approx(loss, rel=1e-5) and off(found, whole) < 1e-5
+
+
 def test_a_ragged_split_weighs_every_pair_the_same() -> None:
     """One pair, then three: averaging micro-batch means would give the lone pair three times its weight."""
     batch = pack(trees(4))
@@ -214,6 +236,42 @@ def test_the_sft_term_is_the_better_answers_mean_loss_per_token() -> None:
     assert float((mixed.loss(batch) - plain.loss(batch)).detach()) == pytest.approx(0.3 * float(nll.detach()), rel=1e-4)
 
 
+@pytest.mark.parametrize("objective", [Sigmoid(0.3), SimPO()], ids=repr)
+def test_wpo_weighs_pairs_by_how_likely_the_policy_says_them(objective: Objective) -> None:
+    """exp of the mean over trained tokens of log π(y) - log Σ_v π(v)², of both; and no gradient goes through it."""
+    batch = pack([Tree([1, 2], [[3, 4, 5], [6]], None, [[1, 0, 1], [1]]), Tree([7], [[8, 9], [10, 11, 12, 13]])])
+    algorithm = DPO(small(), objective=objective, wpo=True)
+    algorithm.reference, algorithm._agreed = Fixed(torch.randn(len(batch)) * (batch.branch >= 0)), True
+    policy = algorithm.policy
+    hidden = policy.backbone.hidden(batch)
+    logits = policy.backbone.head(hidden).detach().double()
+    likely = []
+    for span in batch.structure():
+        for _, start, stop in span.responses:
+            places = [t for t in range(start, stop) if batch.weight[t]]
+            p = [logits[batch.parent[t]].softmax(-1) for t in places]
+            aligned = [float(q[batch.tokens[t]] / q.square().sum()) for q, t in zip(p, places, strict=True)]
+            likely.append(math.prod(aligned) ** (1 / len(aligned)))
+    plain = DPO(policy, objective=objective)
+    plain.reference, plain._agreed = algorithm.reference, True
+    whole = batch.totals
+    parts = []
+    for row, weight in ((0, likely[0] * likely[1]), (1, likely[2] * likely[3])):
+        part = batch.select([row])
+        assert part.totals == whole
+        if objective.needs_reference:
+            start, stop = (0, 6) if row == 0 else (6, len(batch))
+            plain.reference = Fixed(algorithm.reference(batch)[start:stop])
+        parts.append(weight * plain.loss(part))
+    ours, theirs = algorithm.loss(batch), sum(parts)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)  # type: ignore[union-attr]
+    weights = (likely[0] * likely[1] + likely[2] * likely[3]) / 2
+    assert float(algorithm._notes["pair_weight"]) == pytest.approx(weights, rel=1e-5)
+    parameters = list(policy.parameters())
+    for a, b in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
+        assert off(a, b) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("objective", "least", "most"),
     [(Sigmoid(0.5, label_smoothing=0.2), math.log(0.8 / 0.2) / 0.5, 0.15), (IPO(0.5), 1.0, 0.15), (Hinge(0.5), 2.0, 9)],
@@ -227,6 +285,44 @@ def test_a_single_pair_reaches_the_known_optimum(objective: Any, least: float, m
     assert least - 0.15 < float(metrics["train/margin"]) / objective.beta < least + most
     if isinstance(objective, Hinge):
         assert float(metrics["train/loss"]) == float(metrics["train/grad_norm"]) == 0.0
+
+
+# -- without a reference ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", WITHOUT_REFERENCE, ids=repr)
+def test_log_probs_are_given_and_nothing_else_is_asked(objective: Objective) -> None:
+    batch = pack([Tree([1, 2], [[3, 4, 5], [6]]), Tree([7], [[8, 9], [10, 11, 12, 13]])])
+    algorithm = DPO(small(), objective=objective)
+    logp = batch.per_branch(algorithm.policy(batch).logp)
+    logp = logp / torch.tensor([3.0, 1.0, 2.0, 4.0]) if objective.per_token else logp
+    expected = objective(logp[0::2], logp[1::2]).mean()
+    found = algorithm.loss(batch)
+    assert algorithm.reference is None and not algorithm.has_reference
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    parameters = list(algorithm.policy.parameters())
+    for a, b in zip(torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        assert off(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("objective", WITHOUT_REFERENCE, ids=repr)
+def test_no_reference_is_loaded(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a reference was asked for")
+
+    monkeypatch.setattr(CausalLM, "reference", refuse)
+    algorithm = DPO(small(), objective=objective, optimizer=adam, lr_scheduler=None)
+    metrics = fit(algorithm, TreeData(trees(), trees(3), batch_size=4), max_epochs=2).callback_metrics
+    assert algorithm.reference is None and "train/chosen_drift" not in metrics
+    assert {"train/margin", "val/accuracy", "val/chosen_logp"} <= set(metrics)
+
+
+@pytest.mark.parametrize("option", [{"reference": "copy"}, {"reference": "precomputed"}, {"reference_policy": None}])
+def test_a_reference_that_would_be_ignored_is_refused(option: dict[str, Any]) -> None:
+    option = {name: value or small() for name, value in option.items()}
+    algorithm = DPO(small(), objective=SimPO(), **option)
+    with pytest.raises(UserError, match=rf"--model.{[*option][0]}.*: ignored.*leave it out"):
+        fit(algorithm, TreeData(trees(2), batch_size=2))
 
 
 # -- the reference ----------------------------------------------------------------------------------------------------
@@ -347,16 +443,18 @@ def test_precomputed_trains_like_a_copy() -> None:
     assert off(ends[1], ends[0]) < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["copy", "precomputed"])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("kind", "objective"), [("copy", Sigmoid()), ("precomputed", Sigmoid()), *(("auto", one) for one in OBJECTIVES)]
+)
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path, kind: Any, objective: Objective) -> None:
     def run(epochs: int, **options: Any) -> DPO:
-        algorithm = DPO(small(), optimizer=adam, lr_scheduler=None, reference=kind)
+        algorithm = DPO(small(), objective=objective, optimizer=adam, lr_scheduler=None, reference=kind)
         fit(algorithm, TreeData(trees(), trees(3), batch_size=4), max_epochs=epochs, **options)
         return algorithm
 
     keep = ModelCheckpoint(tmp_path, filename="half", save_on_train_epoch_end=True)
     run(2, enable_checkpointing=True, callbacks=[keep])
-    resumed = DPO(small(), optimizer=adam, lr_scheduler=None, reference=kind)
+    resumed = DPO(small(), objective=objective, optimizer=adam, lr_scheduler=None, reference=kind)
     from lightning.pytorch import Trainer
 
     trainer = Trainer(
@@ -366,8 +464,9 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path: Path, kind: Any
     whole = run(4)
     assert torch.equal(weights_of(resumed.policy), weights_of(whole.policy))
     batch = pack(trees(3))
-    assert resumed.reference is not None and whole.reference is not None
-    assert torch.equal(resumed.reference(batch), whole.reference(batch))
+    if objective.needs_reference:
+        assert resumed.reference is not None and whole.reference is not None
+        assert torch.equal(resumed.reference(batch), whole.reference(batch))
 
 
 def test_what_is_logged() -> None:

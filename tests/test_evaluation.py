@@ -13,10 +13,10 @@ from conftest import Run
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
-from small import TreeData, fit, small, some_trees, teacher, weights_of
+from small import TreeData, fit, labelled_trees, small, some_trees, teacher, weights_of
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling
+from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
 from leyden.checkpoint.callback import RNGState
 from leyden.data.chat_template import ChatTemplate
@@ -59,9 +59,10 @@ def adam(parameters: Any) -> torch.optim.Optimizer:
 def made(kind: type, **more: Any) -> tuple[Any, Any]:
     """An algorithm and its data."""
     given: dict[str, Any] = dict(optimizer=adam, lr_scheduler=None)
-    if kind in (SFT, DPO):
+    if kind in (SFT, DPO, KTO, BCO):
         responses = 1 if kind is SFT else 2
         trees, held = some_trees(8, 1, responses), some_trees(3, 2, responses)
+        trees, held = (labelled_trees(8), labelled_trees(3, 2)) if kind in (KTO, BCO) else (trees, held)
         return kind(small(), **(given | more)), TreeData(trees, held, batch_size=4)
     given |= dict(reward=evens, sampling=SHORT, keep_rollouts=False) | ({} if kind is PPO else {"samples": 3})
     given |= dict(teacher=teacher()) if kind is Distillation else {}
@@ -75,7 +76,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 # -- what is measured -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [SFT, DPO, PPO, GRPO, RejectionSampling, Distillation])
+@pytest.mark.parametrize("kind", [SFT, DPO, KTO, BCO, PPO, GRPO, RejectionSampling, OnlineDPO, Distillation])
 def test_every_algorithm_logs_the_same_measures(kind: type, tmp_path: Path) -> None:
     algorithm, data = made(kind)
     trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()], logger=[MetricsCSV(tmp_path)],

@@ -10,13 +10,14 @@ import torch
 import transformers
 from peft import LoraConfig
 from ranks import Ranks
-from small import LLAMA, Numbers, TreeData, fit, some_trees
+from small import LLAMA, Numbers, TreeData, fit, labelled_trees, some_trees
 from test_distillation import Spoken
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
+from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
 from leyden.errors import UserError
 from leyden.models import CausalLM
+from leyden.objectives import SimPO
 from leyden.policy.policy import Sampling
 from leyden.precision import QLoRAPrecision
 from leyden.run.callbacks import Export
@@ -28,12 +29,16 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reward": (RewardModel, {}),
     "dpo": (DPO, {}),
     "dpo-lora": (DPO, {}),
+    "kto": (KTO, {}),
+    "bco-lora": (BCO, {}),
+    "simpo": (DPO, {"objective": SimPO()}),
     "ppo": (PPO, {"epochs": 2}),
     "grpo-lora": (GRPO, {"minibatches": 2}),
     "rejection": (RejectionSampling, {}),
     "distillation": (Distillation, {"given": 0.4}),
     "distillation-lora": (Distillation, {}),
     "distillation-own-lora": (Distillation, {"teacher_system": "91 92 93"}),
+    "online-dpo": (OnlineDPO, {}),
 }
 ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weights="gaussian")
 
@@ -72,7 +77,7 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
     policy = CausalLM(path, adapter=LoraConfig(**ADAPTER) if name.endswith("lora") else None)
     policy._tokenizer = Words()  # type: ignore[assignment]
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3), lr_scheduler=None)
-    if kind in (PPO, GRPO, RejectionSampling, Distillation):
+    if kind in (PPO, GRPO, RejectionSampling, OnlineDPO, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
     if kind is Distillation and "own" not in name:
         given |= dict(teacher=CausalLM(f"{path}/teacher"))
@@ -83,8 +88,8 @@ def algorithm(name: str, path: str, **more: Any) -> Any:
 def train(found: Any, name: str, folder: str, **options: Any) -> Any:
     torch.manual_seed(2)
     kind = KINDS[name][0]
-    trees = some_trees(16, responses=1 if kind is SFT else 2)
-    sampled = kind in (PPO, GRPO, RejectionSampling, Distillation)
+    trees = labelled_trees(16) if kind in (KTO, BCO) else some_trees(16, responses=1 if kind is SFT else 2)
+    sampled = kind in (PPO, GRPO, RejectionSampling, OnlineDPO, Distillation)
     questions = Spoken if "own" in name else Questions
     data = questions(size=8, count=8, held=3) if sampled else TreeData(trees, trees[:3], batch_size=8)
     plugins = [QLoRAPrecision(compute_dtype="float32")] if name.endswith("qlora") else []

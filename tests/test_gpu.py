@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
-from small import LLAMA, Numbers, TreeData, fit, saved, small, some_trees
+from small import LLAMA, Numbers, TreeData, fit, labelled_trees, saved, small, some_trees
 from test_on_policy import Questions, evens
 
-from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
+from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
 from leyden.models import CausalLM, quantized
 from leyden.policy import Sampling
 from leyden.precision import QLoRAPrecision
@@ -21,8 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     pytest.mark.filterwarnings("ignore"),  # compilers warn of much
 ]
-KINDS = [SFT, RewardModel, DPO, PPO, GRPO, RejectionSampling, Distillation]
-SAMPLING = [PPO, GRPO, RejectionSampling, Distillation]
+KINDS = [SFT, RewardModel, DPO, KTO, BCO, PPO, GRPO, RejectionSampling, OnlineDPO, Distillation]
+SAMPLING = [PPO, GRPO, RejectionSampling, OnlineDPO, Distillation]
 WIDE = LLAMA | {"hidden_size": 256, "intermediate_size": 128}
 """Heads of 64, which every kernel takes"""
 
@@ -48,7 +48,8 @@ def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tupl
     policy = CausalLM(folder, adapter=LoraConfig(r=4, target_modules="all-linear") if adapter else None)
     policy._tokenizer = Numbers()  # type: ignore[assignment]
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), lr_scheduler=None)
-    data: Any = TreeData(some_trees(16, responses=1 if kind is SFT else 2), batch_size=4)
+    trees = labelled_trees(16) if kind in (KTO, BCO) else some_trees(16, responses=1 if kind is SFT else 2)
+    data: Any = TreeData(trees, batch_size=4)
     if kind in SAMPLING:
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
         data = Questions(4, 12)
@@ -84,8 +85,10 @@ def test_a_command(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     from leyden.__main__ import main
 
     monkeypatch.chdir(tmp_path)
-    name = {RewardModel: "reward_model", RejectionSampling: "rejection_sampling"}.get(kind, kind.__name__.lower())
-    rows = {SFT: "instruction", RewardModel: "preference", DPO: "preference"}.get(kind, "prompts")
+    names = {RewardModel: "reward_model", RejectionSampling: "rejection_sampling", OnlineDPO: "online_dpo"}
+    name = names.get(kind, kind.__name__.lower())
+    rows = {SFT: "instruction", RewardModel: "preference", DPO: "preference", KTO: "unpaired", BCO: "unpaired"}
+    rows = rows.get(kind, "prompts")
     main(["data", "sample", "--kind", rows, "--rows", "40", "--output", "rows.jsonl"])
     (tmp_path / "tell.py").write_text("def length(samples):\n    return [len(s.response) for s in samples]\n")
     reward = ["--model.reward", "Function", "--model.reward.path", "tell.length"]

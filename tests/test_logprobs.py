@@ -36,7 +36,11 @@ def test_equals_the_plain_formula(
     head = kind(6, 23)
     hidden = HIDDEN.clone().requires_grad_()
     mix = torch.randn(3, 11) * torch.tensor([1.0, float(extra), float(extra)])[:, None]
-    outputs = [logprobs(head, hidden, TARGET, squash, temperature, extra), plain(head, hidden, squash, temperature)]
+    ours_all = logprobs(head, hidden, TARGET, squash, temperature, extra, agree=True)
+    outputs = [ours_all[:3], plain(head, hidden, squash, temperature)]
+    z = (squash(head(hidden)) / temperature).detach().double()
+    assert not ours_all[3].requires_grad
+    torch.testing.assert_close(ours_all[3].double(), z.softmax(-1).square().sum(-1).log(), atol=2e-6, rtol=0)
     results = []
     for columns in outputs:
         loss = sum((m * c).sum() for m, c in zip(mix, columns, strict=True) if bool(m.any()))
@@ -53,7 +57,8 @@ def test_golden_values() -> None:
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1.0], [2.0], [3.0]]).log())
     head.requires_grad_(False)
-    logp, entropy, mean = logprobs(head, torch.ones(1, 1), torch.tensor([2]), extra=True)
+    logp, entropy, mean, agreement = logprobs(head, torch.ones(1, 1), torch.tensor([2]), extra=True, agree=True)
+    assert float(agreement.exp()) == pytest.approx((1 + 4 + 9) / 36)
     assert float(logp.exp()) == pytest.approx(0.5)
     assert float(entropy) == pytest.approx(1.0114043)
     assert float(mean.exp()) == pytest.approx((1 / 36) ** (1 / 3))
@@ -109,9 +114,9 @@ def test_a_second_backward_pass_gives_the_same(dtype: torch.dtype) -> None:
 def test_autocast_and_bf16_keep_fp32_log_probs() -> None:
     head = nn.Linear(6, 23)
     with torch.autocast("cpu", torch.bfloat16):
-        logp, _, _ = logprobs(head, HIDDEN, TARGET)
+        logp, *_ = logprobs(head, HIDDEN, TARGET)
     assert logp.dtype == torch.float32 and (logp - plain(head, HIDDEN, Squash(), 1.0)[0]).abs().max() < 0.05
-    low, _, _ = logprobs(head.bfloat16(), HIDDEN.bfloat16(), TARGET)
+    low, *_ = logprobs(head.bfloat16(), HIDDEN.bfloat16(), TARGET)
     assert low.dtype == torch.float32
 
 
@@ -120,7 +125,8 @@ def test_extreme_logits_stay_finite() -> None:
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[1e4], [0.0], [-1e4]]))
     hidden = torch.ones(3, 1, requires_grad=True)
-    columns = logprobs(head, hidden, torch.tensor([0, 1, 2]), extra=True)
+    columns = logprobs(head, hidden, torch.tensor([0, 1, 2]), extra=True, agree=True)
+    assert columns[3].tolist() == [0.0, 0.0, 0.0]
     torch.stack(columns).sum().backward()
     assert columns[0].tolist() == [0.0, -1e4, -2e4] and hidden.grad is not None and hidden.grad.isfinite().all()
 

@@ -20,7 +20,7 @@ from small import fit, small, teacher, weights_of
 from toy import Bigrams, Toy, ToyData
 
 from leyden.advantages import LeaveOneOut, Whitened
-from leyden.algos import GRPO, PPO, Distillation, RejectionSampling
+from leyden.algos import GRPO, PPO, Distillation, OnlineDPO, RejectionSampling
 from leyden.batch.forest import Tree, pack
 from leyden.batch.trajectory import Trajectory
 from leyden.checkpoint.callback import RNGState
@@ -29,6 +29,7 @@ from leyden.data.datamodule import DataModule
 from leyden.divergences import SampledReverseKL
 from leyden.errors import UserError
 from leyden.example import Example, Sample
+from leyden.objectives import IPO, ORPO, Objective, Sigmoid, SimPO
 from leyden.on_policy import (
     AnsweredPrompt,
     KLController,
@@ -53,6 +54,7 @@ KINDS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
     (RejectionSampling, {"samples": 3, "epochs": 2, "minibatches": 2}),
     (Distillation, {"samples": 2, "epochs": 2, "minibatches": 2, "given": 0.4}),
     (Distillation, {"samples": 3, "epochs": 2, "minibatches": 2, "divergence": SampledReverseKL()}),
+    (OnlineDPO, {"samples": 3, "epochs": 2, "minibatches": 2}),
 ]
 SETTINGS: list[tuple[type[OnPolicy], dict[str, Any]]] = [
     (
@@ -758,6 +760,8 @@ WRONG: list[tuple[type[OnPolicy], dict[str, Any], str]] = [
     (PPO, {"sampling": Sampling(temperature=0.0)}, "temperature above 0"),
     (GRPO, {"samples": 1}, "give 2 or more"),
     (RejectionSampling, {"samples": 1}, "2 samples or more"),
+    (OnlineDPO, {"samples": 1}, "a pair takes two answers; give 2 or more"),
+    (OnlineDPO, {"sampling": Sampling(temperature=0.0)}, "temperature above 0"),
     (RejectionSampling, {"samples": 4, "top": 4}, "keep fewer"),
     (PPO, {"epochs": 0}, "give 1 or more"),
     (PPO, {"reference": "precomputed"}, "leave it out"),
@@ -838,6 +842,33 @@ def test_rejection_keeps_the_best_and_the_earlier_of_equals() -> None:
     from leyden.algos.rejection_sampling import best_of
 
     assert best_of([answered([3.0, 1.0, 2.0, 0.0])]) == pytest.approx({1: 1.5, 2: (3 * 3 + 2 * 2 + 1) / 6, 4: 3.0})
+
+
+@pytest.mark.parametrize("objective", [Sigmoid(0.3), IPO(0.3, per_token=True), SimPO(), ORPO()], ids=repr)
+def test_online_dpo_learns_from_pairs_whose_scores_differ(objective: Objective) -> None:
+    """By loops over single pairs: of three answers, of which two score the same, two pairs; of equal ones none."""
+    found = algorithm(OnlineDPO, {"samples": 3, "objective": objective})
+    trees = [
+        Tree([5, 6], [[7, 8], [9], [10, 11]], [2.0, 1.0, 1.0]),
+        Tree([7], [[8], [9, 10], [11, 12, 13]], [0.5, 0.5, 0.5]),
+        Tree([8, 9], [[1, 2, 3], [4], [5, 6]], [3.0, 2.0, 1.0]),
+    ]
+    batch = Trajectory.of(trees)
+    batch.ref_logp = torch.randn(len(batch), generator=torch.Generator().manual_seed(0)) * (batch.branch >= 0)
+    logp = found.policy(batch, {"logp"}, SHORT.temperature).logp
+    given = batch.per_branch(logp - batch.ref_logp if objective.needs_reference else logp)
+    if objective.per_token:
+        given = given / torch.tensor([2.0, 1, 2, 1, 2, 3, 3, 1, 2])
+    pairs = [[(0, 1), (0, 2)], [], [(6, 7), (6, 8), (7, 8)]]
+    losses = [[objective(given[[a]], given[[b]]).sum() for a, b in mine] for mine in pairs]
+    expected, loss = sum((sum(mine) / len(mine) for mine in losses if mine), torch.zeros(())) / 3, found.loss(batch)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    parameters = list(found.policy.parameters())
+    for a, b in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    right = [float(given[a] > given[b]) for mine in (pairs[0], pairs[2]) for a, b in mine]
+    accuracy = ((right[0] + right[1] + 0.5) / 3 + 0.5 + sum(right[2:]) / 3) / 3
+    assert float(found._notes["accuracy"]) == pytest.approx(accuracy)
 
 
 def test_a_rollout_tells_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,10 @@ def test_what_algorithms_hold_beside_the_policy() -> None:
     assert sizes(read("--config", "dpo", *model))["reference, copy"] == weights
     assert "reference, copy" not in sizes(read("--config", "dpo", *model, "--model.reference", "precomputed"))
     assert not any("reference" in name for name in sizes(read("--config", "dpo", "--config", "lora", *model)))
+    assert "reference, copy" not in sizes(read("--config", "dpo", *model, "--model.objective", "SimPO"))
+    assert sizes(read("--config", "online_dpo", "--model.reward", "Gold", *model, "--model.objective", "SimPO"))[
+        "reference, copy"
+    ]
     other = [
         "--model.reference_policy.path",
         "LGAI-EXAONE/EXAONE-4.0-1.2B",
@@ -211,6 +215,8 @@ def test_tokens_of_a_micro_batch() -> None:
     assert (sft.rows, sft.run().tokens, sft.run().looked) == (2, 2048, 16384)
     dpo = read("--config", "dpo", "--model.policy.path", "tiny", "--data.max_tokens", "3000")
     assert (dpo.row, dpo.run().tokens) == (2048, 3000)
+    assert read("--config", "kto", "--model.policy.path", "tiny").row == dpo.row  # its own answer and a borrowed one
+    assert read("--config", "bco", "--model.policy.path", "tiny").row == 1024
     grpo = read("--config", "grpo", "--model.reward", "Gold", "--model.policy.path", "tiny")
     assert (grpo.rows, grpo.row) == (8, 768 + 8 * 256) and grpo.run().predicted == 8 * 8 * 256
     best = read("--config", "rejection_sampling", "--model.reward", "Gold", "--model.policy.path", "tiny")

@@ -12,14 +12,15 @@ import transformers
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import LoraConfig
 from ranks import Ranks
-from small import LLAMA, Numbers, TreeData, fit, saved, some_trees, weights_of
+from small import LLAMA, Numbers, TreeData, fit, labelled_trees, saved, some_trees, weights_of
 from test_on_policy import Questions, evens, resume
 
-from leyden.algos import DPO, GRPO, PPO, SFT, Distillation, RejectionSampling, RewardModel
+from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
 from leyden.batch.forest import pack
 from leyden.checkpoint.callback import RNGState
 from leyden.errors import UserError
 from leyden.models import CausalLM, quantized
+from leyden.objectives import CPO, EXO, NCA, ORPO, APODown, APOZero, SimPO
 from leyden.policy.policy import Sampling
 from leyden.precision import QLoRAPrecision
 from leyden.run.progress import summarise
@@ -53,7 +54,7 @@ def built(folder: str, compute: Any = "float32", **options: Any) -> CausalLM:
 def algorithm(kind: Any, folder: str, **options: Any) -> Any:
     torch.manual_seed(1)
     given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=RATE), lr_scheduler=None)
-    if kind in (PPO, GRPO, RejectionSampling, Distillation):
+    if kind in (PPO, GRPO, RejectionSampling, OnlineDPO, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
     if kind is Distillation:
         given |= dict(teacher=policy_of(folder, adapter=False, attention="rows"))
@@ -61,9 +62,10 @@ def algorithm(kind: Any, folder: str, **options: Any) -> Any:
 
 
 def data_for(kind: Any) -> Any:
-    if kind in (PPO, GRPO, RejectionSampling, Distillation):
+    if kind in (PPO, GRPO, RejectionSampling, OnlineDPO, Distillation):
         return Questions(4, 4)
-    return TreeData(some_trees(8, responses=1 if kind is SFT else 2), batch_size=4)
+    trees = labelled_trees(8) if kind in (KTO, BCO) else some_trees(8, responses=1 if kind is SFT else 2)
+    return TreeData(trees, batch_size=4)
 
 
 def train(found: Any, kind: Any, compute: Any = "float32", **options: Any) -> Any:
@@ -161,11 +163,15 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (SFT, {}),
     (RewardModel, {}),
     (DPO, {}),
+    *((DPO, {"objective": one}) for one in (SimPO(), CPO(), ORPO(), APOZero(), APODown(), NCA(), EXO())),
+    (KTO, {}),
+    (BCO, {}),
     (PPO, {}),
     (PPO, {"value": "adapter"}),
     (GRPO, {}),
     (RejectionSampling, {}),
     (Distillation, {}),
+    (OnlineDPO, {}),
 ]
 
 
@@ -186,7 +192,7 @@ def test_every_algorithm_trains_over_a_base_that_stays_bit_for_bit(
     assert trainer.global_step > 0 and len(before) == len(after) == 14 * 4
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert not torch.equal(weights, weights_of(found.policy))
-    if kind is DPO:
+    if kind is DPO and found.uses_reference:
         assert found.reference.kind == "adapter_off"
 
 

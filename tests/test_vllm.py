@@ -26,7 +26,7 @@ from ranks import Ranks
 from small import fit, save_llama, weights_of
 
 import leyden.cli.lightning_cli  # noqa: F401  (what processes that are forked from this one need)
-from leyden.algos import GRPO, PPO, RejectionSampling
+from leyden.algos import GRPO, PPO, OnlineDPO, RejectionSampling
 from leyden.corrections import NoCorrection
 from leyden.data import Prompt, PromptLoader
 from leyden.data.datamodule import DataModule
@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[type[OnPolicy], dict[str, Any]]] = {
     "PPO": (PPO, {"samples": 2, "minibatches": 2}),
     "GRPO": (GRPO, {"samples": 3, "minibatches": 2}),
     "RejectionSampling": (RejectionSampling, {"samples": 3, "minibatches": 2}),
+    "OnlineDPO": (OnlineDPO, {"samples": 3, "minibatches": 2}),
 }
 multiprocessing.set_forkserver_preload(
     [

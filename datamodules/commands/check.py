@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from leyden import language
 from leyden.datamodules.commands.convert import counted
-from leyden.datamodules.commands.preference_stats import PreferenceStats
+from leyden.datamodules.commands.preference_stats import LabelStats, PreferenceStats
 from leyden.datamodules.files.hangul import is_decomposed
 from leyden.datamodules.formats import not_read
 from leyden.datamodules.formats.ranking import compared
@@ -76,8 +76,8 @@ class Findings:
     """Length of each response"""
     longest: list[int] = field(default_factory=list)
     """Length of prompt and longest response, each row"""
-    comparisons: PreferenceStats | None = None
-    """Statistics of preference data; None for other kinds"""
+    comparisons: PreferenceStats | LabelStats | None = None
+    """Statistics of preference and of unpaired data; None for other kinds"""
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """Warning about usable rows -> their places"""
     worse: int = 0
@@ -103,7 +103,9 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
     source, examples = source.examples(say)
     limits.fit(source.kind)
     specials = _special_tokens(template)
-    findings = Findings(comparisons=PreferenceStats() if source.kind == "preference" else None)
+    ranked = source.kind == "preference"
+    labelled = LabelStats() if source.kind == "unpaired" else None
+    findings = Findings(comparisons=PreferenceStats() if ranked else labelled)
     for place, example in counted(examples, Path(source.path).name):
         findings.rows += 1
         try:
@@ -111,7 +113,6 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
                 raise example
             not_read.count(example.not_read, findings.not_read)
             findings.worse += example.left_out if source.kind == "instruction" else 0
-            ranked = findings.comparisons is not None
             used = compared(example, limits.min_gap, limits.max_responses) if ranked else example
             _measure(used, place, template, findings)
             for note in template.take_notes() if template else ():
@@ -123,7 +124,8 @@ def _check_file(source: Source, template: ChatTemplate | None, limits: Limits, s
             findings.bad[error.reason] += 1
             say(f"{place}: {error}")
     _report(source, template, limits, findings, say)
-    return 2 if not _usable_count(findings) else 1 if findings.bad else 0
+    unusable = not _usable_count(findings) or (labelled is not None and labelled.alike)
+    return 2 if unusable else 1 if findings.bad else 0
 
 
 def _usable_count(findings: Findings) -> int:
@@ -140,7 +142,7 @@ def _measure(example: Example, place: str, template: ChatTemplate | None, findin
         responses = responses if example.text is None else [len(example.text)]
     elif example.responses or example.text is not None:
         tree = template.encode(example)
-        if findings.comparisons is not None:
+        if isinstance(findings.comparisons, PreferenceStats):
             tree = distinct_responses(tree)
         prompt, responses = len(tree.prompt), [len(response) for response in tree.responses]
     else:
@@ -151,6 +153,8 @@ def _measure(example: Example, place: str, template: ChatTemplate | None, findin
     opposite = findings.comparisons and findings.comparisons.add(example, responses, place)
     if opposite:
         warning = "two answers compared the other way round than in an earlier row; keep the one that is right"
+        if isinstance(findings.comparisons, LabelStats):
+            warning = "an answer labelled otherwise than in an earlier row; keep the one that is right"
         findings.warn(warning, f"{place} against {opposite.rpartition(':')[2]}")
 
 
@@ -158,7 +162,8 @@ def _add_warnings(example: Example, place: str, specials: Sequence[str], finding
     """Add warnings about a usable row: duplicates, decomposed Hangul and special tokens in the text."""
     turns = [*example.messages, *(turn for response in example.responses for turn in response)]
     texts = [turn["content"] for turn in turns] if example.text is None else [example.text]
-    key = hash((repr(turns), repr(example.tools), example.text))
+    labels = example.scores if isinstance(findings.comparisons, LabelStats) else None
+    key = hash((repr(turns), repr(example.tools), example.text, repr(labels)))
     if key in findings.seen:
         earlier = findings.seen[key].rpartition(":")[2]
         is_prompt = not example.responses and example.text is None

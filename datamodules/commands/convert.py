@@ -219,6 +219,8 @@ def _row_converter(file: Path, rows: list[dict[str, Any]], columns: dict[str, st
 
 
 def _kind_and_format(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> tuple[str, str]:
+    if "label" in columns:
+        return "unpaired", detect(rows, "unpaired", columns)
     if {"prompt", "response"} <= set(columns):
         return "instruction", "prompt-response"
     if "text" in columns:

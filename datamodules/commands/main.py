@@ -18,7 +18,7 @@ from leyden.language import say
 if TYPE_CHECKING:
     from leyden.datamodules.source import Source
 
-KINDS = ("instruction", "preference", "prompts", "candidates")
+KINDS = ("instruction", "preference", "unpaired", "prompts", "candidates")
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +56,7 @@ class _Parser(Parser):
         names = ("--chat-template-args", "--chat_template_args", "--data.chat_template_args")
         self.mapping(*names, metavar="'{NAME: VALUE}'", help="arguments of the chat template")
         self.choice("--rank-order", ("lower_is_better", "higher_is_better"), help="how to read a ranking column")
-        self.columns("prompt", "response", "chosen", "rejected", "text", "context", "system")
+        self.columns("prompt", "response", "label", "chosen", "rejected", "text", "context", "system")
 
     def columns(self, *names: str) -> None:
         for name in names:
@@ -64,7 +64,7 @@ class _Parser(Parser):
 
 
 def _columns(args: argparse.Namespace) -> dict[str, str]:
-    names = ("prompt", "response", "responses", "chosen", "rejected", "text", "system", "context")
+    names = ("prompt", "response", "responses", "label", "chosen", "rejected", "text", "system", "context")
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
@@ -72,8 +72,8 @@ def _convert(argv: list[str]) -> int:
     parser = _Parser("convert", "Convert CSV, TSV, JSON or Parquet to JSONL: a file, or every one of a folder.")
     parser.add_argument("source", metavar="IN", help="a file, a folder or a glob")
     parser.add_argument("target", metavar="OUT", nargs="?", help="default: beside the original, as .jsonl")
-    parser.choice("--kind", KINDS[:3], help="what the rows are for (default: by columns)")
-    parser.columns("prompt", "response", "chosen", "rejected", "text", "system")
+    parser.choice("--kind", KINDS[:4], help="what the rows are for (default: by columns)")
+    parser.columns("prompt", "response", "label", "chosen", "rejected", "text", "system")
     parser.add_argument("--encoding", metavar="NAME", help="default: UTF-8, else CP949 where the file is that")
     parser.add_argument("--delimiter", metavar="CHARACTER", help="default: found from the first rows; tab for a tab")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
@@ -111,13 +111,13 @@ def _show(argv: list[str]) -> int:
 
 def _sample(argv: list[str]) -> int:
     parser = _Parser("sample", "Make sample rows with checkable answers.")
-    kinds = ("instruction", "preference", "prompts", "text")
+    kinds = ("instruction", "preference", "unpaired", "prompts", "text")
     parser.choice("--kind", kinds, "instruction", "what the rows are for (default: instruction)")
     parser.choice("--language", ("ko", "en", "both"), "ko", "(default: ko)")
     parser.choice("--split", ("train", "heldout"), "train", "what is asked in one is not asked in the other")
     parser.add_argument("--rows", type=int, default=1000, metavar="N", help="how many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="other seeds give other rows")
-    parser.add_argument("--noise", type=float, metavar="SHARE", help="preference: labels that are wrong (default: 0.1)")
+    parser.add_argument("--noise", type=float, metavar="SHARE", help="labels that are wrong (default: 0.1)")
     parser.add_argument("--responses", type=int, metavar="K", help="preference: answers to each prompt (default: 2)")
     parser.add_argument("--output", metavar="FILE", help="a .jsonl, .csv or .tsv file (default: the terminal)")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")

@@ -1,4 +1,4 @@
-"""Statistics of a preference file: pairs, margins, lengths, and rows that contradict each other."""
+"""Statistics of preference files: pairs, margins, lengths, labels, and rows that contradict each other."""
 
 from __future__ import annotations
 
@@ -58,3 +58,40 @@ class PreferenceStats:
         if self.left_out:
             why = "tie with, or repeat, another one of their row, or are over --min-gap and --max-responses"
             yield f"left out: {self.left_out:,} responses that {why}"
+
+
+@dataclass
+class LabelStats:
+    """Counts over the usable rows of a file of single answers with labels."""
+
+    labels: Counter[float] = field(default_factory=Counter)
+    """1 for good, 0 for bad -> answers"""
+    left_out: int = 0
+    """Answers of compared ones that are neither the best nor the worst of their row"""
+    said: dict[int, str] = field(default_factory=dict)
+    """Hash of (prompt, answer, label) -> the place of the first row with it"""
+
+    def add(self, example: Example, lengths: Sequence[int], place: str) -> str | None:
+        """Count a row. Returns the place of an earlier row that labels the same answer otherwise."""
+        self.left_out += example.left_out
+        prompt, opposite = normalised_turns(example.messages), None
+        for response, label in zip(example.responses, example.scores or (), strict=True):
+            self.labels[label] += 1
+            turns = normalised_turns(response)
+            opposite = opposite or self.said.get(hash((prompt, turns, 1 - label)))
+            self.said.setdefault(hash((prompt, turns, label)), place)
+        return opposite
+
+    @property
+    def alike(self) -> bool:
+        """Whether all answers have the same label, from which nothing can be learnt."""
+        return len(self.labels) == 1
+
+    def lines(self) -> Iterator[str]:
+        """Yields the statistics as lines of text."""
+        yield f"labels: {self.labels[1.0]:,} good, {self.labels[0.0]:,} bad"
+        if self.left_out:
+            yield f"left out: {self.left_out:,} answers that are neither the best nor the worst of their row"
+        if self.alike:
+            other = "bad" if self.labels[1.0] else "good"
+            yield f"error: all answers are labelled alike, which says nothing about what is better; add {other} ones"

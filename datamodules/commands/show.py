@@ -44,7 +44,7 @@ def _show_file(source: Source, rows: int, template: ChatTemplate, console: Conso
             if isinstance(example, Exception):
                 raise example
             not_read.count(example.not_read, counts)
-            _show_example(place, example, template, console, settled.kind == "preference")
+            _show_example(place, example, template, console, str(settled.kind))
             for note in template.take_notes():
                 console.print(localised(f"note: {note}"), markup=False)
         except RowError as error:
@@ -57,7 +57,7 @@ def _show_file(source: Source, rows: int, template: ChatTemplate, console: Conso
     return int(bad)
 
 
-def _show_example(place: str, example: Example, template: ChatTemplate, console: Console, ranked: bool) -> None:
+def _show_example(place: str, example: Example, template: ChatTemplate, console: Console, kind: str) -> None:
     from leyden.batch.forest import Tree
 
     if example.responses or example.text is not None:
@@ -68,8 +68,8 @@ def _show_example(place: str, example: Example, template: ChatTemplate, console:
     console.print(localised(f"\n{place} · {lengths} tokens"), style="bold", markup=False)
     console.print(_marked(tree.prompt, ["prompt"] * len(tree.prompt), template, console))
     for number, (ids, marks) in enumerate(_responses(tree), start=1):
-        if len(tree.responses) > 1:
-            about = _rank(number, example) if ranked else ""
+        if len(tree.responses) > 1 or kind == "unpaired":
+            about = {"preference": _rank, "unpaired": _label}.get(kind, _nothing)(number, example)
             console.print(localised(f"-- response {number} of {len(tree.responses)}{about}"))
         console.print(_marked(ids, marks, template, console))
 
@@ -80,6 +80,15 @@ def _rank(number: int, example: Example) -> str:
     score = None if example.scores is None else f"score {example.scores[number - 1]:g}"
     notes = ", ".join(part for part in (place, score) if part)
     return f" ({notes})" if notes else ""
+
+
+def _label(number: int, example: Example) -> str:
+    """The label of a response: ` (good)`."""
+    return " (good)" if example.scores and example.scores[number - 1] else " (bad)"
+
+
+def _nothing(number: int, example: Example) -> str:
+    return ""
 
 
 def _responses(tree: Tree) -> Iterator[tuple[list[int], list[str]]]:

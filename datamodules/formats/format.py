@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 from leyden.datamodules.formats.row_error import RowError
 from leyden.example import Message
 
-KINDS = ("instruction", "preference", "prompts", "candidates")
-"""Kinds that rows can be read as: an answer to train on, responses to compare, prompts alone, or responses to score."""
+KINDS = ("instruction", "preference", "unpaired", "prompts", "candidates")
+"""Kinds that rows can be read as: an answer to train on, responses to compare, answers that are labelled good or bad,
+prompts alone, or responses to score."""
 
 Rows = Iterator[tuple[str, dict[str, Any] | RowError]]
 """The rows of a file, each with its place."""
@@ -31,6 +32,8 @@ class Parts:
     """The worth of each answer, by which they are ranked, higher is better; None where they stand best first."""
     scores: list[float] | None = None
     """The score of each answer, where the row has numbers whose differences mean something."""
+    label: bool | None = None
+    """Whether the one answer is good, in rows that say so."""
     text: str | None = None
     """Plain text for continued pretraining; then there are no turns."""
     tools: list[dict[str, Any]] | None = None

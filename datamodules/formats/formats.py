@@ -90,7 +90,8 @@ def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = N
     best, most = "", 0
     for answers, form in product((True, False) if kind == "prompts" else (True,), FORMATS[kind].values()):
         fitting = [row for row in named if form.fits(row, kind, answers)]
-        if not fitting or (answers and not form.told(fitting)):
+        labelled = kind == "unpaired" and isinstance(form, Unpaired)  # the user has said what the label means
+        if not fitting or (answers and not labelled and not form.told(fitting)):
             continue
         votes = form.votes(named, len(fitting), kind, answers)
         if votes > most:
@@ -171,9 +172,14 @@ def _finish(parts: Parts, kind: str, row: Row) -> Example:
         if response[-1]["role"] != "assistant":
             problem = f"the last turn is {response[-1]['role']}, not assistant: nothing to train; drop that turn"
             raise RowError(problem, "no answer")
-    if kind != "preference":
+    if parts.label is not None and kind == "unpaired":
+        return Example(parts.prompt, responses, [float(parts.label)], row=row)
+    if kind not in ("preference", "unpaired"):
         return Example(parts.prompt, responses, row=row, left_out=left_out)
     numbers = best_first(responses, worth)
+    if kind == "unpaired":  # of answers that are compared, the best is good and the worst bad
+        best, worst = responses[numbers[0]], responses[numbers[-1]]
+        return Example(parts.prompt, [best, worst], [1.0, 0.0], row=row, left_out=len(responses) - 2)
     scores = parts.scores and [parts.scores[number] for number in numbers]
     left_out = len(responses) - len(numbers)
     return Example(parts.prompt, [responses[number] for number in numbers], scores, row=row, left_out=left_out)
@@ -241,7 +247,7 @@ def _no_format(row: Row, kind: str) -> str:
         return f"no {kind} format fits the columns {', '.join(map(str, row))}; {pointer}"
     columns = ", ".join(map(str, row)) or "none"
     known = " | ".join(",".join(form.columns(kind)) for form in FORMATS[kind].values())
-    names = ("chosen", "rejected") if kind == "preference" else ("prompt", "response")
+    names = {"preference": ("chosen", "rejected"), "unpaired": ("response", "label")}.get(kind, ("prompt", "response"))
     flags = " ".join(f"--{name} COLUMN" for name in names)
     mapping = ", ".join(f"{name}: COLUMN" for name in names)
     return (
@@ -266,10 +272,14 @@ def _single(rows: Sequence[Row], kind: str) -> str:
     """What to say where preferences are asked for, of rows that have one answer each with a label or a score."""
     for form in SHIPPED if kind == "preference" else ():
         if isinstance(form, Unpaired | ScoredRows) and all(set(form.needs) <= set(row) for row in rows):
-            train = "the good answers" if isinstance(form, Unpaired) else "them"
+            single = f"the rows hold single answers ({', '.join(form.needs)}), and a preference compares two answers"
+            if isinstance(form, Unpaired):
+                return (
+                    f"{single} to one prompt; train on them with --config kto (leyden data: --kind unpaired), or on "
+                    "the good answers as instructions (--config sft; leyden data: --kind instruction)"
+                )
             return (
-                f"the rows hold single answers ({', '.join(form.needs)}), and a preference compares two answers to one "
-                f"prompt; join them as prompt, chosen, rejected, or train on {train} as instructions "
+                f"{single} to one prompt; join them as prompt, chosen, rejected, or train on them as instructions "
                 "(--data InstructionData; leyden data: --kind instruction)"
             )
     return ""

@@ -82,7 +82,7 @@ class OpenAssistant(Format):
         ranks = [one["rank"] for one in answers]
         if None not in ranks:
             parts.worth = [-finite(rank, "rank") for rank in ranks]
-        if kind == "preference" and (parts.worth is None or len(answers) < 2):
+        if kind in ("preference", "unpaired") and (parts.worth is None or len(answers) < 2):
             raise LeftOut("messages without two ranked answers")
         return parts
 

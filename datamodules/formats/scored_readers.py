@@ -64,7 +64,7 @@ class ScoredRows(Scored):
 
     name = "scored-rows"
     needs = ("prompt", "response", "score")
-    kinds = ("preference",)
+    kinds = ("preference", "unpaired")
 
     def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether there are rows to compare: two that follow each other with one prompt, in any place."""

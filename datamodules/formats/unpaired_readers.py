@@ -1,5 +1,5 @@
-"""Formats of single answers, each with a label that says whether it is good, as KTO takes them. As instructions only
-good ones are read."""
+"""Formats of single answers, each with a label that says whether it is good, as KTO takes them: unpaired data. As
+instructions only good ones are read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Unpaired(Format):
     """What formats of labelled answers share. A subclass names the format that it is, but for the label."""
 
     reader: ClassVar[Format]
-    kinds = ("instruction", "prompts", "candidates")
+    kinds = ("instruction", "unpaired", "prompts", "candidates")
 
     def told(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the label is about the answer. Numbers may name a class: 0 alone, or others than 0, 1 and -1."""
@@ -41,14 +41,18 @@ class Unpaired(Format):
         return whole if 2 * fitting > whole else fitting
 
     def read(self, row: dict[str, Any], kind: str) -> Parts:
-        if kind == "instruction":
-            good = verdict(row["label"])
-            if good is None:
-                problem = f"'label' is {row['label']!r:.40}, which is neither good (true, 1) nor bad (false, 0)"
-                raise RowError(f"{problem}; mend it, or read the file with --format {self.reader.name}", "no verdict")
-            if not good:
-                raise LeftOut("labelled as bad answers")
-        return self.reader.read(row, kind)
+        if kind not in ("instruction", "unpaired"):
+            return self.reader.read(row, kind)
+        good = verdict(row["label"])
+        if good is None:
+            problem = f"'label' is {row['label']!r:.40}, which is neither good (true, 1) nor bad (false, 0)"
+            way = "drop the row" if kind == "unpaired" else f"read the file with --format {self.reader.name}"
+            raise RowError(f"{problem}; mend it, or {way}", "no verdict")
+        if not good and kind == "instruction":
+            raise LeftOut("labelled as bad answers")
+        parts = self.reader.read(row, "instruction")
+        parts.label = good
+        return parts
 
 
 class UnpairedPrompts(Unpaired):

@@ -1,4 +1,4 @@
-"""Sample data with checkable answers, generated on demand: instruction and preference rows, prompts, pretraining text.
+"""Sample data with checkable answers, generated on demand: instruction, preference and unpaired rows, prompts, text.
 
 Questions ask for facts, sums and small rewriting jobs in Korean or English. Answers are right, and mixed in style:
 half are polite, half are brief, independently, so that there is something to align. Preference rows compare answers in
@@ -22,7 +22,7 @@ from typing import Any
 from leyden.datamodules.sample import phrases
 from leyden.datamodules.sample.corpus import document
 from leyden.datamodules.sample.items import Item
-from leyden.datamodules.sample.preference import MOST, compared
+from leyden.datamodules.sample.preference import MOST, compared, labelled
 from leyden.datamodules.sample.rewriting import draw_item
 from leyden.errors import UserError, nearest
 
@@ -79,6 +79,14 @@ def _preference(noise: float, responses: int) -> Maker:
     return rows
 
 
+def _unpaired(noise: float) -> Maker:
+    def rows(draw: Random, language: str, split: str) -> Iterator[Row]:
+        for prompt, item in _prompts(draw, language, split):
+            yield labelled(draw, prompt, item, _checkable(item), noise)
+
+    return rows
+
+
 def _text(draw: Random, language: str, split: str) -> Iterator[Row]:
     while True:
         yield {"text": document(draw, draw.choice(("ko", "en")) if language == "both" else language)}
@@ -88,6 +96,7 @@ NOISE, RESPONSES = 0.1, 2
 KINDS: dict[str, Maker] = {
     "instruction": _instruction,
     "preference": _preference(NOISE, RESPONSES),
+    "unpaired": _unpaired(NOISE),
     "prompts": _bare_prompts,
     "text": _text,
 }
@@ -107,13 +116,14 @@ def sample_rows(
 
     Args:
         kind: `instruction` (prompt, response and the columns to score with), `preference` (prompt, chosen and rejected
-            instead), `prompts` (the same without a response) or `text` (documents for pretraining, in the column
-            `text`; `split` only varies the draw).
+            instead), `unpaired` (prompt, response and a label that says whether it is good), `prompts` (the same
+            without a response) or `text` (documents for pretraining, in the column `text`; `split` only varies the
+            draw).
         language: `ko`, `en`, or `both` mixed evenly.
         rows: how many, at least 1.
         seed: rows of another seed are other draws from the same world.
         split: `train` or `heldout`.
-        noise: of preference rows: the share in which two answers have traded their labels; None is 0.1.
+        noise: of preference and unpaired rows: the share in which two answers have traded their labels; None is 0.1.
         responses: of preference rows: the number of answers that each compares; None is 2. More than two stand in
             `responses` with their `scores`.
 
@@ -127,7 +137,8 @@ def sample_rows(
         raise UserError(f"sample: cannot make {rows} rows; use --rows 1 or more")
     maker = KINDS[kind]
     if noise is not None or responses is not None:
-        maker = _preference(*_checked(kind, noise, responses))
+        checked = _checked(kind, noise, responses)
+        maker = _preference(*checked) if kind == "preference" else _unpaired(checked[0])
     # A string seeds Python's generator through SHA-512, so it does not depend on the process's hash seed.
     draw = Random(f"{kind} {language} {split} {seed}")
     return itertools.islice(maker(draw, language, split), rows)
@@ -135,8 +146,10 @@ def sample_rows(
 
 def _checked(kind: str, noise: float | None, responses: int | None) -> tuple[float, int]:
     """Noise and number of answers of preference rows, checked, and with the defaults for None."""
-    if kind != "preference":
+    if kind not in ("preference", "unpaired"):
         raise UserError(f"sample: {kind} rows have no labels; use --noise and --responses with --kind preference")
+    if kind == "unpaired" and responses is not None:
+        raise UserError("sample: unpaired rows have one answer each; use --responses with --kind preference")
     noise, responses = NOISE if noise is None else noise, RESPONSES if responses is None else responses
     if not 0 <= noise <= 1:
         raise UserError(f"sample: --noise {noise} is not a share; give 0 (every label is right) to 1 (every one wrong)")

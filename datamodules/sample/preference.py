@@ -55,6 +55,15 @@ def compared(draw: Random, prompt: str, item: Item, columns: Row, noise: float, 
     return pair | columns | {"gold_chosen": gold[best], "gold_rejected": gold[worst]}
 
 
+def labelled(draw: Random, prompt: str, item: Item, columns: Row, noise: float) -> Row:
+    """One of the two answers of a row of `compared`, with the label that says whether it was the better one. In `gold`
+    stands its true reward, under a name that no format reads."""
+    pair = compared(draw, prompt, item, columns, noise, 2)
+    good = draw.random() < 0.5
+    name = "chosen" if good else "rejected"
+    return {"prompt": prompt, "response": pair[name], "label": good} | columns | {"gold": pair[f"gold_{name}"]}
+
+
 def wrong(draw: Random, item: Item) -> Item:
     """The item with a wrong answer: a rival, what a careless writer would give, or another number."""
     options = item.rivals or item.mistakes

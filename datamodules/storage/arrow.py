@@ -101,6 +101,17 @@ class Store:
         self.totals: Sequence[Totals] = [Totals(t, n, 1) for t, n in zip(tokens, responses, strict=True)]
 
     @cached_property
+    def labels(self) -> list[float]:
+        """The score of each row's first response, of rows that have scores."""
+        return [scores[0] for scores in self.table["scores"].to_pylist() if scores]
+
+    @cached_property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each row's prompt."""
+        lengths: list[int] = pc.list_value_length(self.table["prompt"]).to_pylist()
+        return lengths
+
+    @cached_property
     def longest(self) -> list[int]:
         """Tokens of each row's prompt and longest response."""
         longest: list[int] = []
@@ -174,6 +185,11 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @cached_property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each row's prompt."""
+        return [self.stores[store].prompt_lengths[row] for store, row in self.chosen]
 
     @cached_property
     def fingerprint(self) -> str:

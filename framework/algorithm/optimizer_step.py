@@ -64,6 +64,11 @@ class OptimizerStep(LightningModule):
         ranks add them up."""
         self._notes[name] = self._notes.get(name, torch.zeros((), device=share.device)) + share.detach()
 
+    def step_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a step logs, from what was noted in it, summed over its micro-batches and processes: by default these
+        sums themselves, since each is a mean."""
+        return dict(sums)
+
     def on_step_metrics(self, metrics: Mapping[str, float]) -> None:
         """Called before every step with what it measured (the names of train/… without it), on every rank the same."""
 
@@ -227,7 +232,11 @@ class OptimizerStep(LightningModule):
             self._refuse_step("gradient", norm, [row for batch, _ in window for row in batch.row.tolist()])
         for name in self.progress:
             self.progress[name] += metrics.pop(name)
-        metrics |= {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"], **self.progress}
+        metrics = self.step_metrics(metrics) | {
+            "grad_norm": norm,
+            "lr": optimizer.param_groups[0]["lr"],
+            **self.progress,
+        }
         # tensors on the CPU, since Lightning reads what it has logged again after the optimizer has been started
         named = {name if "/" in name else f"train/{name}": torch.tensor(float(x)) for name, x in metrics.items()}
         self.log_dict(named, on_step=True, on_epoch=False)

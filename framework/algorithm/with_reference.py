@@ -57,9 +57,22 @@ class WithReference(Algorithm):
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one micro-batch, as for every algorithm, from `log_ratio(batch, logp)`."""
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss compares with the reference. Where it does not, none is loaded, and options of one are
+        refused."""
+        return True
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.uses_reference or (self.reference_kind == "auto" and self._other[0] is None):
+            return
+        flag = "reference_policy" if self._other[0] is not None else f"reference {self.reference_kind}"
+        raise UserError(f"--model.{flag}: ignored, since what is trained compares with no reference; leave it out")
+
     def configure_model(self) -> None:
         super().configure_model()
-        if self.reference is not None or self.trainer.predicting:
+        if self.reference is not None or self.trainer.predicting or not self.uses_reference:
             return
         other, kind = self._other[0], self.reference_kind
         if other is not None:
@@ -74,7 +87,7 @@ class WithReference(Algorithm):
 
     @property
     def has_reference(self) -> bool:
-        return self.reference_kind != "precomputed"
+        return self.uses_reference and self.reference_kind != "precomputed"
 
     @property
     def has_reference_policy(self) -> bool:
@@ -87,6 +100,8 @@ class WithReference(Algorithm):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if not self.uses_reference:
+            return
         assert self.reference is not None
         if self.reference_kind == "precomputed" and not isinstance(self.reference, Precomputed):
             if not hasattr(self.data, "all_rows"):

@@ -24,6 +24,11 @@ class Pairs(NamedTuple):
         """This batch's share of the step's mean over prompts of the mean of `x` [M] over each prompt's pairs."""
         return batch.prompt_mean(x * self.share)
 
+    def only(self, batch: Batch, kept: Tensor) -> Pairs:
+        """The pairs where `kept` [M] bool is true: these share their prompt's weight, and the others have none."""
+        count = torch.zeros(len(batch.row), device=kept.device).index_add(0, batch.group[self.better], kept.float())
+        return self._replace(share=kept / count.clamp_min(1)[batch.group[self.better]])
+
 
 def preference_pairs(batch: Batch) -> Pairs:
     """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 S = TypeVar("S", bound=Sized)
+BORROWED = math.nan
+"""The score of a response that belongs to another prompt: what the policy says of it is measured, and nothing is learnt
+from it. It counts in no totals."""
 PER_TOKEN = ("tokens", "position", "parent", "end", "branch", "weight")
 """Columns of a batch with one number a token."""
 
@@ -45,7 +49,10 @@ class Tree:
             return Totals(0.0, 0, 0)
         weights = self.weights or [[1.0] * len(r) for r in self.responses]
         skipped = 0.0 if self.prompt else weights[0][0]
-        return Totals(sum(map(sum, weights)) - skipped, len(self.responses), 1)
+        own = [
+            w for w, score in zip(weights, self.scores or [0.0] * len(weights), strict=True) if not math.isnan(score)
+        ]
+        return Totals(sum(map(sum, own)) - skipped, len(own), 1)
 
 
 class Span(NamedTuple):

@@ -28,10 +28,11 @@ def drop_replaced(command: Command) -> None:
                 known = parameters(load_class(chosen[kind]))
             except (ImportError, AttributeError, ValueError):  # `check_keys` says it better
                 continue
+            replaced, node["class_path"] = node["class_path"], chosen[kind]  # or its defaults would stay as if given
             given = node.get("init_args") or {}
             if gone := sorted(key for key in given if key not in known):
                 _drop(command, kind, {key: given.pop(key) for key in gone})
-                classes = [path.rpartition(".")[2] for path in (node["class_path"], chosen[kind])]
+                classes = [path.rpartition(".")[2] for path in (replaced, chosen[kind])]
                 are = "is a key" if len(gone) == 1 else "are keys"
                 log.info("--config %s: %s %s of %s, not of %s; left out", name, ", ".join(gone), are, *classes)
 

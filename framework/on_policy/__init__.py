@@ -1,6 +1,6 @@
 """Learning from the policy's own answers: sample, score, keep, learn.
 
-Called by Lightning's Trainer as any algorithm; subclassed in `leyden.algos` (PPO, GRPO, RejectionSampling,
+Called by Lightning's Trainer as any algorithm; subclassed in `leyden.algos` (PPO, GRPO, OnlineDPO, RejectionSampling,
 Distillation) and by you. May import `algorithm`, `rewards` and below. Begin reading at `on_policy`, the contract;
 `rollout` is the value that travels, `sampler` makes it, `rollout_loader` cuts it into steps, `policy_gradient` learns
 from it; with `given_answers` and `teacher` it is distilled.

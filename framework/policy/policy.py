@@ -43,6 +43,8 @@ class Outputs:
     """[T] value of the state before each response token, from which that token is predicted"""
     predictions: Predictions | None = None
     """the distributions that predict the response tokens, to be compared with those of another policy"""
+    agreement: Tensor | None = None
+    """[T] log Σ_v π(v)² at each response token: the log-probability that two draws of it agree; without a gradient"""
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
@@ -214,7 +216,7 @@ class Policy(nn.Module, ABC):
 
         Args:
             batch: prompts and responses.
-            want: any of logp, entropy, mean_logp, score, value and predictions.
+            want: any of logp, entropy, mean_logp, agreement, score, value and predictions.
             temperature: of the distribution that log-probs are taken from: softmax(logits / temperature).
         """
 

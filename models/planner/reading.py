@@ -84,6 +84,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     optimizer, notes = _optimizer(args.get("optimizer"))
     algorithm, kind = _class(config["model"]["class_path"]), getattr(_class(config["data"]["class_path"]), "kind", "")
     pairs = (data.get("max_responses") or 2) if kind == "preference" else 1
+    pairs = pairs if not getattr(algorithm, "unpaired", False) else 1 + getattr(algorithm, "mismatched", False)
     rewards, assumptions = _rewards(args.get("reward"), policy)
     sharded, buckets = _strategy(trainer["strategy"])
     samples = args.get("samples") or pairs
@@ -104,7 +105,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
         minibatches=args.get("minibatches") or 1,
         passes=args.get("epochs") or 1,
         new=new,
-        reference=args.get("reference") or "auto",
+        reference="none" if _without_reference(algorithm, args.get("objective")) else args.get("reference") or "auto",
         value=args.get("value") or "none",
         reference_model=others[0],
         value_model=others[1],
@@ -117,6 +118,13 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     ), [*read, *notes, *assumptions, *_allocator(cuda)]
 
 
+def _without_reference(algorithm: Any, objective: Any) -> bool:
+    """Whether an objective compares with no reference, so that none is loaded; what samples has one for its KL."""
+    return (
+        bool(objective) and not algorithm.on_policy and not getattr(_class(_name(objective)), "needs_reference", True)
+    )
+
+
 def _rows(config: Tree, new: int) -> tuple[dict[str, Any], list[str]]:
     """The settings of a run that are about its rows, and notes on them.
 
@@ -126,7 +134,7 @@ def _rows(config: Tree, new: int) -> tuple[dict[str, Any], list[str]]:
     data = config["data"]["init_args"]
     max_tokens = data.get("max_tokens") or 16384
     max_length = data.get("max_length") or max_tokens
-    lengths, longest, notes = _row_lengths(config["data"], max_length - new)
+    lengths, longest, notes = _row_lengths(config, max_length - new)
     return {
         "batch_size": data.get("batch_size") or 32,
         "max_tokens": max_tokens,
@@ -136,13 +144,15 @@ def _rows(config: Tree, new: int) -> tuple[dict[str, Any], list[str]]:
     }, notes
 
 
-def _row_lengths(spec: Tree, most: int) -> tuple[tuple[int, ...], int, list[str]]:
+def _row_lengths(config: Tree, most: int) -> tuple[tuple[int, ...], int, list[str]]:
     """Tokens of every row of the data, and most of a prompt with one response, and a note; nothing where no path was
     given or the tokenizer cannot be read here. Prompts of more than `most` tokens leave no room to answer."""
-    data, args = _class(spec["class_path"]), spec["init_args"]
+    data, args = _class(config["data"]["class_path"]), config["data"]["init_args"]
     if args.get("path") in (None, PLACEHOLDER) or not hasattr(data, "row_lengths"):
         return (), 0, []
     built = data(**args)
+    if hasattr(built, "read_for"):
+        built.read_for(_class(config["model"]["class_path"]))
     try:
         built.template  # noqa: B018
     except UserError:

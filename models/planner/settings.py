@@ -157,7 +157,7 @@ class Settings:
         return Model(plan, how, choice.double, plan.adapter > 0, heads, language, part.checkpointing)
 
     def _reference(self, policy: Model) -> Any:
-        if not issubclass(self.algorithm, WithReference) or self.reference == "precomputed":
+        if not issubclass(self.algorithm, WithReference) or self.reference in ("precomputed", "none"):
             return "none"
         if self.reference_model is not None:
             return self._model(self.reference_model)
