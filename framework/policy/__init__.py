@@ -14,11 +14,12 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.policy.engine import Engine, Native
-    from leyden.policy.policy import Outputs, Policy, Reference, ReferenceKind, Response, Sampling, eval_mode
+    from leyden.policy.policy import Labels, Outputs, Policy, Reference, ReferenceKind, Response, Sampling, eval_mode
 
 __all__ = [
     "Engine",
     "eval_mode",
+    "Labels",
     "Native",
     "Outputs",
     "Policy",
@@ -32,6 +33,6 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "engine": "Engine Native",
-        "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode",
+        "policy": "Labels Outputs Policy Reference ReferenceKind Response Sampling eval_mode",
     },
 )
