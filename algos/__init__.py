@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.algos.attribute_model import AttributeModel
     from leyden.algos.dpo import DPO
     from leyden.algos.grpo import GRPO
     from leyden.algos.ppo import PPO
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from leyden.algos.reward_model import RewardModel
     from leyden.algos.sft import SFT
 
-__all__ = ["DPO", "GRPO", "PPO", "SFT", "RejectionSampling", "RewardModel"]
+__all__ = ["AttributeModel", "DPO", "GRPO", "PPO", "SFT", "RejectionSampling", "RewardModel"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "attribute_model": "AttributeModel",
         "dpo": "DPO",
         "grpo": "GRPO",
         "ppo": "PPO",
