@@ -1,4 +1,4 @@
-"""Small encoders of random weights with tokenizers of their own, as folders: BERT, RoBERTa, DeBERTa."""
+"""Small encoders of random weights with tokenizers of their own, as folders: BERT, RoBERTa, DeBERTa, ModernBERT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789?!.,:+=은는이가다요네한국어"
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-KINDS = ("bert", "roberta", "deberta-v2")
+KINDS = ("bert", "roberta", "deberta-v2", "modernbert")
 
 
 def _wordpiece() -> PreTrainedTokenizerFast:
@@ -66,13 +66,18 @@ def save_encoder(folder: Path, kind: str = "bert", head: bool = True, positions:
         kind: one of `KINDS`.
         options: of its configuration, such as `num_labels`.
     """
-    tokenizer = {"bert": _wordpiece, "roberta": _bytes, "deberta-v2": _unigram}[kind]()
-    name, sizes = {"bert": "Bert", "roberta": "Roberta", "deberta-v2": "DebertaV2"}[kind], dict[str, Any](SIZES)
+    made = {"bert": _wordpiece, "roberta": _bytes, "deberta-v2": _unigram, "modernbert": _wordpiece}
+    names = {"bert": "Bert", "roberta": "Roberta", "deberta-v2": "DebertaV2", "modernbert": "ModernBert"}
+    tokenizer, name, sizes = made[kind](), names[kind], dict[str, Any](SIZES)
     if kind == "roberta":  # counts positions from its pad token on
         sizes |= dict(max_position_embeddings=positions + 2, pad_token_id=1, bos_token_id=0, eos_token_id=2)
         sizes |= dict(type_vocab_size=1)
     else:
         sizes |= dict(max_position_embeddings=positions, pad_token_id=0, type_vocab_size=2)
+    if kind == "modernbert":  # its windows are of a few tokens, and no token has a type
+        del sizes["type_vocab_size"]
+        sizes |= dict(cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, local_attention=8)
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
     if kind == "deberta-v2":
         sizes |= dict(relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"])
         sizes |= dict(norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False)

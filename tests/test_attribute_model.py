@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from prepared import write
 from ranks import Ranks
-from small import TreeData, fit, small, weights_of
+from small import TreeData, fit, save_llama, small, weights_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -206,6 +206,27 @@ def test_validation_measures_the_same_however_it_is_batched(size: int, classes: 
             expected[f"error_{name}"] = ((outputs - labels) ** 2)[:, k].mean()
             expected[f"correlation_{name}"] = np.corrcoef(outputs[:, k], labels[:, k])[0, 1]
     assert metrics == {f"val/{name}": pytest.approx(float(value), abs=1e-5) for name, value in expected.items()}
+
+
+def test_a_base_in_four_bits_stays_bit_for_bit(tmp_path: Path) -> None:
+    from leyden.models import quantized
+    from leyden.precision import QLoRAPrecision
+
+    save_llama(tmp_path / "base", 0.05)
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights="gaussian")
+    algorithm = AttributeModel(CausalLM(str(tmp_path / "base"), adapter=adapter), optimizer=sgd, lr_scheduler=None)
+    kept: list[Any] = []
+
+    def packed() -> list[Tensor]:
+        layers = quantized.layers(algorithm.policy.model)
+        return [layer.get_parameter("weight").detach().clone() for layer in layers]
+
+    algorithm.on_train_start = lambda: kept.append((packed(), weights_of(algorithm.policy.heads)))  # type: ignore[method-assign]
+    data = Labelled(answers(), batch_size=4)
+    fit(algorithm, data, plugins=[QLoRAPrecision(compute_dtype="float32")])
+    before, head = kept[0]
+    assert len(before) > 5 and all(torch.equal(a, b) for a, b in zip(before, packed(), strict=True))
+    assert head.shape == (96,) and not torch.equal(head, weights_of(algorithm.policy.heads))
 
 
 # -- what is exported -------------------------------------------------------------------------------------------------

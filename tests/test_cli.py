@@ -258,12 +258,14 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
+    base += ["--data.attributes", "[helpfulness]"] if name == "attribute_model" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
-    algorithm = {"dpo": "DPO", "reward_model": "RewardModel", **samples}.get(name, "SFT")
+    others = {"attribute_model": "AttributeModel", "dpo": "DPO", "reward_model": "RewardModel"}
+    algorithm = (others | samples).get(name, "SFT")
     assert config["model"]["class_path"] == f"leyden.algos.{algorithm}"
     data = "PreferenceData" if name in ("dpo", "reward_model") else "InstructionData"
-    data = "PromptData" if name in samples else data
+    data = "PromptData" if name in samples else "AttributeData" if name == "attribute_model" else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name in ("lora", "qlora"))
