@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from leyden.data.tokenizer import load_tokenizer
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 from leyden.example import Message, Sample
-from leyden.models.classifier_input import Encoded, Reader, length_limit
+from leyden.models.classifier_input import Encoded, Reader, length_limit, takes_types
+from leyden.models.labels import chosen
 from leyden.models.load import load_classifier
 from leyden.paths import resolve
 from leyden.rewards.reward import Reward, at
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leyden")
 Output = Literal["logit", "probability", "log_probability"]
-SHOWN = 30
-"""Most labels that a message lists"""
 
 
 class Classifier(nn.Module, Reward):
@@ -84,9 +81,12 @@ class Classifier(nn.Module, Reward):
         self.model: PreTrainedModel = load_classifier(path, getattr(torch, dtype), **source)
         self.model.requires_grad_(False)
         self.eval()
-        self.chosen = _chosen(path, self.model.config, label, weights)
+        config = self.model.config
+        names = [str(config.id2label.get(place, place)) for place in range(config.num_labels)]
+        self.chosen = chosen(path, names, label, weights)
         _check_output(path, self.model.config, output)
         self.reader = Reader(path, tokenizer, template, length_limit(path, self.model, tokenizer, max_length))
+        self.types = takes_types(self.model, tokenizer)
         self.together = self._is_independent()
         """Whether texts of different lengths may be scored in one batch."""
 
@@ -111,11 +111,7 @@ class Classifier(nn.Module, Reward):
             raise UserError(
                 f"{at(samples[place])}: {self.path} gave no finite number; give --model.reward.dtype float32"
             )
-        columns = {name: outputs[:, place] for name, (place, _) in self.chosen.items()}
-        self.terms = columns if len(columns) > 1 else {}
-        total = torch.zeros(len(samples))
-        for name, (_, weight) in self.chosen.items():
-            total += weight * columns[name]
+        total, self.terms = self.chosen(outputs)
         return total
 
     def _outputs(self, encoded: Sequence[Encoded]) -> Tensor:
@@ -135,7 +131,7 @@ class Classifier(nn.Module, Reward):
         pad = self.model.config.get_text_config().pad_token_id
         columns = {"input_ids": (pad or 0, [one.ids for one in encoded])}
         columns["attention_mask"] = (0, [[1] * len(one) for one in encoded])
-        if self.reader.types and "token_type_ids" in signature(self.model.forward).parameters:
+        if self.types:
             columns["token_type_ids"] = (self.reader.tokenizer.pad_token_type_id, [one.types for one in encoded])
         longest = max(map(len, encoded))
         return {
@@ -156,43 +152,6 @@ class Classifier(nn.Module, Reward):
         if not same:
             log.warning("%s: its scores depend on padding, so texts are scored one by one, which is slower", self.path)
         return same
-
-
-def _chosen(
-    path: str, config: Any, label: int | str | None, weights: Mapping[str, float] | None
-) -> dict[str, tuple[int, float]]:
-    """The labels that are scored: name -> its place in the outputs, and its weight."""
-    names = {place: str(config.id2label.get(place, place)) for place in range(config.num_labels)}
-    if weights is not None:
-        if label is not None:
-            raise UserError(f"{path}: label {label} and weights; give one of them")
-        if not weights or not all(math.isfinite(weight) for weight in weights.values()):
-            raise UserError(f"{path}: weights {weights}; give {{LABEL: a finite number, …}}; {_listed(names)}")
-        places = {name: _place(path, name, names) for name in weights}
-        if len(set(places.values())) < len(places):
-            raise UserError(f"{path}: weights {dict(weights)} name a label twice; {_listed(names)}")
-        return {names[place]: (place, float(weights[name])) for name, place in places.items()}
-    if label is None and len(names) > 1:
-        raise UserError(f"{path}: {len(names)} labels, so say which is the reward by label; {_listed(names)}")
-    place = _place(path, 0 if label is None else label, names)
-    return {names[place]: (place, 1.0)}
-
-
-def _place(path: str, label: int | str, names: Mapping[int, str]) -> int:
-    """The number of a label that is given by name or by number."""
-    for name in (str(label), str(label).lower()):
-        same = [place for place, known in names.items() if name in (known, known.lower())]
-        if len(same) == 1:
-            return same[0]
-    if str(label).isdecimal() and int(label) in names:
-        return int(label)
-    hint = nearest(str(label), names.values())
-    raise UserError(f"{path}: no label {label!r}{hint}; {_listed(names)}")
-
-
-def _listed(names: Mapping[int, str]) -> str:
-    shown = ", ".join(f"{place} {name}" for place, name in list(names.items())[:SHOWN])
-    return f"its labels are {shown}" + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _check_output(path: str, config: Any, output: str) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -43,6 +44,12 @@ def positions_of(model: PreTrainedModel) -> int | None:
         if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
             limit = part.num_embeddings - part.padding_idx - 1
     return limit if limit is not None and limit > 0 else None
+
+
+def takes_types(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a model is told which of two texts a token is of."""
+    told = "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in signature(model.forward).parameters
+    return told and getattr(model.config, "type_vocab_size", 2) != 1
 
 
 def length_limit(

@@ -16,7 +16,7 @@ from leyden.distributed import full_tensor
 from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
 from leyden.models.build_checks import check_vocabulary
-from leyden.models.classifier_input import positions_of
+from leyden.models.classifier_input import positions_of, takes_types
 from leyden.models.heads import ONE, name_labels, saved_labels
 from leyden.models.load import load_encoder
 from leyden.models.reference import remove_dropout
@@ -131,9 +131,9 @@ class Encoder(Policy):
             raise _only_scores(self.path)
         rows = batch.rows()
         config = self.model.config.get_text_config()
-        # some count positions by the pad token (RoBERTa)
+        # some heads look for the last token that is no pad token
         given = {"input_ids": torch.where(rows.mask > 0, rows.tokens, config.pad_token_id or 0)}
-        if "token_type_ids" in self.tokenizer.model_input_names:
+        if takes_types(self.model, self.tokenizer):
             given["token_type_ids"] = self._types(batch, rows.source, rows.mask)
         scores = self.model(**given, attention_mask=rows.mask).logits.float()[: len(batch.group)]
         logp = torch.zeros(len(batch), device=scores.device)

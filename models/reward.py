@@ -6,7 +6,7 @@ import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from leyden.errors import RowError, UserError
 from leyden.example import Example, Message, Sample
 from leyden.models.causal_lm import CausalLM
 from leyden.models.heads import ONE
+from leyden.models.labels import chosen
 from leyden.models.load import adapter_on, brings_embeddings
 from leyden.models.restore import config_of, restored, weights_of
 from leyden.models.shared_base import check_frozen, without_adapter
@@ -26,9 +27,9 @@ from leyden.policy.policy import Policy
 from leyden.precision import asked
 from leyden.rewards.reward import Reward, at
 
-_HELD: WeakValueDictionary[Hashable, CausalLM] = WeakValueDictionary()
-"""A reward model for each base that one holds, so that another adapter on it need not hold it again. Nothing here is
-ever trained, so a base stays as it was read."""
+_HELD: dict[Hashable, WeakSet[CausalLM]] = {}
+"""The reward models that hold each base, while there are some, so that another adapter on it need not hold it again.
+Nothing here is ever trained, so a base stays as it was read."""
 
 
 class ModelReward(nn.Module, Reward):
@@ -54,9 +55,11 @@ class ModelReward(nn.Module, Reward):
         attention: attention over packed batches, as `CausalLM` takes it.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
+        label: what is the reward where the head gives several numbers (an `AttributeModel`), by name or number.
+        weights: label -> weight, instead of `label`: the reward is their weighted sum, and each is logged by itself.
 
     Raises:
-        UserError: there is no reward head at `path`.
+        UserError: there is no reward head at `path`, or no such label.
     """
 
     def __init__(
@@ -70,8 +73,11 @@ class ModelReward(nn.Module, Reward):
         attention: str = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        label: int | str | None = None,
+        weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.asked = label, weights
         if batch_tokens < 1:
             raise UserError(f"ModelReward: batch_tokens {batch_tokens}; give the most tokens that one forward may have")
         self.path, self.batch_tokens, self.texts = path, batch_tokens, (chat_template, system_prompt)
@@ -117,17 +123,14 @@ class ModelReward(nn.Module, Reward):
     def _finish_on_held_base(self, policy: CausalLM) -> None:
         """Build the policy on the base of a reward model that was built before, where it is the same."""
         base = _base_read(policy)
-        if (other := _HELD.get(base)) is not None:
+        others = _HELD.setdefault(base, WeakSet()) if base is not None else WeakSet[CausalLM]()
+        if (other := next(iter(others), None)) is not None:
             policy = _adapted(other, policy.path)
         self._finish(policy)
-        if base is not None:
-            _HELD[base] = policy
+        others.add(policy)
 
     def _finish(self, policy: Policy) -> None:
         """Build and freeze the reward model's policy, and check that it has a reward head."""
-        policy.labels = policy.labels or ONE
-        if (count := len(policy.labels.names)) > 1:
-            raise UserError(f"{self.path}: {count} numbers a response; export it, and give that to Classifier")
         try:
             policy.build(("score",), dropout=False)
         except UserError as error:  # it names the flag of the trained policy
@@ -137,6 +140,7 @@ class ModelReward(nn.Module, Reward):
                 f"{self.path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
                 "`leyden fit --config reward_model` exported"
             )
+        self.chosen = chosen(self.path, (policy.labels or ONE).names, *self.asked)
         self.policy = policy
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
@@ -156,7 +160,7 @@ class ModelReward(nn.Module, Reward):
         if self.policy is None:
             raise UserError(f"{self.path}: base policy needs a policy that is being trained; leave it out")
         trees, indices = self._trees(samples)
-        device, scores = self.policy.device, torch.zeros(len(samples))
+        device, outputs = self.policy.device, torch.zeros(len(samples), len((self.policy.labels or ONE).names))
         parts = []
         for chunk in chunk_by_tokens(trees, self.batch_tokens):
             with torch.autocast(device.type, enabled=False):
@@ -164,8 +168,9 @@ class ModelReward(nn.Module, Reward):
             assert isinstance(chunk_scores, Tensor)
             parts.append(chunk_scores)
         if parts:
-            scores[torch.tensor(indices)] = torch.cat(parts).float().cpu()
-        return scores
+            outputs[torch.tensor(indices)] = torch.cat(parts).float().cpu().reshape(len(samples), -1)
+        total, self.terms = self.chosen(outputs)
+        return total
 
     def _trees(self, samples: Sequence[Sample]) -> tuple[list[Tree], list[int]]:
         """Prompts with their responses, the longest first, and the sample index of each response in that order."""

@@ -31,7 +31,7 @@ ORDER = {
     """,
     "leyden.models": """
         quantized logprobs compiled experts attention compile_ahead load backbone heads build_checks reference
-        shared_base critic generation saving causal_lm classifier_input encoder restore reward classifier engines
+        shared_base critic generation saving causal_lm classifier_input encoder restore labels reward classifier engines
         planner chat export tiny_recipe
     """,
     "leyden.datamodules": """

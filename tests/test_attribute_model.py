@@ -280,6 +280,11 @@ def test_an_adapter_keeps_the_names_of_its_labels_and_merges_into_a_classifier(t
     again = CausalLM(path)
     again.build(("score",), dropout=False)
     assert again.labels == Labels(tuple(NAMES)) and again.heads["score"].weight.shape[0] == 3
+    adapter_scores = score(ModelReward(path, label="verbosity"), SAMPLES)
+    weighted = ModelReward(path, weights={"verbosity": 2.0, "helpfulness": -1.0})
+    other = score(ModelReward(path, label=0), SAMPLES)
+    assert (score(weighted, SAMPLES) - (2 * adapter_scores - other)).abs().max() < 1e-5
+    assert list(weighted.terms) == ["verbosity", "helpfulness"]
     policy, _ = merged(path, "float32")
     policy.save(tmp_path / "merged")
     batch = pack([Tree([1, 2], [[3, 4]])])
@@ -287,14 +292,13 @@ def test_an_adapter_keeps_the_names_of_its_labels_and_merges_into_a_classifier(t
         expected = again.eval()(batch, {"score"}).score
         found = policy.eval()(batch, {"score"}).score
     assert expected is not None and found is not None and (found - expected).abs().max() < 1e-4
-    assert score(Classifier(str(tmp_path / "merged"), "verbosity"), SAMPLES).std() > 0
+    found = score(Classifier(str(tmp_path / "merged"), "verbosity"), SAMPLES)
+    assert found.std() > 0 and (found - adapter_scores).abs().max() < 1e-4
 
 
 def test_heads_that_give_something_else(tmp_path: Path) -> None:
     path = saved(tmp_path / "whole", Labels(tuple(NAMES)))
-    with pytest.raises(
-        UserError, match=r"its head is \[3, 192\], but a reward is one number; use another model, or sc"
-    ):
+    with pytest.raises(UserError, match="3 labels, so say which is the reward by label; its labels are 0 helpfulness"):
         ModelReward(path)
     with pytest.raises(UserError, match=r"its head is \[3, 192\], but a reward is one number"):
         fit(RewardModel(CausalLM(path), optimizer=sgd), TreeData(answers(), batch_size=4))

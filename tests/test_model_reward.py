@@ -263,7 +263,7 @@ def test_a_base_is_held_apart_where_it_would_not_be_the_same(tmp_path: Path) -> 
         mine, theirs = (dict(reward.policy.named_parameters()) for reward in (one, other))  # type: ignore[union-attr]
         return any(p is theirs.get(name) for name, p in mine.items())
 
-    assert shares(ModelReward(second))
+    assert shares(ModelReward(second)) and shares(ModelReward(second))
     assert not shares(ModelReward(second, dtype="bfloat16"))
     assert not shares(ModelReward(biased))  # its adapter is made of biases of the base, too
     expected = score(one, SAMPLES)
