@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.algos.attribute_model import AttributeModel
     from leyden.algos.bco import BCO
     from leyden.algos.distillation import Distillation
     from leyden.algos.dpo import DPO
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "AttributeModel",
     "BCO",
     "DPO",
     "GRPO",
@@ -39,8 +41,9 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "distillation": "Distillation",
+        "attribute_model": "AttributeModel",
         "bco": "BCO",
+        "distillation": "Distillation",
         "dpo": "DPO",
         "grpo": "GRPO",
         "kto": "KTO",

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from leyden.datamodules.attributes import AttributeData
     from leyden.datamodules.evaluation import Evaluation
     from leyden.datamodules.instruction import InstructionData
     from leyden.datamodules.preference import PreferenceData
     from leyden.datamodules.prompts import PromptData
 
-__all__ = ["Evaluation", "InstructionData", "PreferenceData", "PromptData"]
+__all__ = ["AttributeData", "Evaluation", "InstructionData", "PreferenceData", "PromptData"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "attributes": "AttributeData",
         "evaluation": "Evaluation",
         "instruction": "InstructionData",
         "preference": "PreferenceData",

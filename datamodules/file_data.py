@@ -73,7 +73,7 @@ class FileData(DataModule):
     """
 
     kind: str
-    """instruction, preference, unpaired or prompts"""
+    """instruction, preference, unpaired, prompts or candidates"""
 
     def __init__(
         self,
@@ -131,6 +131,11 @@ class FileData(DataModule):
     def chat_template(self) -> str | None:  # type: ignore[override]
         return self.template.source if self.template_choice is not None or self.chat_template_args else None
 
+    @property
+    def columns_read(self) -> frozenset[str]:
+        """Columns of a row that `encode` reads by itself."""
+        return frozenset()
+
     # -- from files to examples --------------------------------------------------------------------------------------
 
     def _made(self, path: str, report: Report, make: Callable[[str, Example, Report], Iterator[_T]]) -> Iterator[_T]:
@@ -147,7 +152,8 @@ class FileData(DataModule):
                 try:
                     if isinstance(example, Exception):
                         raise example
-                    not_read.count(example.not_read, report.not_read)
+                    unread = {name: text for name, text in example.not_read.items() if name not in self.columns_read}
+                    not_read.count(unread, report.not_read)
                     yield from make(place, example, report)
                     report.note(self.template.take_notes())
                 except RowError as error:
@@ -346,5 +352,13 @@ class StoredRows(FileData, PlannedData):
         return self._repeats
 
     def source(self, row: int) -> str:
-        store = next(s for s in reversed(self._stores) if s.offset <= row)
+        store = self._store_of(row)
         return store.source(row - store.offset)
+
+    def tree(self, row: int) -> Tree:
+        """The tree of a row, by its stable id."""
+        store = self._store_of(row)
+        return store[row - store.offset]
+
+    def _store_of(self, row: int) -> Store:
+        return next(s for s in reversed(self._stores) if s.offset <= row)

@@ -1,4 +1,4 @@
-"""Policies on top of transformers models, and reward models as rewards.
+"""Policies on top of transformers models, and reward models and classifiers as rewards.
 
 Called by algorithms through `leyden.policy.Policy`, by class path, and by the commands plan, chat and export. May
 import the framework, but neither `datamodules` nor `algos`. Begin reading at `causal_lm`, the policy, and `backbone`,
@@ -13,8 +13,12 @@ from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from leyden.models.causal_lm import CausalLM
+    from leyden.models.classifier import Classifier
+    from leyden.models.encoder import Encoder
     from leyden.models.reward import ModelReward
 
-__all__ = ["CausalLM", "ModelReward"]
+__all__ = ["CausalLM", "Classifier", "Encoder", "ModelReward"]
 
-__getattr__ = lazy_exports(__name__, {"causal_lm": "CausalLM", "reward": "ModelReward"})
+__getattr__ = lazy_exports(
+    __name__, {"causal_lm": "CausalLM", "classifier": "Classifier", "encoder": "Encoder", "reward": "ModelReward"}
+)

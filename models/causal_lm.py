@@ -25,7 +25,7 @@ from leyden.models.compiled import compile_blocks
 from leyden.models.critic import Critic
 from leyden.models.divergence import HeadPredictions
 from leyden.models.generation.generate import generate
-from leyden.models.heads import check_language, check_reward, placed, predicted, start_head
+from leyden.models.heads import ONE, check_language, check_reward, placed, predicted, saved_labels, start_head
 from leyden.models.load import check_continued, load_model
 from leyden.models.logprobs import logprobs
 from leyden.models.reference import base_fingerprint, frozen_reference, remove_dropout
@@ -151,9 +151,11 @@ class CausalLM(Policy):
         for name in sorted({"score", "value"} & set(wants) - set(self.heads)):
             if name == "score":
                 check_reward(backbone)
-            self.heads[name], fresh = start_head(
-                backbone.config.hidden_size, name, resolve(self.path), self.source["revision"]
-            )
+            where = resolve(self.path), self.source["revision"]
+            if name == "score":
+                self.labels = self.labels or saved_labels(*where)
+            labels = (self.labels or ONE) if name == "score" else ONE
+            self.heads[name], fresh = start_head(backbone.config.hidden_size, name, *where, labels)
             self.fresh |= {name} if fresh else set()
         if EXTRA.union({"logp"}) & set(wants):
             check_language(backbone)
@@ -223,10 +225,10 @@ class CausalLM(Policy):
         return Outputs(**self._columns(batch, hidden, want, temperature), **others)
 
     def _scalar(self, name: str, states: Tensor) -> Tensor:
-        """Outputs of a scalar head on hidden states [S, H], in fp32: [S]."""
+        """Outputs of a head on hidden states [S, H], in fp32: [S], or [S, K] where it has K."""
         with torch.autocast(states.device.type, enabled=False):
-            value: Tensor = self.heads[name](states.float())[:, 0]
-        return value
+            value: Tensor = self.heads[name](states.float())
+        return value[:, 0] if value.shape[1] == 1 else value
 
     def _columns(self, batch: Batch, hidden: Tensor, want: Collection[str], temperature: float) -> dict[str, Any]:
         """Outputs of the language-model head at predicted tokens: log-probabilities and `EXTRA` in `want`, [T] each."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +14,27 @@ from leyden.batch.forest import Batch
 from leyden.errors import UserError
 from leyden.models.backbone import Backbone
 from leyden.models.load import is_reward
+from leyden.policy.policy import Labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SCORE = "score.weight"
+ONE = Labels()
+TOLD = "labels"
+"""Key of the labels in the metadata of an adapter's weights"""
 
 
-def make_head(width: int) -> nn.Linear:
+def make_head(width: int, outputs: int = 1) -> nn.Linear:
     """A new head for hidden states of width H: fp32, no bias, weights from N(0, 1 / (H + 1)) (Stiennon et al. 2020)."""
-    head = nn.Linear(width, 1, bias=False, dtype=torch.float32)
+    head = nn.Linear(width, outputs, bias=False, dtype=torch.float32)
     nn.init.normal_(head.weight, std=(width + 1) ** -0.5)
     return head
 
 
-def start_head(width: int, name: str, path: str, revision: str | None = None) -> tuple[nn.Linear, bool]:
+def start_head(
+    width: int, name: str, path: str, revision: str | None = None, labels: Labels = ONE
+) -> tuple[nn.Linear, bool]:
     """The initial head of this name, and whether it is new.
 
     If the folder has such a head, its weights are used. A value head without saved weights starts from the folder's
@@ -36,9 +43,10 @@ def start_head(width: int, name: str, path: str, revision: str | None = None) ->
     """
     device = torch.get_default_device()
     with torch.device("cpu"):
-        head = make_head(width)
+        head = make_head(width, len(labels.names))
     head, names = head.to(device), (name, "score") if name == "value" else (name,)
-    saved = next((weight for kind in names if (weight := saved_head(path, kind, revision)) is not None), None)
+    heads = (saved_head(path, kind, revision, labels) for kind in names)
+    saved = next((weight for weight in heads if weight is not None), None)
     with torch.no_grad():
         if saved is not None:
             head.weight.copy_(saved)
@@ -63,11 +71,14 @@ def placed(batch: Batch, at: Tensor, x: Tensor) -> Tensor:
     return x.new_zeros(len(batch)).index_put((at,), x)
 
 
-def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | None:
-    """Weights [1, H] of the head of this name in a folder or in the files of a hub name loaded before; None if absent.
+def saved_head(path: str, name: str, revision: str | None = None, labels: Labels | None = None) -> Tensor | None:
+    """Weights [K, H] of the head of this name in a folder or in the files of a hub name loaded before; None if absent.
+
+    Args:
+        labels: what it has to give; None takes any.
 
     Raises:
-        UserError: the folder is declared a reward model but has no such head, or one with several labels.
+        UserError: the folder is declared a reward model but has no such head, or one that gives something else.
     """
     folder = _folder(path, revision)
     if folder is None:
@@ -78,9 +89,51 @@ def saved_head(path: str, name: str, revision: str | None = None) -> Tensor | No
             f"{path}: it says that it is a reward model, but has no {SCORE} in safetensors files; export it again, or "
             "give the model that it was made from"
         )
-    if weight is not None and (weight.ndim != 2 or len(weight) != 1):
-        raise UserError(f"{path}: its head is {list(weight.shape)}, but a reward is one number; use another model")
+    if weight is not None and labels is not None:
+        _check_labels(path, weight, labels, saved_labels(path, revision))
     return weight
+
+
+def _check_labels(path: str, weight: Tensor, asked: Labels, saved: Labels | None) -> None:
+    """That a head gives what is asked of it. The name of a single number says nothing."""
+    known = saved.names if saved is not None else ()
+    if asked.names == ONE.names and (weight.ndim != 2 or len(weight) != 1):
+        raise UserError(
+            f"{path}: its head is {list(weight.shape)}, but a reward is one number; use another model, or score with "
+            "--model.reward Classifier"
+        )
+    if len(weight) != len(asked.names) or (len(known) > 1 and known != asked.names):
+        gives = ", ".join(known) if len(known) == len(weight) else f"{len(weight)} numbers"
+        raise UserError(
+            f"{path}: its head gives {gives}, but {', '.join(asked.names)} is to be learnt; give the same in the same "
+            "order, or a model without a head"
+        )
+
+
+def saved_labels(path: str, revision: str | None = None) -> Labels | None:
+    """What the head of a sequence classifier gives, as its configuration says, or the file of an adapter; None for
+    other models, and where neither says it."""
+    from transformers import PreTrainedConfig
+
+    if not is_reward(path, revision):
+        return None
+    if (Path(path) / "adapter_config.json").is_file():
+        return _adapter_labels(Path(path))
+    config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    names = config.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # two is what transformers leaves out
+    in_order = tuple(str(names[place]) for place in sorted(names, key=int))
+    return Labels(in_order, config.get("problem_type") or "regression")
+
+
+def _adapter_labels(folder: Path) -> Labels | None:
+    from safetensors import safe_open
+
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return None
+    with safe_open(file, "pt") as tensors:
+        told = (tensors.metadata() or {}).get(TOLD)
+    return None if told is None else Labels(tuple(json.loads(told)["names"]), json.loads(told)["problem"])
 
 
 def _folder(path: str, revision: str | None) -> Path | None:
@@ -154,17 +207,23 @@ def body_of(base: PreTrainedModel) -> dict[str, Tensor]:
     return base.base_model.state_dict(prefix=f"{base.base_model_prefix}.")  # type: ignore[no-any-return]
 
 
-def blank(backbone: Backbone, pad: int | None = None) -> PreTrainedModel:
-    """The model as a sequence classifier with one label, without memory for its weights.
+def name_labels(config: Any, labels: Labels) -> None:
+    """Write labels into a configuration, as transformers names them; of `regression` pipelines return plain numbers."""
+    config.num_labels, config.problem_type = len(labels.names), labels.problem
+    config.id2label, config.label2id = dict(enumerate(labels.names)), {name: i for i, name in enumerate(labels.names)}
+
+
+def blank(backbone: Backbone, pad: int | None = None, labels: Labels = ONE) -> PreTrainedModel:
+    """The model as a sequence classifier with these labels, without memory for its weights.
 
     Args:
         pad: its pad token; the vocabulary grows to contain it.
+        labels: of its head.
     """
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(backbone.base.config)
-    config.num_labels, config.problem_type = 1, "regression"  # so that pipelines return the plain score
-    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    name_labels(config, labels)
     config._attn_implementation = backbone.native
     text = config.get_text_config()
     text.pad_token_id = config.pad_token_id = pad

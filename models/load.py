@@ -75,6 +75,11 @@ def load_model(
         return _continue_adapter(resolve(path), origin, options, unpack)
     if origin is not None:
         raise UserError(f"{path}: no adapter, so it has no base; leave out --model.policy.base")
+    if kind := is_encoder(resolve(path), revision):
+        raise UserError(
+            f"{path}: an encoder ({kind}), whose tokens see later ones, so it has no answers; for a reward model give "
+            "--model.policy Encoder, to score with one --model.reward Classifier"
+        )
     base = _base("model", path, is_reward(resolve(path), revision), options)
     if getattr(base, "_hf_peft_config_loaded", False):
         raise UserError(
@@ -175,6 +180,91 @@ def _grow(base: PreTrainedModel, path: str) -> None:
                 rows = tensors.get_slice(key).get_shape()[0]
                 if rows > embedding.num_embeddings:
                     base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def brings_embeddings(path: str) -> bool:
+    """Whether the adapter in a folder holds rows of an embedding."""
+    from safetensors import safe_open
+
+    file = Path(path) / "adapter_model.safetensors"
+    if not file.is_file():
+        return True  # unknown
+    with safe_open(file, "pt") as tensors:
+        return any("embed" in key or ".wte." in key for key in tensors.keys())  # noqa: SIM118, since it is no dictionary
+
+
+def load_classifier(path: str, dtype: torch.dtype, **source: Any) -> PreTrainedModel:
+    """A trained sequence classifier, from safetensors alone.
+
+    Args:
+        path: hub name or folder.
+        dtype: of the weights.
+        source: `revision` and `trust_remote_code`.
+
+    Raises:
+        UserError: it cannot be loaded, or has no classification head, which would then be random.
+    """
+    try:
+        model, missing = _classifier(path, dtype=dtype, use_safetensors=True, **source)
+    except UserError as error:  # it names the flag of the trained policy
+        raise UserError(str(error).replace("--model.policy.", "--model.reward.")) from error
+    if missing:
+        raise UserError(
+            f"{path}: no trained classifier ({min(missing)} is missing), so its scores would be random; give one that "
+            "was trained to classify"
+        )
+    return model
+
+
+def load_encoder(path: str, dtype: torch.dtype, outputs: int, **source: Any) -> tuple[PreTrainedModel, set[str]]:
+    """An encoder with a classification head, and the names of the weights that the folder has not, which start anew.
+
+    Args:
+        path: hub name or folder of a pretrained encoder, or of a classifier.
+        dtype: of the weights.
+        outputs: of the head.
+        source: `revision` and `trust_remote_code`.
+
+    Raises:
+        UserError: it cannot be loaded, or is another kind of model.
+    """
+    model, missing = _classifier(path, dtype=dtype, num_labels=outputs, **source)
+    body = {f"{model.base_model_prefix}.{name}" for name in model.base_model.state_dict()}
+    if not model.base_model.state_dict() or len(body & missing) == len(body):
+        raise UserError(f"{path}: none of its weights belong to {type(model).__name__}; give an encoder")
+    return model, missing
+
+
+def is_encoder(path: str, revision: str | None = None) -> str:
+    """The type of a model whose tokens see later ones, such as `bert`; empty for other models, and where its
+    configuration does not say."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if (Path(path) / "adapter_config.json").is_file():
+        return ""
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
+    except (OSError, ValueError):  # loading it will raise the error
+        return ""
+    kind, names = str(config.get("model_type", "")), " ".join(config.get("architectures") or ())
+    answers = (
+        config.get("is_encoder_decoder") or config.get("is_decoder") or re.search("Causal|LMHead|Generation", names)
+    )
+    return kind if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not answers else ""
+
+
+def _classifier(path: str, **options: Any) -> tuple[PreTrainedModel, set[str]]:
+    """A sequence classifier, and the names of the weights that its folder has not."""
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    with _quiet(reward=True):
+        model, info = _load(
+            "classifier", path, AutoModelForSequenceClassification.from_pretrained, output_loading_info=True, **options
+        )
+    return model, set(info["missing_keys"])
 
 
 def is_reward(path: str, revision: str | None = None) -> bool:

@@ -10,7 +10,8 @@ import yaml
 
 from leyden.atomic import is_whole
 from leyden.errors import UserError
-from leyden.policy.policy import Policy
+from leyden.models.encoder import Encoder
+from leyden.policy.policy import Labels, Policy, class_name
 
 
 def config_of(file: Path) -> dict[str, Any]:
@@ -60,6 +61,8 @@ def restored(file: Path, changed: dict[str, Any] | None = None, config: dict[str
     replacements = {name: value for name, value in (changed or {}).items() if name in arguments or name == "base"}
     policy = _policy(file, spec | {"init_args": arguments | replacements})
     heads = {name.split(".")[1] for name in weights if name.startswith("heads.")}
+    heads |= {"score"} if isinstance(policy, Encoder) else set()  # a part of its model
+    policy.labels = _labels(run)
     policy.build(("score",) if "score" in heads else ("logp", *heads), dropout=False)
     trained = {(name, p.shape) for name, p in policy.named_parameters() if p.requires_grad}
     saved = {(name, value.shape) for name, value in weights.items()}
@@ -71,6 +74,16 @@ def restored(file: Path, changed: dict[str, Any] | None = None, config: dict[str
     policy.load_state_dict(weights, strict=False)
     policy.fresh = policy.fresh - heads
     return policy
+
+
+def _labels(run: dict[str, Any]) -> Labels | None:
+    """What the head of a run on `AttributeData` gives, as its data name it."""
+    data = (run.get("data") or {}).get("init_args") or {}
+    if not data.get("attributes"):
+        return None
+    if data.get("classes"):
+        return Labels(tuple(map(class_name, data["classes"])), "single_label_classification")
+    return Labels(tuple(data["attributes"]))
 
 
 def _policy(file: Path, spec: dict[str, Any]) -> Policy:

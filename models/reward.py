@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,19 @@ from leyden.data.chat_template import ChatTemplate
 from leyden.errors import RowError, UserError
 from leyden.example import Example, Message, Sample
 from leyden.models.causal_lm import CausalLM
-from leyden.models.load import adapter_on
+from leyden.models.heads import ONE
+from leyden.models.labels import chosen
+from leyden.models.load import adapter_on, brings_embeddings
 from leyden.models.restore import config_of, restored, weights_of
 from leyden.models.shared_base import check_frozen, without_adapter
 from leyden.paths import resolve
 from leyden.policy.policy import Policy
+from leyden.precision import asked
 from leyden.rewards.reward import Reward, at
+
+_HELD: dict[Hashable, WeakSet[CausalLM]] = {}
+"""The reward models that hold each base, while there are some, so that another adapter on it need not hold it again.
+Nothing here is ever trained, so a base stays as it was read."""
 
 
 class ModelReward(nn.Module, Reward):
@@ -35,9 +43,10 @@ class ModelReward(nn.Module, Reward):
     Args:
         path: the exported folder (a whole model or an adapter), or a checkpoint file in its run's folder, whose
             config.yaml names the base model.
-        base: source of the weights below an adapter: its `own` copy of the base model that it names; that of the
-            `policy` in training, if it trains an adapter on the same base, so that the base is held only once, in four
-            bits if it is; or folder or hub name of a base that is not where the adapter says.
+        base: source of the weights below an adapter: its `own` copy of the base model that it names, which several
+            reward models with adapters on the same base hold once (an `Ensemble`); that of the `policy` in training, if
+            it trains an adapter on the same base, so that the base is held only once, in four bits if it is; or folder
+            or hub name of a base that is not where the adapter says.
         dtype: dtype of the weights and of the arithmetic, whatever the precision of the run; only for its own copy.
         batch_tokens: largest number of tokens in one forward pass.
         chat_template: `plain`, or a Jinja file, if the reward model was trained with one and is not an export.
@@ -46,9 +55,11 @@ class ModelReward(nn.Module, Reward):
         attention: attention over packed batches, as `CausalLM` takes it.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
+        label: what is the reward where the head gives several numbers (an `AttributeModel`), by name or number.
+        weights: label -> weight, instead of `label`: the reward is their weighted sum, and each is logged by itself.
 
     Raises:
-        UserError: there is no reward head at `path`.
+        UserError: there is no reward head at `path`, or no such label.
     """
 
     def __init__(
@@ -62,8 +73,11 @@ class ModelReward(nn.Module, Reward):
         attention: str = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        label: int | str | None = None,
+        weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        self.asked = label, weights
         if batch_tokens < 1:
             raise UserError(f"ModelReward: batch_tokens {batch_tokens}; give the most tokens that one forward may have")
         self.path, self.batch_tokens, self.texts = path, batch_tokens, (chat_template, system_prompt)
@@ -80,10 +94,11 @@ class ModelReward(nn.Module, Reward):
                 built, data = _from_checkpoint(Path(path), changed)
                 self.texts = chat_template or data.get("chat_template"), system_prompt or data.get("system_prompt")
                 self.template_args = data.get("chat_template_args")
+                self._finish(built)
             else:
                 source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-                built = CausalLM(path, dtype, attention=attention, base=origin, **source)
-            self._finish(built)
+                policy = CausalLM(path, dtype, attention=attention, base=origin, **source)
+                self._finish_on_held_base(policy)
 
     def attach(self, policy: Policy) -> None:
         """Use the policy's frozen weights as the base of this reward model, if `base` is `policy`.
@@ -103,8 +118,16 @@ class ModelReward(nn.Module, Reward):
                 f"{self.path}: an adapter on {mine}, but the policy stands on {theirs}; leave out --model.reward.base "
                 "policy, or train a reward model on the policy's base"
             )
-        adapted = adapter_on(without_adapter(policy.backbone), resolve(self.path), trained=False)
-        self._finish(policy.on_same_base(adapted, self.path))
+        self._finish(_adapted(policy, self.path))
+
+    def _finish_on_held_base(self, policy: CausalLM) -> None:
+        """Build the policy on the base of a reward model that was built before, where it is the same."""
+        base = _base_read(policy)
+        others = _HELD.setdefault(base, WeakSet()) if base is not None else WeakSet[CausalLM]()
+        if (other := next(iter(others), None)) is not None:
+            policy = _adapted(other, policy.path)
+        self._finish(policy)
+        others.add(policy)
 
     def _finish(self, policy: Policy) -> None:
         """Build and freeze the reward model's policy, and check that it has a reward head."""
@@ -117,6 +140,7 @@ class ModelReward(nn.Module, Reward):
                 f"{self.path}: it has no reward head, so its scores would be random; give ModelReward the folder that "
                 "`leyden fit --config reward_model` exported"
             )
+        self.chosen = chosen(self.path, (policy.labels or ONE).names, *self.asked)
         self.policy = policy
         for parameter in policy.parameters():
             parameter.requires_grad_(False)
@@ -136,7 +160,7 @@ class ModelReward(nn.Module, Reward):
         if self.policy is None:
             raise UserError(f"{self.path}: base policy needs a policy that is being trained; leave it out")
         trees, indices = self._trees(samples)
-        device, scores = self.policy.device, torch.zeros(len(samples))
+        device, outputs = self.policy.device, torch.zeros(len(samples), len((self.policy.labels or ONE).names))
         parts = []
         for chunk in chunk_by_tokens(trees, self.batch_tokens):
             with torch.autocast(device.type, enabled=False):
@@ -144,8 +168,9 @@ class ModelReward(nn.Module, Reward):
             assert isinstance(chunk_scores, Tensor)
             parts.append(chunk_scores)
         if parts:
-            scores[torch.tensor(indices)] = torch.cat(parts).float().cpu()
-        return scores
+            outputs[torch.tensor(indices)] = torch.cat(parts).float().cpu().reshape(len(samples), -1)
+        total, self.terms = self.chosen(outputs)
+        return total
 
     def _trees(self, samples: Sequence[Sample]) -> tuple[list[Tree], list[int]]:
         """Prompts with their responses, the longest first, and the sample index of each response in that order."""
@@ -182,6 +207,27 @@ class ModelReward(nn.Module, Reward):
                 f"for {room}; lower --model.sampling.max_new_tokens, or leave out long prompts"
             )
         return tree.prompt, tree.responses[0]
+
+
+def _adapted(policy: CausalLM, path: str) -> CausalLM:
+    """The adapter in the folder `path` on the base of a policy, which both then hold."""
+    return policy.on_same_base(adapter_on(without_adapter(policy.backbone), resolve(path), trained=False), path)
+
+
+def _base_read(policy: CausalLM) -> Hashable | None:
+    """The base of an adapter's policy, as it is read: equal where the weights are. None where there is no adapter, or
+    one that changes the base itself: its biases, its embeddings' size, or all that a start such as PiSSA's takes off.
+    """
+    file = Path(resolve(policy.path)) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    plain = config.get("bias", "none") == "none" and config.get("init_lora_weights", True) in (True, False, "gaussian")
+    if not plain or brings_embeddings(resolve(policy.path)):
+        return None
+    base = resolve(policy.base or config.get("base_model_name_or_path") or "")
+    name = str(Path(base).absolute()) if Path(base).is_dir() else base
+    return name, policy.dtype, policy.attention, *policy.source.values(), asked()
 
 
 def _from_checkpoint(file: Path, changed: dict[str, Any]) -> tuple[Policy, dict[str, Any]]:

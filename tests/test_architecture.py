@@ -31,12 +31,13 @@ ORDER = {
     """,
     "leyden.models": """
         quantized logprobs divergence compiled experts attention compile_ahead load backbone heads build_checks
-        reference shared_base critic generation saving causal_lm restore reward engines
+        reference shared_base critic generation saving causal_lm classifier_input encoder restore labels reward
+        classifier engines
         planner chat export tiny_recipe
     """,
     "leyden.datamodules": """
         files formats sample storage source predict_loader file_data
-        instruction preference prompts evaluation commands
+        instruction preference attributes prompts evaluation commands
     """,
 }
 """Package -> its rooms and files from the ground up: each may import those before it, and none after it."""

@@ -261,13 +261,15 @@ def test_every_shipped_config_parses(name: str, leyden) -> None:
     base += ["--model.reward", "Gold"] if name in samples else []
     base += ["--model.reward.path", "judge"] if name == "one_base" else []
     base += ["--eval.path", "rows.jsonl"] if name == "eval" else []
+    base += ["--data.attributes", "[helpfulness]"] if name == "attribute_model" else []
     config = resolved(leyden, *base, "--config", name, "--data.path", "rows.jsonl")
     name = FRAGMENTS[name] if name == "one_base" else name
     compares = {"dpo": "algos.DPO", "kto": "algos.KTO", "bco": "algos.BCO", "reward_model": "algos.RewardModel"}
-    algorithm = (compares | samples).get(name, "algos.SFT")
+    others = compares | samples | {"attribute_model": "algos.AttributeModel"}
+    algorithm = others.get(name, "algos.SFT")
     assert config["model"]["class_path"] == f"leyden.{algorithm}"
     data = "PreferenceData" if name in compares else "InstructionData"
-    data = "PromptData" if name in samples else data
+    data = "PromptData" if name in samples else "AttributeData" if name == "attribute_model" else data
     assert config["data"]["class_path"] == f"leyden.datamodules.{data}"
     adapter = config["model"]["init_args"]["policy"]["init_args"]["adapter"]
     assert (adapter is not None) is (name in ("lora", "qlora"))

@@ -174,10 +174,36 @@ def test_the_rewards_that_the_page_writes_are_taken(leyden, workplace: Path) -> 
     assert reward["class_path"].endswith("WeightedSum") and reward["init_args"]["weights"] == [1.0, 0.1]
     path = reward["init_args"]["rewards"][1]["init_args"]["path"]
     assert list(Function(path)([Sample([], "x" * 50)])) == [-0.5]
+    code, out, error = leyden(*fit, "--config", "ensemble.yaml")
+    assert code == 0, error
+    reward = yaml.safe_load(out)["model"]["init_args"]["reward"]
+    assert reward["class_path"].endswith("Ensemble") and reward["init_args"]["combine"] == "mean"
+    flags = ["Classifier", "--model.reward.path", "OWNER/NAME", "--model.reward.label", "toxic"]
+    code, out, error = leyden(*fit, "--model.reward", *flags)
+    assert code == 0, error
+    assert yaml.safe_load(out)["model"]["init_args"]["reward"]["init_args"]["label"] == "toxic"
     judge = ["--model.reward", "HTTPJudge", "--model.reward.url", "http://localhost:8000/v1"]
     code, out, error = leyden(*fit, *judge, "--model.reward.model", "NAME")
     init = yaml.safe_load(out)["model"]["init_args"]["reward"]["init_args"]
     assert code == 0 and init["scale"] == [1, 10] and init["key_env"] == "OPENAI_API_KEY", (error, init)
+
+
+def test_the_page_on_preferences_runs(leyden, workplace: Path) -> None:
+    from leyden.example import Sample
+    from leyden.models import Classifier
+
+    for _, language, content in pieces((ROOT / "docs" / "preferences.md").read_text(encoding="utf-8")):
+        if language == "json":
+            (workplace / "grades.jsonl").write_text(content, encoding="utf-8")
+            continue
+        for line in content.splitlines():
+            words = shlex.split(line)[1:]
+            code, _, error = leyden(*words, *(SHORT if words[0] == "fit" else []))
+            assert code == 0, (line, error)
+    rows = [json.loads(line) for line in (workplace / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    reward = Classifier("runs/grades", weights={"helpfulness": 1, "verbosity": -0.2})
+    found = reward([Sample(row["prompt"], row["response"]) for row in rows]).tolist()
+    assert found == pytest.approx([r["score"]["helpfulness"] - 0.2 * r["score"]["verbosity"] for r in rows], abs=1e-4)
 
 
 def test_the_page_on_evaluation_runs(leyden, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from pathlib import Path
@@ -17,7 +18,7 @@ from leyden.batch.forest import Tree, pack
 from leyden.errors import UserError
 from leyden.example import Message, Sample
 from leyden.models import CausalLM, ModelReward
-from leyden.rewards.function import WeightedSum, score
+from leyden.rewards.function import Ensemble, WeightedSum, score
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "2 + 3은?", "responses": ["5입니다.", "정말 좋은 질문입니다. 2 + 3은 6입니다.", "다섯"]},
@@ -202,6 +203,72 @@ def test_rows_that_cannot_be_scored_are_named(whole: ModelReward, monkeypatch: p
     monkeypatch.setattr(whole.template, "source", refusing)
     with pytest.raises(UserError, match="^rows.jsonl:3 .*the chat template refuses the conversation .no system turns"):
         whole([SAMPLES[-1]])
+
+
+# -- several on one base ----------------------------------------------------------------------------------------------
+
+
+def adapters(folder: Path, count: int, **options: Any) -> list[str]:
+    """Reward models with adapters of random weights on the embedded model."""
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        adapter = LoraConfig(r=4, target_modules="all-linear", **({"init_lora_weights": False} | options))
+        policy = CausalLM(adapter=adapter)
+        policy.build(("score",), dropout=False)
+        policy.save(folder / str(seed))
+        made.append(str(folder / str(seed)))
+    return made
+
+
+def test_adapters_on_one_base_hold_it_once_and_score_as_each_does_alone(tmp_path: Path) -> None:
+    paths, alone = adapters(tmp_path, 3), []
+    for path in paths:
+        reward = ModelReward(path)
+        alone.append(score(reward, SAMPLES))
+        del reward  # so that the next one finds no base to share
+        gc.collect()
+    whole = Ensemble([ModelReward(path) for path in paths])
+    found = score(whole, SAMPLES)
+    for number, expected in enumerate(alone, start=1):
+        assert torch.equal(whole.terms[f"ModelReward-{number}"], expected)
+    stacked = torch.stack(alone)
+    assert (found - (stacked.mean(0) - stacked.std(0, correction=0))).abs().max() < 1e-6
+    assert whole.terms["spread"].min() > 1e-3
+    own = [dict(reward.policy.named_parameters()) for reward in whole.rewards]  # type: ignore[attr-defined]
+    for name, parameter in own[0].items():
+        shared = "lora_" not in name and not name.startswith("heads.")
+        assert all((other[name] is parameter) is shared for other in own[1:]), name
+    held = {p.data_ptr(): p.numel() for p in whole.parameters()}
+    base = sum(p.numel() for name, p in own[0].items() if "lora_" not in name and not name.startswith("heads."))
+    each = sum(p.numel() for p in own[0].values()) - base
+    assert sum(held.values()) == base + 3 * each
+    whole.to(torch.float64)  # as to a device: what is shared stays shared
+    own = [dict(reward.policy.named_parameters()) for reward in whole.rewards]  # type: ignore[attr-defined]
+    assert all(
+        own[0][name] is other[name]
+        for name in own[0]
+        if "lora_" not in name
+        for other in own[1:3]
+        if name in other and not name.startswith("heads.")
+    )
+
+
+def test_a_base_is_held_apart_where_it_would_not_be_the_same(tmp_path: Path) -> None:
+    first, second = adapters(tmp_path / "a", 2)
+    biased, _ = adapters(tmp_path / "b", 2, bias="all")
+    one = ModelReward(first)
+
+    def shares(other: ModelReward) -> bool:
+        mine, theirs = (dict(reward.policy.named_parameters()) for reward in (one, other))  # type: ignore[union-attr]
+        return any(p is theirs.get(name) for name, p in mine.items())
+
+    assert shares(ModelReward(second)) and shares(ModelReward(second))
+    assert not shares(ModelReward(second, dtype="bfloat16"))
+    assert not shares(ModelReward(biased))  # its adapter is made of biases of the base, too
+    expected = score(one, SAMPLES)
+    ModelReward(biased)
+    assert torch.equal(score(one, SAMPLES), expected)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

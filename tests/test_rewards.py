@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from leyden.cli import class_names
 from leyden.errors import UserError
 from leyden.example import Sample
 from leyden.rewards import gold
-from leyden.rewards.function import Function, Gold, Reward, WeightedSum, name_of, score
+from leyden.rewards.function import Ensemble, Function, Gold, Reward, WeightedSum, name_of, score
 
 
 def samples(*responses: str) -> list[Sample]:
@@ -247,6 +249,92 @@ def test_weights_and_rewards_must_fit() -> None:
         score(WeightedSum([Constant(math.nan)]), THREE)
 
 
+# -- ensembles --------------------------------------------------------------------------------------------------------
+
+
+def fixed(name: str, *values: float) -> Any:
+    """A reward that gives these scores."""
+
+    def reward(given: Sequence[Sample]) -> list[float]:
+        return list(values[: len(given)])
+
+    reward.__name__ = name
+    return reward
+
+
+A, B, C = fixed("a", 1.0, 2.0, 0.0), fixed("b", 3.0, 2.0, 0.0), fixed("c", 5.0, 2.0, -3.0)
+APART = [math.sqrt(8 / 3), 0.0, math.sqrt(2)]
+"""Deviations of (1, 3, 5), (2, 2, 2) and (0, 0, -3), by hand"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"deviations": 0.0}, [3.0, 2.0, -1.0]),
+        ({}, [3 - APART[0], 2.0, -1 - APART[2]]),
+        ({"deviations": 2.5}, [3 - 2.5 * APART[0], 2.0, -1 - 2.5 * APART[2]]),
+        ({"combine": "worst"}, [1.0, 2.0, -3.0]),
+    ],
+)
+def test_an_ensemble_by_hand(options: dict[str, Any], expected: list[float]) -> None:
+    whole = Ensemble([A, B, C], **options)
+    assert score(whole, THREE).tolist() == pytest.approx(expected, abs=1e-6)
+    assert {name: part.tolist() for name, part in whole.terms.items()} == {
+        "a": [1, 2, 0],
+        "b": [3, 2, 0],
+        "c": [5, 2, -3],
+        "spread": pytest.approx(APART, abs=1e-6),
+    }
+
+
+def test_members_on_scales_of_their_own() -> None:
+    """A member that is 10 r + 7 agrees with r once its mean and scale are given, and not before."""
+    far = fixed("far", 17.0, 27.0, 7.0)
+    plain, scaled = Ensemble([A, far]), Ensemble([A, far], means=[0.0, 7.0], scales=[1.0, 10.0])
+    assert score(scaled, THREE).tolist() == pytest.approx([1, 2, 0], abs=1e-6)
+    assert scaled.terms["spread"].abs().max() < 1e-6 and scaled.terms["far"].tolist() == [1, 2, 0]
+    score(plain, THREE)
+    assert plain.terms["spread"].min() > 3
+
+
+def test_ensembles_nest_and_keep_the_terms_of_their_members() -> None:
+    inner = WeightedSum([A, B], [1.0, 0.0])
+    whole = Ensemble([inner, Constant(1.0), Constant(1.0), fixed("spread", 1.0, 1.0, 1.0)], combine="worst")
+    assert score(whole, THREE).tolist() == [1, 1, 0]
+    names = ["WeightedSum", "WeightedSum.a", "WeightedSum.b", "Constant-1", "Constant-2", "spread-1", "spread"]
+    assert list(whole.terms) == names and len(list(whole.parameters())) == 2
+    outer = WeightedSum([whole, A], [1.0, 2.0])
+    assert score(outer, THREE).tolist() == [3, 5, 0] and "Ensemble.spread" in outer.terms
+
+
+def test_a_member_that_gets_worse_costs_more_where_the_others_stay() -> None:
+    """What the mean loses is 1/M of it; with deviations the answer loses more, the more its members are apart."""
+    values = []
+    for apart in (0.0, 1.0, 2.0, 4.0):
+        members = [fixed("a", 1.0), fixed("b", 1.0 - apart)]
+        values.append([score(Ensemble(members, deviations=k), THREE[:1]).item() for k in (0.0, 1.0)])
+    assert [mean - careful for mean, careful in values] == pytest.approx([0, 0.5, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("rewards", "options", "message"),
+    [
+        ([], {}, "0 rewards have no spread; give two or more"),
+        ([A], {}, "1 rewards have no spread"),
+        ([A, B], {"combine": "worst", "deviations": 1.0}, "deviations are those of combine mean; leave them out"),
+        ([A, B], {"deviations": -1.0}, "deviations -1; give 0 or more"),
+        ([A, B], {"deviations": math.nan}, "deviations nan; give 0 or more"),
+        ([A, B], {"means": [1.0]}, "2 rewards but 1 means; give one for each"),
+        ([A, B], {"scales": [1.0, 2.0, 3.0]}, "2 rewards but 3 scales; give one for each"),
+        ([A, B], {"scales": [1.0, 0.0]}, "scales .* give numbers above 0"),
+        ([A, B], {"means": [1.0, math.inf]}, "means .* give finite numbers"),
+    ],
+)
+def test_ensembles_that_cannot_be(rewards: list[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^Ensemble: {message}"):
+        Ensemble(rewards, **options)
+
+
 # -- the command line -------------------------------------------------------------------------------------------------
 
 ALGORITHM = """
@@ -358,6 +446,32 @@ model:
     assert shown(learner, "--config", "resolved.yaml") == found
 
 
+def test_an_ensemble_in_a_file_logs_its_members_and_its_spread(leyden: Any, workplace: Path) -> None:
+    (workplace / "my_rewards.py").write_text(OWN)
+    members = "[{class_path: my_rewards.Own, init_args: {factor: 2}}, my_rewards.Own]"
+    arguments = f"{{rewards: {members}, deviations: 0.5}}"
+    reward = f"model: {{init_args: {{reward: {{class_path: Ensemble, init_args: {arguments}}}}}}}"
+    (workplace / "reward.yaml").write_text(reward)
+    (workplace / "prompts.jsonl").write_text("".join(f'{{"prompt": "{n} + 1?"}}\n' for n in range(8)))
+    words = "--data.path prompts.jsonl --data.val_fraction 0 --data.batch_size 2 --trainer.max_steps 1"
+    more = "--model.samples 2 --model.minibatches 1 --model.sampling.max_new_tokens 8 --trainer.accelerator cpu"
+    code, _, err = leyden(
+        "fit", "--config", "grpo", "--config", "reward.yaml", *f"{words} {more}".split(),
+        "--trainer.default_root_dir", "run",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = [json.loads(line) for line in (workplace / "run" / "rollouts.jsonl").read_text().splitlines()]
+    for row in rows:
+        lengths = [len(text) for text in row["responses"]]
+        assert row["terms"]["Own-1"] == [2 * n for n in lengths] and row["terms"]["Own-2"] == lengths
+        assert row["terms"]["spread"] == [n / 2 for n in lengths]
+        assert row["scores"] == [1.5 * n - 0.25 * n for n in lengths]
+    with (workplace / "run" / "metrics.csv").open(encoding="utf-8") as stream:
+        logged = [row["rollout/reward_spread"] for row in csv.DictReader(stream) if row.get("rollout/reward_spread")]
+    spreads = [value for row in rows for value in row["terms"]["spread"]]
+    assert float(logged[0]) == pytest.approx(sum(spreads) / len(spreads), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("typed", "scores"),
     [
@@ -407,5 +521,5 @@ def test_a_wrong_reward_is_one_line(typed: str, parts: list[str], learner: Any, 
 
 def test_the_names_of_rewards() -> None:
     known = class_names.of_kind("model.reward")
-    assert {"Gold", "Function", "WeightedSum", "HTTPJudge", "ModelReward"} <= set(known)
-    assert "Reward" not in known and "RewardModel" not in known
+    assert {"Classifier", "Ensemble", "Gold", "Function", "WeightedSum", "HTTPJudge", "ModelReward"} <= set(known)
+    assert not {"Reward", "RewardModel", "Combined"} & set(known)

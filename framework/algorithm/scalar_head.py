@@ -23,9 +23,12 @@ from leyden.batch.tree import chunk_by_tokens
 from leyden.errors import UserError
 from leyden.example import Example, Message
 from leyden.losses import bradley_terry
+from leyden.policy.policy import Labels
 
 BINS = 10
 """Of equal width over the confidence σ(|d|), from 0.5 to 1."""
+MOMENTS = ("n", "x", "y", "xx", "yy", "xy")
+"""Names of the sums that a correlation needs."""
 MARGINS = (0.0, 0.5, 1.0, 2.0, math.inf)
 """Edges of the buckets of |d| that accuracy is given for."""
 LABELS = {
@@ -49,13 +52,14 @@ class WithScalarHead(Algorithm):
         super().__init__(*args, **kwargs)
         if self.sampling != GREEDY.seeded():
             raise UserError(f"--model.sampling: {type(self).__name__} scores answers and samples none; leave it out")
+        self.policy.labels = Labels()
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one micro-batch, as for every algorithm, from `rewards(batch)`."""
 
     def rewards(self, batch: Batch) -> Tensor:
-        """The reward of each response: [N] fp32."""
+        """The reward of each response: [N] fp32; [N, K] where the head gives K numbers."""
         score = self.policy(batch, {"score"}).score
         assert isinstance(score, Tensor)
         return score
@@ -86,11 +90,15 @@ class WithScalarHead(Algorithm):
             `{"prompt", "responses", "scores", "row"}`, which is preference data itself, or `{"prompt", "response",
             "score", "row"}` where a row has one response.
         """
-        scores: list[float] = []
+        scores: list[Any] = []
         for trees in chunk_by_tokens([tree for _, tree in batch], self.budget):
-            scores += self.rewards(pack(trees).to(self.device)).tolist()
+            scores += self.written(self.rewards(pack(trees).to(self.device)))
         rest = iter(scores)
-        return [_row(example, [round(next(rest), 6) for _ in tree.responses]) for example, tree in batch]
+        return [_row(example, [next(rest) for _ in tree.responses]) for example, tree in batch]
+
+    def written(self, rewards: Tensor) -> list[Any]:
+        """What `predict` writes for each response."""
+        return [round(value, 6) for value in rewards.tolist()]
 
     def _needs_head(self) -> None:
         """Rewards of a head that was never trained mean nothing."""
@@ -103,7 +111,7 @@ class WithScalarHead(Algorithm):
     on_validation_start = on_test_start = on_predict_start = _needs_head
 
 
-def _row(example: Example, scores: list[float]) -> dict[str, Any]:
+def _row(example: Example, scores: list[Any]) -> dict[str, Any]:
     texts = [_text(turns) for turns in example.responses]
     answers = {"responses": texts, "scores": scores} if len(texts) > 1 else {"response": texts[0], "score": scores[0]}
     return {**example.prompt_columns(), **answers, "row": dict(example.row)}
@@ -138,9 +146,14 @@ def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]
 
 def length_sums(reward: Tensor, length: Tensor) -> dict[str, Tensor]:
     """The sums over N responses, their rewards and their lengths in tokens, from which `calibration` is computed."""
-    x, y = _exact(reward), _exact(length)
+    return {f"length_{name}": value for name, value in moments(reward, length).items()}
+
+
+def moments(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The sums over N pairs of numbers that `pearson` takes, by name and in its order."""
+    x, y = _exact(x), _exact(y)
     columns = {"n": torch.ones_like(x), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
-    return {f"length_{name}": value.sum() for name, value in columns.items()}
+    return {name: value.sum() for name, value in columns.items()}
 
 
 def calibration(sums: Mapping[str, float]) -> dict[str, float]:
@@ -163,12 +176,12 @@ def calibration(sums: Mapping[str, float]) -> dict[str, float]:
         "chosen_reward": chosen,
         "rejected_reward": rejected,
         "ece": sum(abs(sums[f"over_{k}"]) for k in range(BINS)) / total,
-        "length_correlation": _correlation(*(sums[f"length_{name}"] for name in ("n", "x", "y", "xx", "yy", "xy"))),
+        "length_correlation": pearson(*(sums[f"length_{name}"] for name in MOMENTS)),
     }
     return metrics | {name: sums[name] / sums[f"{name}_share"] for name in LABELS if sums[f"{name}_share"]}
 
 
-def _correlation(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
+def pearson(n: float, x: float, y: float, xx: float, yy: float, xy: float) -> float:
     """Pearson's correlation from sums; 0 where one of the two does not vary."""
     spread = (n * xx - x * x) * (n * yy - y * y)
     return (n * xy - x * y) / math.sqrt(spread) if spread > 0 else 0.0

@@ -15,6 +15,7 @@ from leyden.lazy import lazy_exports
 if TYPE_CHECKING:
     from leyden.policy.engine import Engine, Native
     from leyden.policy.policy import (
+        Labels,
         Outputs,
         Policy,
         Reference,
@@ -31,6 +32,7 @@ __all__ = [
     "Engine",
     "eval_mode",
     "KnownPredictions",
+    "Labels",
     "Native",
     "OtherPolicy",
     "Outputs",
@@ -47,7 +49,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "engine": "Engine Native",
-        "policy": "Outputs Policy Reference ReferenceKind Response Sampling eval_mode predictions_of",
+        "policy": "Labels Outputs Policy Reference ReferenceKind Response Sampling eval_mode predictions_of",
         "predictions": "KnownPredictions Predictions",
         "reference": "OtherPolicy",
     },

@@ -38,13 +38,29 @@ class Outputs:
     mean_logp: Tensor | None = None
     """[T] mean log-prob over the vocabulary at each response token (label smoothing)"""
     score: Tensor | None = None
-    """[N] reward of each response, read at its last token"""
+    """[N] reward of each response, read at its last token; [N, K] where the policy has K labels"""
     value: Tensor | None = None
     """[T] value of the state before each response token, from which that token is predicted"""
     predictions: Predictions | None = None
     """the distributions that predict the response tokens, to be compared with those of another policy"""
     agreement: Tensor | None = None
     """[T] log Σ_v π(v)² at each response token: the log-probability that two draws of it agree; without a gradient"""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a score head gives: one number a response, or one for each of K names."""
+
+    names: tuple[str, ...] = ("reward",)
+    problem: Literal["regression", "single_label_classification"] = "regression"
+    """As transformers calls it: K numbers, or the logits of K classes"""
+
+
+def class_name(value: object) -> str:
+    """A class of data as text: `true` and `2` mean the same as words, as numbers and in JSON."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
@@ -134,6 +150,8 @@ class Policy(nn.Module, ABC):
     """Token ids below this number have an embedding, where the tokenizer may have more; known once it is built."""
     cautions: tuple[str, ...] = ()
     """What the start of a training should say of this model, one line each; known once it is built."""
+    labels: Labels | None = None
+    """What the score head gives, set before `build`; None takes what the folder says, else one reward."""
     fresh: frozenset[str] = frozenset()
     """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 from leyden.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from leyden.rewards.function import Function, WeightedSum
+    from leyden.rewards.combined import Ensemble, WeightedSum
+    from leyden.rewards.function import Function
     from leyden.rewards.gold import COLUMNS, Gold, Parts
     from leyden.rewards.judge import HTTPJudge
     from leyden.rewards.reward import Reward, name_of, score
 
-__all__ = ["COLUMNS", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
+__all__ = ["COLUMNS", "Ensemble", "Function", "Gold", "HTTPJudge", "Parts", "Reward", "WeightedSum", "name_of", "score"]
 
 __getattr__ = lazy_exports(
     __name__,
     {
         "reward": "Reward name_of score",
-        "function": "Function WeightedSum",
+        "combined": "Ensemble WeightedSum",
+        "function": "Function",
         "gold": "COLUMNS Gold Parts",
         "judge": "HTTPJudge",
     },

@@ -274,8 +274,11 @@ def _optimizer(spec: Any) -> tuple[Optimizer, list[str]]:
 def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ...], list[str]]:
     """The reward models of a run, and notes. A model that cannot be read yet counts as large as the policy's base."""
     models: list[tuple[Part | None, int]] = []
-    notes = []
-    for args in _reward_models(spec):
+    notes = [
+        f"the classifier {args['path']} is not counted; its weights and one forward come on top"
+        for args in _arguments_of("Classifier", spec)
+    ]
+    for args in _arguments_of("ModelReward", spec):
         if args["base"] == "policy":
             models.append((None, args["batch_tokens"]))
             continue
@@ -292,14 +295,14 @@ def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ..
     return tuple(models), notes
 
 
-def _reward_models(spec: Any) -> Iterator[Tree]:
-    """Arguments of every reward model in a reward, which may be a sum of several."""
+def _arguments_of(kind: str, spec: Any) -> Iterator[Tree]:
+    """Arguments of every reward of a class in a reward, which may be made of several."""
     if isinstance(spec, dict):
-        if str(spec.get("class_path", "")).endswith("ModelReward"):
+        if str(spec.get("class_path", "")).rpartition(".")[2] == kind:
             yield spec["init_args"]
         else:
             for value in spec.values():
-                yield from _reward_models(value)
+                yield from _arguments_of(kind, value)
     elif isinstance(spec, list):
         for item in spec:
-            yield from _reward_models(item)
+            yield from _arguments_of(kind, item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Collection
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from leyden.distributed import full_tensor
 from leyden.models.backbone import Backbone, base_of, innermost
-from leyden.models.heads import SCORE, blank, body_of
+from leyden.models.heads import ONE, SCORE, TOLD, blank, body_of
 from leyden.models.saving.scoring_tokenizer import scoring_tokenizer
-from leyden.policy.policy import Policy
+from leyden.policy.policy import Labels, Policy
 from leyden.sharding import is_sharded
 
 log = logging.getLogger(__name__)
@@ -109,19 +110,19 @@ def _save_reward(policy: Policy, backbone: Backbone, state: State, folder: Path)
     in bfloat16, unless it is given another dtype.
     """
     tokenizer = scoring_tokenizer(policy.tokenizer, policy.stop, backbone.config.pad_token_id)
-    head = state["heads.score.weight"].detach()
+    head, labels = state["heads.score.weight"].detach(), policy.labels or ONE
     if backbone.adapted:
         _save_pretrained(policy, backbone.model, state, folder)
-        _add_head(backbone, head, int(tokenizer.pad_token_id), folder)
+        _add_head(backbone, head, labels, int(tokenizer.pad_token_id), folder)
     else:
-        _save_classifier(backbone, _of_model(state), head, int(tokenizer.pad_token_id), folder)
+        _save_classifier(backbone, _of_model(state), head, labels, int(tokenizer.pad_token_id), folder)
     tokenizer.save_pretrained(folder)
 
 
-def _save_classifier(backbone: Backbone, weights: State, head: Tensor, pad: int, folder: Path) -> None:
+def _save_classifier(backbone: Backbone, weights: State, head: Tensor, labels: Labels, pad: int, folder: Path) -> None:
     """Write a whole model as a sequence classifier."""
     base = backbone.base
-    model, tensors = blank(backbone, pad), {name: weights[name] for name in body_of(base)} | {SCORE: head}
+    model, tensors = blank(backbone, pad, labels), {name: weights[name] for name in body_of(base)} | {SCORE: head}
     for name, target in model.state_dict().items():  # rows for a pad token that was added; they are never used
         if missing := len(target) - len(tensors[name]) if target.ndim else 0:
             tensors[name] = torch.cat([tensors[name], tensors[name][:1].expand(missing, -1)])
@@ -130,14 +131,16 @@ def _save_classifier(backbone: Backbone, weights: State, head: Tensor, pad: int,
     model.save_pretrained(folder)
 
 
-def _add_head(backbone: Backbone, head: Tensor, pad: int, folder: Path) -> None:
-    """Turn the adapter in a folder into that of a sequence classifier, and add the head."""
+def _add_head(backbone: Backbone, head: Tensor, labels: Labels, pad: int, folder: Path) -> None:
+    """Turn the adapter in a folder into that of a sequence classifier, and add the head with the names of its labels,
+    for which PEFT has no place."""
     from peft import PeftConfig
     from safetensors.torch import load_file, save_file
 
     base, file = backbone.base, folder / "adapter_model.safetensors"
     tensors = load_file(file) | {f"base_model.model.{SCORE}": head.cpu()}
-    save_file(tensors, file, metadata={"format": "pt"})
+    told = json.dumps({"names": labels.names, "problem": labels.problem}, ensure_ascii=False)
+    save_file(tensors, file, metadata={"format": "pt", TOLD: told})
     config = PeftConfig.from_pretrained(folder)
     config.task_type, config.modules_to_save = "SEQ_CLS", [*(config.modules_to_save or []), "score"]
     config.save_pretrained(folder)
