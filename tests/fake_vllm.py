@@ -297,11 +297,12 @@ class Engine:
         finally:
             with self.lock:
                 self.running -= 1
+        known = {"prompt_logprobs": self.likely(model, asked["prompt"])} if "prompt_logprobs" in asked else {}
         choices = []
         for k, (mine, said) in enumerate(zip(tokens, logp, strict=True)):
             ended = "stop" if mine[-1] in asked["stop_token_ids"] else "length"
             choices.append({"index": k, "text": "", "finish_reason": ended, "token_ids": mine,
-                            "logprobs": {"token_logprobs": said}})  # fmt: skip
+                            "logprobs": {"token_logprobs": said}, **known})  # fmt: skip
         return {"object": "text_completion", "model": asked["model"], "choices": choices[::-1]}
 
     def die_if_due(self) -> None:
@@ -343,6 +344,14 @@ class Engine:
                 break
             logits, keys = model(np.array(drawn)[:, None], keys)
         return tokens, said
+
+    def likely(self, model: Llama, prompt: list[int]) -> list[Any]:
+        """What it says of each token of a prompt, but for the first."""
+        said: list[Any] = [None]
+        for at, token in enumerate(prompt[1:], start=1):
+            logp = processed(model(np.array([prompt[:at]]), model.no_keys())[0].astype(np.float64), {"temperature": 1})
+            said.append({str(token): {"logprob": float(logp[0, token]), "rank": 1, "decoded_token": ""}})
+        return said
 
     def read(self, model: Llama, name: str, prompt: list[int]) -> tuple[Array, Array]:
         """Logits after a prompt, and its keys: those of whole blocks come from the cache where they are there."""

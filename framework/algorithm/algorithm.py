@@ -198,7 +198,7 @@ class Algorithm(OptimizerStep):
 
     def shard_policy(self, policy: Policy) -> None:
         """Shard a policy that was just built, where the strategy has a mesh of devices for that."""
-        if self.device_mesh is not None:
+        if self.device_mesh is not None and any(True for _ in policy.parameters()):
             shard(policy, policy.blocks(), self.device_mesh["data_parallel"])
 
     def frozen_reference(self, kind: ReferenceKind = "auto") -> Reference:

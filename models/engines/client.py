@@ -42,16 +42,17 @@ class Client:
     Args:
         url: such as `http://127.0.0.1:8000`.
         timeout: seconds that one answer may take.
+        flag: where the url is given.
     """
 
-    def __init__(self, url: str, timeout: float = 600.0) -> None:
+    def __init__(self, url: str, timeout: float = 600.0, flag: str = "--model.engine.url") -> None:
         parts = urlsplit(url.removesuffix("/").removesuffix("/v1"))
         try:
             port = parts.port
         except ValueError:
             port = -1
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1 or "@" in parts.netloc:
-            raise UserError(f"--model.engine.url {url}: give the address of a server, such as http://127.0.0.1:8000")
+            raise UserError(f"{flag} {url}: give the address of a server, such as http://127.0.0.1:8000")
         self.url, self.timeout = f"{parts.scheme}://{parts.netloc}", timeout
         self._make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._host, self._port, self._prefix = parts.hostname, port, parts.path.rstrip("/")

@@ -19,6 +19,7 @@ from leyden.cli.config_keys import flag_keys
 from leyden.cli.lightning_cli import CLI
 from leyden.errors import UserError
 from leyden.models.causal_lm import CausalLM
+from leyden.models.engines.served_model import ServedModel
 from leyden.models.planner.blueprint import blueprint
 from leyden.models.planner.memory import FLOAT, HALF, STATES
 from leyden.models.planner.outline import Optimizer
@@ -89,7 +90,7 @@ def settings(config: Tree, devices: int | None = None) -> tuple[Settings, list[s
     sharded, buckets = _strategy(trainer["strategy"])
     samples = args.get("samples") or pairs
     others = [
-        _part(args[name], f"model.{name}.path", choice) if args.get(name) else None
+        _part(args[name], f"model.{name}.path", choice) if args.get(name) and not _served(args[name]) else None
         for name in ("reference_policy", "value_policy", "teacher")
     ]
     new = (args.get("sampling") or {}).get("max_new_tokens", 0) if issubclass(algorithm, OnPolicy) else 0
@@ -269,6 +270,11 @@ def _optimizer(spec: Any) -> tuple[Optimizer, list[str]]:
     name, args = _name(spec).rpartition(".")[2], spec.get("init_args") or {}
     notes = [] if name in STATES else [f"nothing is known of {name}, so it is taken to keep as much as AdamW"]
     return Optimizer(name, bool(args.get("momentum")), bool(args.get("fused"))), notes
+
+
+def _served(part: dict[str, Any]) -> bool:
+    """Whether a model is held by a server, and not here."""
+    return issubclass(_class(part["class_path"]), ServedModel)
 
 
 def _rewards(spec: Any, policy: Part) -> tuple[tuple[tuple[Part | None, int], ...], list[str]]:
