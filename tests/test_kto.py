@@ -57,6 +57,16 @@ class Points(Callback):
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
+def test_data_that_lends_no_responses_is_refused() -> None:
+    trees = labelled_trees(4)
+    for tree in trees:
+        tree.responses, tree.weights = tree.responses[:1], tree.weights and tree.weights[:1]
+        tree.scores = [1.0]
+    with pytest.raises(UserError, match="KTO compares with responses to other prompts, and the data gives none"):
+        fit(KTO(small(), optimizer=adam, lr_scheduler=None), TreeData(trees, batch_size=4), max_epochs=1)
+    fit(BCO(small(), optimizer=adam, lr_scheduler=None), TreeData(trees, batch_size=4), max_epochs=1)
+
+
 # -- the losses -------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +139,8 @@ def test_what_is_noted(kind: type[WithLabels]) -> None:
     found.reference, found._notes = Fixed(found.policy(batch).logp.detach()), {}
     found.loss(batch)
     assert float(found._notes["accuracy"]) == pytest.approx(0.5), "at the point itself neither is right"
-    alone = found.step_metrics({"good": 0.0, "bad": 1.0, "good_reward": 0.0, "bad_reward": -2.0})
+    sums = {"good": 0.0, "bad": 1.0, "good_reward": 0.0, "bad_reward": -2.0, "borrowed": 1.0}
+    alone = found.step_metrics(sums)
     assert alone == {"rejected_reward": -2.0, "good_share": 0.0}
 
 

@@ -66,10 +66,21 @@ class WithLabels(WithReference):
             self.note(name, batch.response_mean(label))
             self.note(f"{name}_reward", batch.response_mean(label * reward))
         if self.mismatched:
+            self.note("borrowed", batch.response_mean(batch.score.isnan().float()))
             self.note("kl", batch.response_mean(torch.where(batch.score.isnan(), reward, 0.0)) / self.beta)
         return found
 
     def step_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """What a step has measured.
+
+        Raises:
+            UserError: the data lends no prompt a response of another one.
+        """
+        if self.mismatched and not sums["borrowed"] and sums["good"] + sums["bad"]:
+            raise UserError(
+                f"{type(self).__name__} compares with responses to other prompts, and the data gives none: set --data "
+                "PreferenceData, or give each tree a second response with the score leyden.batch.tree.BORROWED"
+            )
         return _means(sums)
 
     def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
@@ -87,7 +98,11 @@ class WithLabels(WithReference):
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
     """What was noted, with the mean reward of each label in the place of its share of a mean over all responses. A step
     may have no response of one label: then it says nothing of it."""
-    known = {name: value for name, value in sums.items() if name not in ("good", "bad", "good_reward", "bad_reward")}
+    known = {
+        name: value
+        for name, value in sums.items()
+        if name not in ("good", "bad", "good_reward", "bad_reward", "borrowed")
+    }
     for name, label in ("chosen", "good"), ("rejected", "bad"):
         if sums[label] > 0:
             known[f"{name}_reward"] = sums[f"{label}_reward"] / sums[label]
