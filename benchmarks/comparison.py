@@ -8,7 +8,7 @@ to a prompt, ranked by the same reward. Each learning rate of a sweep is run onc
 reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on the other half at
 temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length in tokens, the
 loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all. Runs that
-FOLDER has from an earlier call are not run again.
+FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no reward.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ OBJECTIVES = ("Sigmoid", "IPO", "SimPO", "ORPO", "CPO", "APOZero", "APODown", "E
 GIVEN: dict[str, list[object]] = {
     "dpo" if name == "Sigmoid" else name: ["--config", "dpo", "--model.objective", name] for name in OBJECTIVES
 } | {"kto": ["--config", "kto"], "bco": ["--config", "bco"]}
+GIVEN["CPO"] += ["--model.sft_weight", 1]  # as published
 MEASURES = {
     "reward": "eval/reward",
     "win_rate": "eval/win_rate",
