@@ -1,0 +1,40 @@
+"""benchmarks/comparison.py: what it asks of every algorithm is taken, and its table says what the runs did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+@pytest.fixture
+def comparison(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
+    import comparison
+
+    return comparison
+
+
+def test_every_algorithm_gets_the_same_budget(comparison: Any, leyden: Any, workplace: Path) -> None:
+    """Scored answers a rollout, whatever the numbers of prompts and samples."""
+    for name, words in (comparison.SAMPLED | comparison.GIVEN).items():
+        asked = ["fit", *map(str, words), "--data.path", "rows.jsonl", "--print_config"]
+        asked += ["--model.reward", "Gold"] if name in comparison.SAMPLED else []
+        code, out, err = leyden(*asked)
+        assert code == 0, err
+        config = yaml.safe_load(out)
+        if name in comparison.SAMPLED:
+            samples = config["model"]["init_args"].get("samples", 1)
+            assert samples * config["data"]["init_args"]["batch_size"] == comparison.ANSWERS, name
+
+
+def test_the_table_is_sorted_by_reward_and_says_how_far_seeds_lie_apart(comparison: Any) -> None:
+    def runs(*rewards: float) -> dict[str, Any]:
+        return {"rate": "1e-4"} | {name: list(rewards) for name in comparison.FORMS}
+
+    lines = comparison.table({"a": runs(1.0, 1.2), "b": runs(2.0)}).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["b", "a"]
+    assert lines[3].split("|")[3].strip() == "1.100 ± 0.100"
