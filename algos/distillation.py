@@ -65,6 +65,7 @@ class Distillation(WithGivenAnswers):
     def configure_model(self) -> None:
         super().configure_model()
         if (teacher := self._teacher[0]) is not None and self.teacher is None and not self.trainer.predicting:
+            self._check_samples(teacher)
             self.teacher = OtherPolicy(teacher, self.policy, "the teacher", "--model.teacher")
             self.shard_policy(teacher)
             longest, room = getattr(self.data, "longest_row", 0), teacher.positions
@@ -73,6 +74,14 @@ class Distillation(WithGivenAnswers):
                     f"the longest row has {longest} tokens but {teacher.path} has positions for {room}; "
                     f"set --data.max_length {room}"
                 )
+
+    def _check_samples(self, teacher: Policy) -> None:
+        """That what a teacher can say is enough, before anything is sampled."""
+        if teacher.samples_only and not (self.divergence.sampled and self.temperature == 1):
+            raise UserError(
+                f"--model.teacher {type(teacher).__name__}: it gives log-probs of sampled tokens alone, at temperature "
+                "1; set --model.divergence SampledReverseKL and --model.sampling.temperature 1"
+            )
 
     def rehearse(self, batch: Batch) -> list[Tensor]:
         if self.teacher is not None:
@@ -85,6 +94,8 @@ class Distillation(WithGivenAnswers):
             positions = (self._teacher[0] or self.policy).positions
             room = None if positions is None else positions - self.sampling.max_new_tokens
             self.teacher_prompts = TeacherPrompts(self.teacher_system, loader.prompts, self.data, room)
+            answers = self.samples * self.sampling.max_new_tokens
+            self.micro_batches.limit_to(self.teacher_prompts.student_budget(self.budget, answers))
         return found
 
     def loss(self, batch: Batch) -> Tensor:

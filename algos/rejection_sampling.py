@@ -47,6 +47,10 @@ class RejectionSampling(OnPolicy):
         self.top, self.threshold = top, threshold
 
     @property
+    def drops_prompts(self) -> bool:
+        return self.threshold is not None
+
+    @property
     def trained_on(self) -> int:
         return self.top
 

@@ -240,17 +240,21 @@ class StoredRows(FileData, PlannedData):
         """The trees of one example, however long. Raises `RowError`."""
 
     def _fitting_trees(self, place: str, example: Example, report: Report) -> Iterator[tuple[str, Tree]]:
-        trees = self.encode(example)
-        for number, tree in enumerate(trees):
+        trees, fitting = self.encode(example), list[Tree]()
+        problem: LeftOut | None = None
+        for tree in trees:  # before any is handed on: a row with an error is no part of the data
             if not tree.totals().tokens:
                 raise RowError("nothing to train; give the row an answer or drop it", "nothing to train")
-            fitting = fit(tree, self.max_length, self.overlength)
-            report.truncated += fitting is not tree
-            report.left_out += len(tree.responses) - len(fitting.responses)
-            if number == 0:
-                report.left_out += example.left_out
-                report.left_out += max(0, len(example.responses) - sum(len(one.responses) for one in trees))
-            yield place, fitting
+            try:
+                fitting.append(fit(tree, self.max_length, self.overlength))
+            except LeftOut as error:  # each answer by itself, or the order of answers would matter
+                problem = error
+        if problem is not None and not fitting:
+            raise problem
+        report.truncated += sum(all(one is not tree for tree in trees) for one in fitting)
+        kept, answers = (sum(len(one.responses) for one in some) for some in (fitting, trees))
+        report.left_out += example.left_out + max(0, max(len(example.responses), answers) - kept)
+        yield from ((place, one) for one in fitting)
 
     def _stored(self, path: str, anew: bool = False) -> Path:
         """The Arrow file with the tokenised rows of a path, built if it is missing or if `anew` is set."""

@@ -48,6 +48,11 @@ class Divergence(ABC):
         return torch.autograd.grad(total, z)[0]
 
 
+def apart(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """log a - log b, and 0 of what neither can say: some heads give tokens outside of their vocabulary -inf."""
+    return torch.where(log_a == log_b, 0.0, log_a - log_b)
+
+
 @dataclass
 class ForwardKL(Divergence):
     """KL(p || π) = Σ p (log p - log π), as in sequence-level distillation (Hinton et al. 2015; Agarwal et al. 2024).
@@ -57,7 +62,7 @@ class ForwardKL(Divergence):
 
     def __call__(self, log_pi: Tensor, log_p: Tensor) -> Tensor:
         check_shapes(log_pi=(log_pi, "S V"), log_p=(log_p, "S V"))
-        return (log_p.exp() * (log_p - log_pi)).sum(-1)
+        return (log_p.exp() * apart(log_p, log_pi)).sum(-1)
 
     def gradient(self, log_pi: Tensor, log_p: Tensor, value: Tensor) -> Tensor:
         return log_pi.exp().sub_(log_p.exp())
@@ -72,10 +77,10 @@ class ReverseKL(Divergence):
 
     def __call__(self, log_pi: Tensor, log_p: Tensor) -> Tensor:
         check_shapes(log_pi=(log_pi, "S V"), log_p=(log_p, "S V"))
-        return (log_pi.exp() * (log_pi - log_p)).sum(-1)
+        return (log_pi.exp() * apart(log_pi, log_p)).sum(-1)
 
     def gradient(self, log_pi: Tensor, log_p: Tensor, value: Tensor) -> Tensor:
-        return (log_pi - log_p).sub_(value[:, None]).mul_(log_pi.exp())
+        return apart(log_pi, log_p).sub_(value[:, None]).mul_(log_pi.exp())
 
 
 @dataclass
@@ -102,13 +107,13 @@ class JensenShannon(Divergence):
     def __call__(self, log_pi: Tensor, log_p: Tensor) -> Tensor:
         check_shapes(log_pi=(log_pi, "S V"), log_p=(log_p, "S V"))
         log_m = self._mixture(log_pi, log_p)
-        value = self.beta * log_p.exp() * (log_p - log_m) + (1 - self.beta) * log_pi.exp() * (log_pi - log_m)
+        value = self.beta * log_p.exp() * apart(log_p, log_m) + (1 - self.beta) * log_pi.exp() * apart(log_pi, log_m)
         return value.sum(-1)
 
     def gradient(self, log_pi: Tensor, log_p: Tensor, value: Tensor) -> Tensor:
-        apart, pi = log_pi - self._mixture(log_pi, log_p), log_pi.exp()
-        kl = (pi * apart).sum(-1, keepdim=True)
-        return apart.sub_(kl).mul_(pi).mul_(1 - self.beta)
+        far, pi = apart(log_pi, self._mixture(log_pi, log_p)), log_pi.exp()
+        kl = (pi * far).sum(-1, keepdim=True)
+        return far.sub_(kl).mul_(pi).mul_(1 - self.beta)
 
     def _mixture(self, log_pi: Tensor, log_p: Tensor) -> Tensor:
         """log m."""

@@ -36,6 +36,10 @@ class Encoded:
         return len(self.ids)
 
 
+PAIRED = "{%- set asked = messages[:-1] if answered else messages -%}"
+"""What stands in the chat template of an exported `Encoder`, which writes a pair of texts."""
+
+
 def positions_of(model: PreTrainedModel) -> int | None:
     """The longest row that a model has positions for; None without a limit. Models that count positions from their pad
     token on (RoBERTa) have fewer than their table has rows."""
@@ -185,7 +189,8 @@ class Reader:
 def _settled(path: str, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """The template that is meant, after checks of it."""
     if template == "auto":
-        template = "chat" if tokenizer.chat_template is not None else "pair"
+        chat = tokenizer.chat_template
+        template = "pair" if chat is None or (isinstance(chat, str) and PAIRED in chat) else "chat"
     if template == "chat":
         if tokenizer.chat_template is None:
             raise UserError(f"{path}: template chat, but its tokenizer has no chat template; give template pair")

@@ -16,7 +16,7 @@ from leyden.distributed import full_tensor
 from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
 from leyden.models.build_checks import check_vocabulary
-from leyden.models.classifier_input import positions_of, takes_types
+from leyden.models.classifier_input import PAIRED, positions_of, takes_types
 from leyden.models.heads import ONE, name_labels, saved_labels
 from leyden.models.load import load_encoder
 from leyden.models.reference import remove_dropout
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PAIR = (
-    "{%- set answered = messages[-1].role == 'assistant' and not add_generation_prompt -%}"
-    "{%- set asked = messages[:-1] if answered else messages -%}"
-    "{{ BEFORE }}"
+    "{%- set answered = messages[-1].role == 'assistant' and not add_generation_prompt -%}" + PAIRED + "{{ BEFORE }}"
     "{%- if asked | length == 1 -%}{{ asked[0].content }}{%- else -%}"
     "{%- for turn in asked -%}"
     "{{ turn.role | capitalize }}: {{ turn.content }}{{ '' if loop.last else '\n' }}"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -236,6 +237,20 @@ def test_keys_that_the_user_typed_are_never_left_out(leyden, workplace: Path, ow
     (workplace / "mine.yaml").write_text("model:\n  init_args:\n    sft_weight: 0.1\n")
     code, _, err = leyden("fit", "--config", "dpo", "--model", f"{own}.ORPO", "--data.path", "p.jsonl", *typed)
     assert code == 2 and problem in err
+
+
+@pytest.mark.parametrize(
+    ("config", "surrogate", "expected"),
+    [
+        ("gspo", "Clip", {"clip": 0.2, "clip_high": None, "dual": None}),
+        ("dapo", "SequenceRatio", {"clip": 3e-4, "clip_high": 4e-4}),
+        ("dapo", "CISPO", {"cap": 5.0}),
+    ],
+)
+def test_numbers_of_one_surrogate_are_not_those_of_another(leyden, config: str, surrogate: str, expected: Any) -> None:
+    typed = ["--data.path", "p.jsonl", "--model.reward", "Gold", "--model.surrogate", surrogate]
+    found = resolved(leyden, "--config", config, *typed)["model"]["init_args"]["surrogate"]
+    assert found["class_path"] == f"leyden.surrogates.{surrogate}" and found["init_args"] == expected
 
 
 def test_what_is_left_out_is_said(leyden, own: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -273,6 +273,23 @@ def test_a_policy_learns_to_do_without_a_system_prompt() -> None:
     assert max(far[-3:]) < 0.3 * far[0]
 
 
+def test_a_micro_batch_has_room_for_the_prompts_of_the_teacher() -> None:
+    """Its system prompt stands before every prompt of a batch, and the policy's do not."""
+    ends, seen = [], []
+    for budget in (4096, 90):
+        found, data = spoken(samples=2, teacher_system=" ".join(["91"] * 40)), Spoken()
+        data.max_tokens = budget
+        fit(found, data, max_epochs=1)
+        ends.append(weights_of(found.policy))
+        seen.append([found.teacher_prompts.seen(batch).size for batch in found.batches])
+    assert max(seen[0]) > 350 and max(seen[1]) <= 90
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=0)
+    found, data = spoken(samples=2, teacher_system=" ".join(["91"] * 40)), Spoken()
+    data.max_tokens = 50
+    with pytest.raises(UserError, match="with --model.teacher_system a prompt with its answers may have"):
+        fit(found, data, max_epochs=1)
+
+
 def test_prompts_of_another_file_are_refused_in_the_middle_of_a_rollout() -> None:
     found, data = spoken(), Spoken()
     fit(found, data, max_epochs=1)

@@ -271,3 +271,16 @@ def test_other_numbers_of_tokens_are_refused() -> None:
     mine, theirs = (KnownPredictions(pack(some_trees(n)), torch.zeros(200, 5)) for n in (1, 4))
     with pytest.raises(ValueError, match="tokens are predicted here and"):
         mine.divergence(theirs, ForwardKL())
+
+
+@pytest.mark.parametrize("kind", [ForwardKL(), ReverseKL(), JensenShannon(0.3)], ids=lambda d: type(d).__name__)
+def test_tokens_that_neither_can_say_count_for_nothing(kind: Divergence) -> None:
+    """Heads may give entries beyond their vocabulary -inf."""
+    never = torch.tensor([-torch.inf])
+    pi, p = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+    short = [x.log_softmax(-1)[None] for x in (pi, p)]
+    long = [torch.cat([x, never]).log_softmax(-1)[None] for x in (pi, p)]
+    torch.testing.assert_close(kind(*long), kind(*short))
+    slope = kind.gradient(*long, kind(*long))
+    torch.testing.assert_close(slope[:, :2], kind.gradient(*short, kind(*short)))
+    assert slope[0, 2] == 0

@@ -226,7 +226,7 @@ def test_a_reward_model_from_the_command_line(kind: str, folders: dict[str, str]
     model = AutoModelForSequenceClassification.from_pretrained("run/export").eval()
     tokenizer = AutoTokenizer.from_pretrained("run/export")
     reward = Classifier("run/export")
-    assert reward.reader.template == "chat" and model.config.id2label == {0: "reward"}
+    assert reward.reader.template == "pair" and model.config.id2label == {0: "reward"}
     for line in lines[:6]:
         prompt = line["prompt"][0]["content"]
         samples = [Sample(line["prompt"], text) for text in line["responses"]]

@@ -57,6 +57,19 @@ class Points(Callback):
             self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
+def test_answers_without_a_label_are_refused() -> None:
+    trees = labelled_trees(4)
+    trees[1].scores = [0.5, BORROWED]
+    with pytest.raises(UserError, match="25 % of the answers are labelled neither 1, good, nor 0, bad"):
+        fit(KTO(small(), optimizer=adam, lr_scheduler=None), TreeData(trees, batch_size=4), max_epochs=1)
+
+    class Instructions(TreeData):
+        kind = "instruction"
+
+    with pytest.raises(UserError, match="set --data PreferenceData"):
+        fit(BCO(small(), optimizer=adam, lr_scheduler=None), Instructions(trees, batch_size=4), max_epochs=1)
+
+
 def test_data_that_lends_no_responses_is_refused() -> None:
     trees = labelled_trees(4)
     for tree in trees:

@@ -40,6 +40,7 @@ from leyden.on_policy import (
     ScoreTransform,
 )
 from leyden.on_policy.metrics import rollout_metrics, rollout_sums
+from leyden.on_policy.rollout_file import RolloutFile
 from leyden.on_policy.rollout_loader import check_room
 from leyden.policy import Native, Response, Sampling
 from leyden.run.callbacks import FinalValidation, Throughput
@@ -714,11 +715,41 @@ def test_dynamic_sampling_that_finds_nothing_ends_with_counts(tmp_path: Path) ->
         replaced(tmp_path, reward=lambda samples: [1.0] * len(samples))
 
 
+def test_what_waits_of_later_prompts_of_a_rollout_stays_until_their_turn(tmp_path: Path) -> None:
+    """Those of the second batch that dynamic sampling has drawn are on file when the run is killed twice."""
+
+    def answered(draws: Sequence[int]) -> list[AnsweredPrompt]:
+        response = Response([1, 2], [-1.0, -2.0], True, "1 2")
+        return [AnsweredPrompt(Prompt(draw, Example([]), [5]), draw, [response], [1.0]) for draw in draws]
+
+    for _ in range(2):
+        file = RolloutFile(tmp_path / "rollouts.jsonl")
+        known = file.begin(0, "same", False)
+        file.append(answered([0, 1]), 0, "same")
+        if not known:
+            file.append(answered([2, 3]), 0, "same", scored=False)
+        file.end(0, {0, 1})
+    assert sorted(RolloutFile(tmp_path / "rollouts.jsonl").begin(0, "same", False)) == [0, 1, 2, 3]
+
+
+def test_the_price_that_is_logged_is_the_one_that_is_paid() -> None:
+    """In the rewards that of before the rollout, as a term of the loss that of after it."""
+    for kl in ("reward", "k3"):
+        found = algorithm(GRPO, {"samples": 2, "kl": kl, "kl_coef": 0.1, "kl_target": 1e-6, "kl_horizon": 10.0})
+        prices = []
+        found.on_train_start = lambda kept=prices, of=found: kept.append(of.kl_controller.coefficient)
+        trainer = fit(found, Questions(), max_epochs=2)
+        logged = float(trainer.callback_metrics["rollout/kl_coef"])
+        last = found.kl_controller.coefficient
+        assert (logged == pytest.approx(last)) is (kl == "k3") and last != 0.1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"dynamic_sampling": -1}, "0 or more"),
         ({"dynamic_sampling": 1, "samples": 1, "estimator": Whitened()}, "samples 2 or more"),
+        ({"kl_target": 5.0, "kl_coef": 0.0}, "give that a start, such as 0.05"),
     ],
 )
 def test_dynamic_sampling_that_makes_no_sense(options: dict[str, Any], message: str) -> None:
@@ -764,6 +795,7 @@ WRONG: list[tuple[type[OnPolicy], dict[str, Any], str]] = [
     (OnlineDPO, {"sampling": Sampling(temperature=0.0)}, "temperature above 0"),
     (RejectionSampling, {"samples": 4, "top": 4}, "keep fewer"),
     (PPO, {"epochs": 0}, "give 1 or more"),
+    (PPO, {"estimator": Whitened()}, "use --model PolicyGradient"),
     (PPO, {"reference": "precomputed"}, "leave it out"),
     (PPO, {"reward": None}, "--model.reward: missing; PPO learns from scores"),
     (Distillation, {"teacher": None}, "--model.teacher.path: missing"),

@@ -77,7 +77,10 @@ def test_what_a_served_teacher_cannot_do(models: Path, server: Any) -> None:
             make()
     for options, message in (
         ({"divergence": ReverseKL()}, "set --model.divergence SampledReverseKL"),
-        ({"sampling": Sampling(max_new_tokens=4, temperature=0.7)}, "set it to 1"),
+        (
+            {"sampling": Sampling(max_new_tokens=4, temperature=0.7)},
+            "SampledReverseKL and --model.sampling.temperature 1",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             fit(distilled(models, ServedModel(teacher, server.url), **options), Questions(4, size=4), max_epochs=1)

@@ -140,6 +140,18 @@ def test_pairs_become_a_good_and_a_bad_answer(tmp_path: Path) -> None:
     assert data._stores[0].report.left_out == 0
 
 
+def test_an_answer_that_is_too_long_takes_no_other_with_it(tmp_path: Path) -> None:
+    long = "word " * 80
+    rows = [
+        {"prompt": "a?", "chosen": "fine", "rejected": long},
+        {"prompt": "b?", "chosen": long, "rejected": "bad"},
+        {"prompt": "c?", "chosen": long, "rejected": long + "no"},
+    ]
+    data = set_up(KTO, written(tmp_path, rows * 2), max_length=64, val_fraction=0)
+    scores = Counter(tree.scores[0] for tree in (data.train_trees[i] for i in range(len(data.train_trees))))
+    assert scores == {1.0: 2, 0.0: 2}
+
+
 def test_dpo_still_compares(tmp_path: Path) -> None:
     data = set_up(DPO, written(tmp_path, PAIRS))
     assert data.kind == "preference" and data.train_trees is not None and len(data.train_trees[0].responses) == 2

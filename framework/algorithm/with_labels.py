@@ -52,6 +52,15 @@ class WithLabels(WithReference):
         self.point = 0.0
         """What rewards are compared with, in their unit."""
 
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        kind = getattr(self.data, "kind", "unpaired")
+        if stage == "fit" and kind not in ("unpaired", "preference"):
+            raise UserError(
+                f"{type(self).__name__} learns from answers that are labelled good or bad, and these are rows of the "
+                f"kind {kind}: set --data PreferenceData"
+            )
+
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The loss of one micro-batch, a `response_mean` of what `labelled` gives."""
@@ -80,6 +89,11 @@ class WithLabels(WithReference):
             raise UserError(
                 f"{type(self).__name__} compares with responses to other prompts, and the data gives none: set --data "
                 "PreferenceData, or give each tree a second response with the score leyden.batch.tree.BORROWED"
+            )
+        if 0 < sums["good"] + sums["bad"] < 1 - 1e-4:
+            raise UserError(
+                f"{type(self).__name__}: {100 * (1 - sums['good'] - sums['bad']):.3g} % of the answers are labelled "
+                "neither 1, good, nor 0, bad; give them one of these scores"
             )
         return _means(sums)
 

@@ -49,9 +49,9 @@ class Tree:
             return Totals(0.0, 0, 0)
         weights = self.weights or [[1.0] * len(r) for r in self.responses]
         skipped = 0.0 if self.prompt else weights[0][0]
-        own = [
-            w for w, score in zip(weights, self.scores or [0.0] * len(weights), strict=True) if not math.isnan(score)
-        ]
+        # labels of several attributes are scores too, and then there is not one a response
+        scores = self.scores if self.scores is not None and len(self.scores) == len(weights) else [0.0] * len(weights)
+        own = [w for w, score in zip(weights, scores, strict=True) if not math.isnan(score)]
         return Totals(sum(map(sum, own)) - skipped, len(own), 1)
 
 

@@ -14,7 +14,11 @@ from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_text, fingerprint_vocabulary
 from leyden.policy.policy import Policy
 
-_FLAGS = {"policy": "--model.policy.path", "reference.policy": "--model.reference_policy.path"}
+_FLAGS = {
+    "policy": "--model.policy.path",
+    "reference.policy": "--model.reference_policy.path",
+    "teacher.policy": "--model.teacher.path",
+}
 
 
 def made_from(algorithm: str, policies: Mapping[str, Policy], tokenizer: Any, data: str) -> dict[str, Any]:

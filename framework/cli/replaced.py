@@ -8,6 +8,7 @@ or flag says is never left out.
 from __future__ import annotations
 
 import logging
+from dataclasses import is_dataclass
 from typing import Any
 
 from leyden.cli.check_keys import load_class, parameters
@@ -25,7 +26,7 @@ def drop_replaced(command: Command) -> None:
             if node is None or node.get("class_path") in (None, chosen[kind]):
                 continue
             try:
-                known = parameters(load_class(chosen[kind]))
+                known = _kept(load_class(str(node["class_path"])), load_class(chosen[kind]))
             except (ImportError, AttributeError, ValueError):  # `check_keys` says it better
                 continue
             replaced, node["class_path"] = node["class_path"], chosen[kind]  # or its defaults would stay as if given
@@ -35,6 +36,14 @@ def drop_replaced(command: Command) -> None:
                 classes = [path.rpartition(".")[2] for path in (replaced, chosen[kind])]
                 are = "is a key" if len(gone) == 1 else "are keys"
                 log.info("--config %s: %s %s of %s, not of %s; left out", name, ", ".join(gone), are, *classes)
+
+
+def _kept(replaced: Any, chosen: Any) -> set[str]:
+    """The keys of a class that mean the same of the class in its place. A dataclass is made of its own numbers: the ε
+    of one surrogate is another's only where one of them derives from the other."""
+    of_numbers = is_dataclass(replaced)
+    apart = of_numbers and not (issubclass(chosen, replaced) or issubclass(replaced, chosen))
+    return set() if apart else set(parameters(chosen))
 
 
 def _at(content: dict[str, Any], kind: str) -> dict[str, Any] | None:

@@ -176,6 +176,11 @@ class OnPolicy(WithReference):
         """Most responses of one prompt that `credit` gives back."""
         return self.samples
 
+    @property
+    def drops_prompts(self) -> bool:
+        """Whether a rollout may end with fewer prompts than it began with."""
+        return type(self).complete is not OnPolicy.complete
+
     # -- experience --------------------------------------------------------------------------------------------------
 
     @property

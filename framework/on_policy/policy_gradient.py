@@ -95,6 +95,16 @@ class PolicyGradient(OnPolicy):
             )
         if estimator.needs_values and not self.has_values:
             raise UserError(f"--model.estimator {type(estimator).__name__}: it needs values; use PPO")
+        if self.has_values and not estimator.needs_values:
+            raise UserError(
+                f"--model.estimator {type(estimator).__name__}: it uses no values, and a value function would learn "
+                "nothing; use --model PolicyGradient"
+            )
+        if kl_target is not None and kl_coef <= 0:
+            raise UserError(
+                f"--model.kl_target {kl_target}: it multiplies --model.kl_coef, which is {kl_coef}; give that a start, "
+                "such as 0.05"
+            )
         if self.samples < estimator.least_samples:
             raise UserError(
                 f"--model.samples {self.samples}: a response is compared with the others to its prompt; give "
@@ -126,6 +136,10 @@ class PolicyGradient(OnPolicy):
                 "that is trained, so there is nothing to correct; leave it out, or set another --model.engine"
             )
 
+    @property
+    def drops_prompts(self) -> bool:
+        return self.dynamic_sampling > 0 or type(self).complete is not PolicyGradient.complete
+
     def complete(self, rollout: Rollout) -> None:
         if self.dynamic_sampling and self.rollout_loader is not None:
             self.rollout_metrics["rollout/replaced"] = replace_prompts(
@@ -152,11 +166,13 @@ class PolicyGradient(OnPolicy):
         if self.kl_kind == "reward":
             reward = -self.kl_controller.coefficient * kl_estimate(batch.old_logp - batch.ref_logp) * batch.weight
         reward[batch.last] += batch.score
-        self.rollout_metrics |= metrics | {"rollout/kl_coef": self.kl_controller.coefficient}
+        price = self.kl_controller.coefficient
         batch.advantage, batch.returns = self.estimator(batch, reward, self.all_reduce)
         kl = divergence(batch).double()
         total, responses = self.all_reduce(torch.stack([kl.sum(), torch.ones_like(kl).sum()])).tolist()
         self.kl_controller.update(total / max(responses, 1.0), int(responses))
+        in_loss = self.kl_kind != "reward"  # what the losses of this rollout will use is the price after it
+        self.rollout_metrics |= metrics | {"rollout/kl_coef": self.kl_controller.coefficient if in_loss else price}
         if self.mask_truncated:
             batch.weight = batch.weight * ~batch.per_token(truncated(batch, self.policy.stop).float()).bool()
         return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -87,12 +87,13 @@ class RolloutFile:
             out.flush()
             os.fsync(out.fileno())
 
-    def end(self, rollout: int) -> None:
-        """Finish a rollout: what waited of it is in the file now."""
+    def end(self, rollout: int, draws: Collection[int]) -> None:
+        """Finish these prompts of a rollout: what waited of them is in the file now."""
         with self._lock:
             if self.part is not None and self.part.is_file():
-                later = [row for row in _rows(self.part) if row["rollout"] > rollout]
-                self._write(self.part, later)
+                rows = _rows(self.part)
+                later = [row for row in rows if row["rollout"] > rollout or row["draw"] not in draws]
+                self._write(self.part, [row for row in later if row["rollout"] >= rollout])
 
     @staticmethod
     def _write(file: Path, rows: Sequence[Row]) -> None:

@@ -312,5 +312,7 @@ def check_room(algorithm: Any, loader: RolloutLoader) -> None:
         )
     cut = (prompts.size, loader.passes, parts, loader.accumulate, loader.world, prompts.seed)
     trees = largest_shares(*cut)[1] + (loader.world > 1)
+    if loader.world > 1 and algorithm.drops_prompts:  # a step of fewer prompts may have them all on one process
+        trees = -(-prompts.size // (parts * loader.accumulate))
     if trees * tree > budget:
         algorithm.micro_batches.limit_to(budget)

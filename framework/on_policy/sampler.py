@@ -92,7 +92,7 @@ class Sampler:
                 finally:  # what the reward failed on is filed, too
                     self.file.append(answered, pending.number, pending.fingerprint)
                 whole.answered += answered
-        self.file.end(pending.number)
+        self.file.end(pending.number, {draw for draw, _ in drawn})
         return whole
 
     def _arrivals(

@@ -53,6 +53,26 @@ class TeacherPrompts:
             self._tokens[row] = tokens
         return self._tokens[row]
 
+    def student_budget(self, budget: int, answers: int) -> int:
+        """Most tokens of a micro-batch, with the prompts of the policy, that has at most `budget` with the teacher's.
+
+        Args:
+            answers: most tokens of the responses to one prompt.
+
+        Raises:
+            UserError: one prompt with its answers is more for the teacher.
+        """
+        limit = budget
+        for row, prompt in self._prompts.items():
+            ours, theirs = len(prompt.tokens) + answers, len(self.tokens(row)) + answers
+            if theirs > budget:
+                raise UserError(
+                    f"{prompt.example.source}: with --model.teacher_system a prompt with its answers may have {theirs} "
+                    f"tokens but a micro-batch holds {budget}; set --data.max_tokens {theirs} or more"
+                )
+            limit = min(limit, budget * ours // theirs)
+        return limit
+
     def seen(self, batch: Batch) -> Batch:
         """The responses of a batch after the prompts of the teacher.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -152,6 +152,8 @@ class Policy(nn.Module, ABC):
     """What the start of a training should say of this model, one line each; known once it is built."""
     labels: Labels | None = None
     """What the score head gives, set before `build`; None takes what the folder says, else one reward."""
+    samples_only: ClassVar[bool] = False
+    """Whether it says how likely given tokens are at temperature 1, and gives neither distributions nor answers."""
     fresh: frozenset[str] = frozenset()
     """Heads that were newly made, since the folder at `path` had none; known once it is built."""
 

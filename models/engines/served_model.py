@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from leyden.batch.forest import Batch
 from leyden.data.tokenizer import load_tokenizer
 from leyden.errors import UserError
-from leyden.models.engines.client import Client, Refused, Unreachable, completion
+from leyden.models.engines.client import Client, Refused, Slow, Unreachable, completion
 from leyden.policy.policy import Outputs, Policy, Response, Sampling
 
 
@@ -31,6 +31,8 @@ class ServedModel(Policy):
         requests: that it works on at a time.
         timeout: seconds that one may take.
     """
+
+    samples_only = True
 
     def __init__(
         self, path: str, url: str, name: str | None = None, requests: int = 32, timeout: float = 600.0
@@ -110,6 +112,11 @@ class ServedModel(Policy):
         body = completion(str(self.name), list(tokens), 1, greedy, 0, 1, frozenset()) | {"prompt_logprobs": 0}
         try:
             rows = self.client.post("/v1/completions", body)["choices"][0]["prompt_logprobs"]
+        except Slow as error:
+            raise UserError(
+                f"--model.teacher.url {self.url}: {error}; give --model.teacher.timeout more than {self.timeout:g}, or "
+                f"fewer --model.teacher.requests than {self.requests}"
+            ) from None
         except Unreachable as error:
             raise UserError(
                 f"--model.teacher.url {self.url}: the server went away ({error}); start it again, and go on with "
