@@ -239,6 +239,11 @@ def test_keys_that_the_user_typed_are_never_left_out(leyden, workplace: Path, ow
     assert code == 2 and problem in err
 
 
+def test_an_argument_of_no_class_says_to_name_one(leyden) -> None:
+    code, _, err = leyden("fit", "--config", "ppo", "--data.path", "p.jsonl", "--model.surrogate.dual", "3")
+    assert code == 2 and "its class is missing; name one first: --model.surrogate Clip" in err, err
+
+
 @pytest.mark.parametrize(
     ("config", "surrogate", "expected"),
     [

@@ -177,11 +177,21 @@ def explain(message: str, keys: list[Key]) -> str:
     place = next((key.where for key in reversed(keys) if ".".join(key.path) == path), "")
     place = place.rstrip("+")
     where = f"{place}: {path}" if place and place != f"--{path}" else f"--{path}" if place else path
+    if abstract := re.search(r"but ([\w.]+) is abstract", message):
+        return f"{where}: its class is missing; name one first: --{path} {_some_class(abstract[1])}"
     if refused:
         kinds = re.findall(r"class_path='([\w.]+)'", message[refused.end() :])
         options = parameters(load_class(kinds[0])) if kinds else {}
         return f"{where}: {kinds[0] if kinds else 'this'} has no such key{nearest(refused[1], options)}"
     return f"{where}: {_complaint(message)}".lstrip(": ")
+
+
+def _some_class(base: str) -> str:
+    """The name of a class that stands beside an abstract one and derives from it."""
+    kind = load_class(base)
+    known = [name for name, one in vars(import_module(kind.__module__)).items() if isinstance(one, type)
+             and issubclass(one, kind) and one is not kind]  # fmt: skip
+    return known[0] if known else "NAME"
 
 
 def _complaint(message: str) -> str:
