@@ -22,9 +22,10 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from leyden.batch import Tree, pack
 from leyden.errors import UserError
 from leyden.models import CausalLM
-from leyden.models.engines import VLLM
+from leyden.models.engines import VLLM, ServedModel
 from leyden.policy import Sampling
 from leyden.policy.engine_session import EngineSession
 from leyden.policy.sync_proof import differences
@@ -110,6 +111,15 @@ def test_answers_end_where_the_policy_does(full: Run) -> None:
         assert response.finished == (response.tokens[-1] in full.policy.stop) and len(response.tokens) <= 60
         assert not any(token in full.policy.stop for token in response.tokens[:-1])
         assert len(response.logp) == len(response.tokens)
+
+
+def test_a_teacher_behind_the_server_says_what_the_model_says(full: Run) -> None:
+    groups = full.engine.generate(prompts_of(full.policy), 2, Sampling(24, seed=4), range(4))
+    batch = pack([Tree(p, [r.tokens for r in g]) for p, g in zip(prompts_of(full.policy), groups, strict=True)])
+    served = ServedModel("tiny", full.engine._replicas[0].client.url)
+    served.build()
+    with torch.no_grad():
+        torch.testing.assert_close(served(batch).logp, full.policy(batch).logp, atol=1e-4, rtol=0)
 
 
 def leave_out_the_reload(run: Run) -> Callable[..., Any]:
