@@ -93,6 +93,22 @@ class PolicyGradient(OnPolicy):
             raise UserError(
                 f"--model.clip {clip}: of PPO's clip, and --model.surrogate is given; set its own arguments"
             )
+        if kl_target is not None and kl_coef <= 0:
+            raise UserError(
+                f"--model.kl_target {kl_target}: it multiplies --model.kl_coef, which is {kl_coef}; give that a start, "
+                "such as 0.05"
+            )
+        self._check_estimator(estimator)
+        self._check_dynamic_sampling(dynamic_sampling)
+        self.estimator, self.surrogate, self.correction = estimator, surrogate or Clip(clip), correction
+        self.average, self.kl_kind, self.mask_truncated = average, kl, mask_truncated
+        self.dynamic_sampling = dynamic_sampling
+        self.entropy_coef, self.stop_kl = entropy_coef, stop_kl
+        self.kl_controller = KLController(kl_coef, kl_target, kl_horizon)
+        self.score_transform = score or ScoreTransform()
+
+    def _check_estimator(self, estimator: Estimator) -> None:
+        """That it has the values and samples that it needs."""
         if estimator.needs_values and not self.has_values:
             raise UserError(f"--model.estimator {type(estimator).__name__}: it needs values; use PPO")
         if self.has_values and not estimator.needs_values:
@@ -100,16 +116,14 @@ class PolicyGradient(OnPolicy):
                 f"--model.estimator {type(estimator).__name__}: it uses no values, and a value function would learn "
                 "nothing; use --model PolicyGradient"
             )
-        if kl_target is not None and kl_coef <= 0:
-            raise UserError(
-                f"--model.kl_target {kl_target}: it multiplies --model.kl_coef, which is {kl_coef}; give that a start, "
-                "such as 0.05"
-            )
         if self.samples < estimator.least_samples:
             raise UserError(
                 f"--model.samples {self.samples}: a response is compared with the others to its prompt; give "
                 f"{estimator.least_samples} or more, or use PPO"
             )
+
+    def _check_dynamic_sampling(self, dynamic_sampling: int) -> None:
+        """That there are scores to look at when further prompts are drawn."""
         if dynamic_sampling < 0 or (dynamic_sampling and self.lag):
             raise UserError(
                 f"--model.dynamic_sampling {dynamic_sampling}: batches of prompts, 0 or more, and 0 with --model.lag 1,"
@@ -120,12 +134,6 @@ class PolicyGradient(OnPolicy):
                 "--model.dynamic_sampling: it looks at how the answers to a prompt differ; give --model.samples 2 or "
                 "more"
             )
-        self.estimator, self.surrogate, self.correction = estimator, surrogate or Clip(clip), correction
-        self.average, self.kl_kind, self.mask_truncated = average, kl, mask_truncated
-        self.dynamic_sampling = dynamic_sampling
-        self.entropy_coef, self.stop_kl = entropy_coef, stop_kl
-        self.kl_controller = KLController(kl_coef, kl_target, kl_horizon)
-        self.score_transform = score or ScoreTransform()
 
     def configure_model(self) -> None:
         super().configure_model()
