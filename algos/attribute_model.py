@@ -16,7 +16,7 @@ from leyden.policy import Labels
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class LabelledData(Protocol):
     """Data whose responses have labels; `leyden.datamodules.AttributeData`."""
 
     attributes: Sequence[str]
@@ -46,7 +46,7 @@ class AttributeModel(WithScalarHead):
 
     def _labels(self) -> Labels:
         data = self.data
-        if not isinstance(data, Labelled):
+        if not isinstance(data, LabelledData):
             raise UserError(
                 f"{type(self).__name__}: {type(data).__name__} has no labels; give --data AttributeData with "
                 "--data.attributes [NAME, …]"

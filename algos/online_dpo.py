@@ -40,9 +40,8 @@ class OnlineDPO(OnPolicy):
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)
         token_logp = self.policy(batch, {"logp"}, self.temperature).logp
-        given = batch.per_branch(token_logp - batch.ref_logp if self.objective.needs_reference else token_logp)
-        if self.objective.per_token:
-            given = given / batch.per_branch(torch.ones_like(token_logp)).clamp_min(1)
+        compared = token_logp - batch.ref_logp if self.objective.needs_reference else token_logp
+        given = batch.branch_mean(compared) if self.objective.per_token else batch.per_branch(compared)
         every = preference_pairs(batch)  # responses stand best first
         better, worse = given[every.better], given[every.worse]
         differ = batch.score[every.better] > batch.score[every.worse]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leyden.batch.forest import Batch
 from leyden.divergences import Divergence
-from leyden.models.logprobs import Head, Squash, accumulated, blocks
+from leyden.models.logprobs import Head, HeadGradients, Squash, blocks
 from leyden.policy.predictions import Predictions, chunks
 
 
@@ -110,7 +110,7 @@ class _Compared(torch.autograd.Function):
         dtype, squash, temperature, teacher, divergence, size = ctx.options
         head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         kept, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to recompute it
-        d_hidden, d_weight, d_bias = torch.empty_like(hidden), None, None
+        gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for s in ctx.chunks:
             h = hidden[s].to(dtype)
             x, z = (head.product(h), teacher.logits(s)) if kept is None else kept
@@ -119,17 +119,8 @@ class _Compared(torch.autograd.Function):
                 slope = divergence.gradient(log_pi, log_p, out[s][b]) * grad[s][b, None]
                 x[b, :size] = head.backward(x[b, :size], slope)
             x[:, size:] = 0.0
-            d_hidden[s] = x @ head.weight
-            if ctx.needs_input_grad[1]:
-                d_weight = accumulated(d_weight, x.T @ h)
-            if bias is not None and ctx.needs_input_grad[2]:
-                d_bias = accumulated(d_bias, x.sum(0, dtype=torch.float32))
-        return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 5,
-        )
+            gradients.add(s, head, h, x)
+        return *gradients.found(), *(None,) * 5
 
 
 def _log_probs(head: Head, x: Tensor, z: Tensor, size: int) -> tuple[Tensor, Tensor]:

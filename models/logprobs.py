@@ -11,6 +11,7 @@ where ∇ is the gradient in z. log Σ_v π(v)², the log-probability that two d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -151,28 +152,50 @@ class _LogProbs(torch.autograd.Function):
         head = Head(weight.to(dtype), None if bias is None else bias.to(dtype), squash, temperature)
         column_grads = torch.stack([g.float() for g in grads[:3]])
         cached, ctx.kept = ctx.kept, None  # it is overwritten, so a second backward pass has to recompute it
-        d_hidden = torch.empty_like(hidden)
-        d_weight = d_bias = None
+        gradients = HeadGradients(hidden, weight, bias, ctx.needs_input_grad)
         for s in ctx.chunks:
             h = hidden[s].to(dtype)
             x = head.product(h) if cached is None else cached
             _gradients(head, x, target[s], extra, out[:, s], column_grads[:, s])
-            d_hidden[s] = x @ head.weight
-            if ctx.needs_input_grad[1]:
-                d_weight = accumulated(d_weight, x.T @ h)
-            if bias is not None and ctx.needs_input_grad[2]:
-                d_bias = accumulated(d_bias, x.sum(0, dtype=torch.float32))
+            gradients.add(s, head, h, x)
+        return *gradients.found(), *(None,) * 7
+
+
+class HeadGradients:
+    """Gradients in a head's input, weight and bias, chunk by chunk.
+
+    Args:
+        hidden: [S, H] input of the head.
+        weight: [V, H].
+        bias: [V] or None.
+        needed: for each of the three whether its gradient is asked for.
+    """
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, needed: Sequence[bool]) -> None:
+        self.hidden, self.weight, self.bias = torch.empty_like(hidden), weight, bias
+        self.of_weight, self.of_bias = needed[1], bias is not None and needed[2]
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, rows: slice, head: Head, hidden: Tensor, x: Tensor) -> None:
+        """Take the gradient `x` [s, V] in the head's output on some rows, whose input was `hidden` [s, H]."""
+        self.hidden[rows] = x @ head.weight
+        if self.of_weight:
+            self._sum("weight", x.T @ hidden)
+        if self.of_bias:
+            self._sum("bias", x.sum(0, dtype=torch.float32))
+
+    def _sum(self, name: str, x: Tensor) -> None:
+        # in fp32 from the second term on, since bf16 would lose small terms
+        self.sums[name] = x if name not in self.sums else self.sums[name].float().add_(x)
+
+    def found(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """[S, H], [V, H] and [V], in the dtypes of what they are gradients of; None where none was asked for."""
+        weight, bias = self.sums.get("weight"), self.sums.get("bias")
         return (
-            d_hidden,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype),
-            *(None,) * 7,
+            self.hidden,
+            None if weight is None else weight.to(self.weight.dtype),
+            None if bias is None or self.bias is None else bias.to(self.bias.dtype),
         )
-
-
-def accumulated(total: Tensor | None, x: Tensor) -> Tensor:
-    """A running sum, in fp32 from its second term on, since bf16 would lose small terms."""
-    return x if total is None else total.float().add_(x)
 
 
 def _through_module(

@@ -189,9 +189,8 @@ def explain(message: str, keys: list[Key]) -> str:
 def _some_class(base: str) -> str:
     """The name of a class that stands beside an abstract one and derives from it."""
     kind = load_class(base)
-    known = [name for name, one in vars(import_module(kind.__module__)).items() if isinstance(one, type)
-             and issubclass(one, kind) and one is not kind]  # fmt: skip
-    return known[0] if known else "NAME"
+    classes = (one for one in vars(import_module(kind.__module__)).values() if isinstance(one, type))
+    return next((one.__name__ for one in classes if issubclass(one, kind) and one is not kind), "NAME")
 
 
 def _complaint(message: str) -> str:

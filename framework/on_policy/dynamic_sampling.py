@@ -54,7 +54,7 @@ def replace_prompts(
         rollout.replaced += same
         rollout.answered = [one for one in rollout.answered if differs(one)]
         usable = torch.zeros(size, dtype=torch.float64)
-        usable[[loader.draws.index(one.draw) for one in rollout.answered]] = 1.0
+        usable[loader.places(one.draw for one in rollout.answered)] = 1.0
         empty = (reduce(usable) == 0).nonzero()[:, 0].tolist()
         further = min(len(empty), most * size - drawn)
         if not further:

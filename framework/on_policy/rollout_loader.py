@@ -8,7 +8,7 @@ that every process has about equally many in each of these steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -117,6 +117,11 @@ class RolloutLoader:
             self.replacements += 1
         return self._mine(self.rollout, list(fresh.values()))
 
+    def places(self, draws: Iterable[int]) -> list[int]:
+        """Where these draws stand in the present rollout."""
+        place = {draw: at for at, draw in enumerate(self.draws)}
+        return [place[draw] for draw in draws]
+
     def _first_draws(self, rollout: int) -> list[int]:
         first = rollout * self.prompts.size + self.replacements
         return list(range(first, first + self.prompts.size))
@@ -138,7 +143,7 @@ class RolloutLoader:
 
     def _plan(self, batch: Trajectory) -> list[LocalStep]:
         """Find this process's trees in the steps of the whole rollout, and the totals of all processes."""
-        spans, places = batch.structure(), [self.draws.index(draw) for draw in batch.draw.tolist()]
+        spans, places = batch.structure(), self.places(batch.draw.tolist())
         there = torch.zeros(len(self.draws), dtype=torch.float64)
         there[places] = 1.0
         there = self.reduce(there)

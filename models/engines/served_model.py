@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -130,15 +130,7 @@ class ServedModel(Policy):
             ) from None
         return [0.0, *(float(row[str(token)]["logprob"]) for row, token in zip(rows[1:], tokens[1:], strict=True))]
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        n: int = 1,
-        sampling: Sampling | None = None,
-        keys: Sequence[int] | None = None,
-        on_progress: Callable[[int], None] | None = None,
-        on_token: Callable[[int, int, int], None] | None = None,
-    ) -> list[list[Response]]:
+    def generate(self, prompts: Sequence[list[int]], *args: Any, **kwargs: Any) -> list[list[Response]]:
         self._gives_no("answers")
 
     def save(self, folder: str | Path | None) -> None:
@@ -151,4 +143,4 @@ class ServedModel(Policy):
         raise UserError(f"ServedModel is a teacher and gives no {what}; use CausalLM")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ServedModel:
-        return self  # it holds connections, and nothing that training changes
+        return self  # an average of weights copies modules, and this one has locks and no weights
