@@ -106,16 +106,19 @@ class RolloutLoader:
 
     def share(self, rollout: int) -> list[tuple[int, Prompt]]:
         """This process's prompts of a rollout, each with the number of its draw, before any is replaced."""
-        return self._mine(rollout, self._first_draws(rollout))
+        draws = self._first_draws(rollout)
+        owners = self.owners(rollout, len(draws))
+        return self.prompts.drawn(n for n, owner in zip(draws, owners, strict=True) if owner == self.rank)
 
     def refill(self, places: Sequence[int]) -> list[tuple[int, Prompt]]:
         """Let the next prompts of the sequence take these places of the present rollout, and give back this process's.
         To be called with the same places on every process."""
-        fresh = dict.fromkeys(range(len(self.draws)), -1)
-        for place in places:
-            fresh[place] = self.draws[place] = self._first_draws(self.rollout)[-1] + 1
-            self.replacements += 1
-        return self._mine(self.rollout, list(fresh.values()))
+        owners, mine = self.owners(self.rollout, len(self.draws)), list[int]()
+        for number, place in enumerate(places, self._first_draws(self.rollout)[-1] + 1):
+            self.draws[place] = number
+            mine += [number] if owners[place] == self.rank else []
+        self.replacements += len(places)
+        return self.prompts.drawn(mine)
 
     def places(self, draws: Iterable[int]) -> list[int]:
         """Where these draws stand in the present rollout."""
@@ -125,11 +128,6 @@ class RolloutLoader:
     def _first_draws(self, rollout: int) -> list[int]:
         first = rollout * self.prompts.size + self.replacements
         return list(range(first, first + self.prompts.size))
-
-    def _mine(self, rollout: int, draws: Sequence[int]) -> list[tuple[int, Prompt]]:
-        """This process's prompts among these draws, one a place; -1 is none."""
-        owners = self.owners(rollout, len(draws))
-        return self.prompts.drawn(n for n, owner in zip(draws, owners, strict=True) if owner == self.rank and n >= 0)
 
     def owners(self, rollout: int, size: int) -> tuple[int, ...]:
         """The process that answers each prompt of a rollout of this size."""
