@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest vllm test-vllm test-ray commands lint bench bench-check bench-baselines clean
+.PHONY: demo test test-oldest vllm test-vllm test-ray test-extras docs commands lint bench bench-check bench-baselines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -28,6 +28,14 @@ test-vllm: .venv-vllm/ready
 # A Ray of two nodes on this machine; the servers that it places are stand-ins for vLLM.
 test-ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest tests/test_ray.py
+
+# What needs more packages than training does: pages in a browser (Chromium, from the system), lm-eval, trackers, the site.
+test-extras: .venv-extras/ready
+	.venv-extras/bin/python -m pytest -n 2 --dist loadfile tests/test_extras_*.py
+
+# The site, in site/; a broken link or a public name without documentation fails.
+docs: .venv-extras/ready
+	.venv-extras/bin/mkdocs build --strict
 
 # Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
 commands: .venv/ready
@@ -79,9 +87,15 @@ bench-check bench-baselines: .venv/bench
 	.venv-ray/bin/pip install --quiet --constraint constraints.txt --constraint constraints-ray.txt --editable '.[dev,ray]'
 	touch $@
 
+.venv-extras/ready: pyproject.toml constraints.txt constraints-extras.txt
+	test -x .venv-extras/bin/pip || $(PYTHON) -m venv --clear .venv-extras
+	.venv-extras/bin/pip install --quiet --constraint constraints.txt --constraint constraints-extras.txt \
+		--editable '.[dev,annotate,benchmark,docs,extras-tests]'
+	touch $@
+
 .venv/bench: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-vllm .venv-ray build *.egg-info
+	rm -rf .venv .venv-oldest .venv-vllm .venv-ray .venv-extras site build *.egg-info

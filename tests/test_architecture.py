@@ -27,6 +27,7 @@ ORDER = {
         checkpoint run wandb
         algorithm on_policy
         evaluation diagnostics
+        votes web
         cli compare
     """,
     "leyden.models": """
@@ -37,7 +38,7 @@ ORDER = {
     """,
     "leyden.datamodules": """
         files formats sample storage source predict_loader file_data
-        instruction preference attributes prompts evaluation commands
+        instruction preference attributes prompts evaluation commands annotate
     """,
 }
 """Package -> its rooms and files from the ground up: each may import those before it, and none after it."""
