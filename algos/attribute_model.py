@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from leyden.algorithm import WithScalarHead
-from leyden.algorithm.scalar_head import MOMENTS, moments, pearson
+from leyden.algorithm.labels import LabelledData, attribute_metrics, attribute_sums, class_metrics, class_sums
 from leyden.batch import Batch
 from leyden.errors import UserError
 from leyden.policy import Labels
-
-
-@runtime_checkable
-class LabelledData(Protocol):
-    """Data whose responses have labels; `leyden.datamodules.AttributeData`."""
-
-    attributes: Sequence[str]
-    """Names of the K numbers of each response"""
-    classes: Sequence[str] | None
-    """Names of the C classes, one of which each response is; then there is one attribute"""
-
-    def labels(self, rows: Sequence[int]) -> Tensor:
-        """[R, K] labels of the responses of these rows, one response each; of classes their number."""
-        ...
 
 
 class AttributeModel(WithScalarHead):
@@ -85,37 +71,13 @@ class AttributeModel(WithScalarHead):
         return batch.response_mean(self.errors(outputs, labels))
 
     def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss; of each class how many responses are of it and how many of these are seen; of each attribute the
-        squared error, and what a correlation needs."""
         outputs, labels = self.outputs(batch)
-        sums = {"loss": batch.response_mean(self.errors(outputs, labels))}
-        for k, name in enumerate(self.names):
-            if self.classifies:
-                mine = labels == k
-                sums |= {f"{name} n": mine.sum(), f"{name} right": (mine & (outputs.argmax(-1) == k)).sum()}
-            else:
-                sums |= {f"{name} {what}": value for what, value in moments(outputs[:, k], labels[:, k]).items()}
-        return sums
+        measured = class_sums if self.classifies else attribute_sums
+        return {"loss": batch.response_mean(self.errors(outputs, labels))} | measured(outputs, labels, self.names)
 
     def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """`accuracy` over all responses and `recall_CLASS`; or of each attribute its mean squared error, `error_NAME`,
-        and `correlation_NAME`, Pearson's."""
-        if not sums:
-            return {}
-        metrics = {"loss": sums["loss"]}
-        if self.classifies:
-            right, count = (sum(sums[f"{name} {what}"] for name in self.names) for what in ("right", "n"))
-            metrics["accuracy"] = right / count if count else 0.0
-        for name in self.names:
-            if not (n := sums[f"{name} n"]):
-                continue
-            if self.classifies:
-                metrics[f"recall_{name}"] = sums[f"{name} right"] / n
-                continue
-            mine = {what: sums[f"{name} {what}"] for what in MOMENTS}
-            metrics[f"error_{name}"] = (mine["xx"] + mine["yy"] - 2 * mine["xy"]) / n
-            metrics[f"correlation_{name}"] = pearson(*mine.values())
-        return metrics
+        measured = class_metrics if self.classifies else attribute_metrics
+        return {"loss": sums["loss"]} | measured(sums, self.names) if sums else {}
 
     def written(self, rewards: Tensor) -> list[Any]:
         """For each response a number by name: of attributes what the head gives, of classes their probability."""

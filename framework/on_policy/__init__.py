@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from leyden.on_policy.rollout import AnsweredPrompt, Rollout
     from leyden.on_policy.rollout_loader import RolloutLoader
     from leyden.on_policy.sampler import Sampler
-    from leyden.on_policy.teacher import TeacherPrompts
+    from leyden.on_policy.teacher import WithTeacher
 
 __all__ = [
     "AnsweredPrompt",
@@ -31,7 +31,7 @@ __all__ = [
     "RolloutLoader",
     "Sampler",
     "ScoreTransform",
-    "TeacherPrompts",
+    "WithTeacher",
     "WithGivenAnswers",
 ]
 
@@ -45,6 +45,6 @@ __getattr__ = lazy_exports(
         "rollout": "AnsweredPrompt Rollout",
         "sampler": "Sampler",
         "rollout_loader": "RolloutLoader",
-        "teacher": "TeacherPrompts",
+        "teacher": "WithTeacher",
     },
 )

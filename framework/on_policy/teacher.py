@@ -1,90 +1,81 @@
-"""Prompts as a teacher sees them, which may have a system prompt that the policy does not see."""
+"""On-policy algorithms with a teacher: another model, or the policy before training with another system prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from leyden.batch.forest import Batch
-from leyden.data.chat_template import ChatTemplate
-from leyden.data.prompts import Prompt
-from leyden.errors import RowError, UserError
-from leyden.example import Message
+from leyden.data.prompts import PromptLoader
+from leyden.errors import UserError
+from leyden.on_policy.on_policy import OnPolicy
+from leyden.on_policy.rollout_loader import RolloutLoader
+from leyden.on_policy.teacher_prompts import TeacherPrompts
+from leyden.policy.policy import Policy, Reference
+from leyden.policy.reference import OtherPolicy
 
 
-class TeacherPrompts:
-    """The prompts of a run with a system prompt of the teacher's.
+class WithTeacher(OnPolicy):
+    """Has a frozen model that knows better, built with the policy and asked about the same responses.
+
+    The loss of a subclass begins with `ask_teacher`.
 
     Args:
-        system: stands in the place of a prompt's own system turn.
-        prompts: all that rollouts draw from.
-        data: that has their chat template.
-        room: most tokens of a prompt, None without a limit.
+        teacher: another model with the same tokenizer; None is the reference, so the policy before training.
+        teacher_system: a system prompt that only the teacher sees, in the place of the prompt's own.
 
     Raises:
-        UserError: the data has no chat template or one that takes no system prompt, or the longest prompt leaves no
-            room to answer.
+        UserError: the teacher would be the policy itself, with the same prompt.
     """
 
-    def __init__(self, system: str, prompts: Sequence[Prompt], data: Any, room: int | None) -> None:
-        if getattr(data, "template", None) is None:
-            raise UserError("--model.teacher_system: it needs data with a chat template; set --data PromptData")
-        self.system, self.room = system, room
-        self.template: ChatTemplate = data.template
-        self._prompts, self._tokens = {prompt.row: prompt for prompt in prompts}, dict[int, list[int]]()
-        if prompts:
-            self.tokens(max(prompts, key=lambda prompt: len(prompt.tokens)).row)
+    def __init__(
+        self, *args: Any, teacher: Policy | None = None, teacher_system: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if teacher is None and teacher_system is None and not self.has_reference_policy:
+            raise UserError(
+                "--model.teacher.path: missing; the policy before training has nothing to teach it: give another "
+                "model, or --model.teacher_system, a system prompt that the policy learns to do without"
+            )
+        self._teacher = (teacher,)  # not registered: it is no part of what is trained
+        self.teacher: Reference | None = None
+        self.teacher_system = teacher_system
+        self.teacher_prompts: TeacherPrompts | None = None
 
-    def tokens(self, row: int) -> list[int]:
-        """What the teacher is asked instead of the prompt of this number."""
-        if row not in self._tokens:
-            example = self._prompts[row].example
-            own = example.messages[:1] and example.messages[0]["role"] == "system"
-            turns = [Message(role="system", content=self.system), *example.messages[bool(own) :]]
-            try:
-                tokens = self.template.prompt(turns, example.tools)
-            except RowError as error:
-                raise UserError(f"{example.source}: with --model.teacher_system: {error}") from None
-            if self.room is not None and len(tokens) > self.room:
+    def configure_model(self) -> None:
+        super().configure_model()
+        if (teacher := self._teacher[0]) is not None and self.teacher is None and not self.trainer.predicting:
+            self.check_teacher(teacher)
+            self.teacher = OtherPolicy(teacher, self.policy, "the teacher", "--model.teacher")
+            self.shard_policy(teacher)
+            longest, room = getattr(self.data, "longest_row", 0), teacher.positions
+            if room is not None and longest > room:
                 raise UserError(
-                    f"{example.source}: with --model.teacher_system a prompt of {len(tokens)} tokens, which leaves the "
-                    f"teacher no room to answer, {self.room} would; give a shorter one, or --data.max_length less"
+                    f"the longest row has {longest} tokens but {teacher.path} has positions for {room}; "
+                    f"set --data.max_length {room}"
                 )
-            self._tokens[row] = tokens
-        return self._tokens[row]
 
-    def student_budget(self, budget: int, answers: int) -> int:
-        """Most tokens of a micro-batch, with the prompts of the policy, that has at most `budget` with the teacher's.
+    def check_teacher(self, teacher: Policy) -> None:
+        """That the loss can do with what this model says, before anything is sampled; else a `UserError`."""
 
-        Args:
-            answers: most tokens of the responses to one prompt.
+    def rehearse(self, batch: Batch) -> list[Tensor]:
+        if self.teacher is not None:
+            self.teacher(batch)
+        return super().rehearse(batch)
 
-        Raises:
-            UserError: one prompt with its answers is more for the teacher.
-        """
-        limit = budget
-        for row, prompt in self._prompts.items():
-            ours, theirs = len(prompt.tokens) + answers, len(self.tokens(row)) + answers
-            if theirs > budget:
-                raise UserError(
-                    f"{prompt.example.source}: with --model.teacher_system a prompt with its answers may have {theirs} "
-                    f"tokens but a micro-batch holds {budget}; set --data.max_tokens {theirs} or more"
-                )
-            limit = min(limit, budget * ours // theirs)
-        return limit
+    def experience(self, loader: PromptLoader) -> RolloutLoader:
+        found = super().experience(loader)
+        if self.teacher_system is not None:
+            positions = (self._teacher[0] or self.policy).positions
+            room = None if positions is None else positions - self.sampling.max_new_tokens
+            self.teacher_prompts = TeacherPrompts(self.teacher_system, loader.prompts, self.data, room)
+            answers = self.samples * self.sampling.max_new_tokens
+            self.micro_batches.limit_to(self.teacher_prompts.student_budget(self.budget, answers))
+        return found
 
-    def seen(self, batch: Batch) -> Batch:
-        """The responses of a batch after the prompts of the teacher.
-
-        Raises:
-            UserError: the batch is of a checkpoint, and its prompts are not those of the data any more.
-        """
-        rows, spans = batch.row.tolist(), [span for span in batch.structure() if span.responses]
-        tokens = batch.tokens.tolist()
-        for row, span in zip(rows, spans, strict=True):
-            if row not in self._prompts or self._prompts[row].tokens != tokens[span.start : span.cut]:
-                raise UserError(
-                    "--model.teacher_system: the prompts are others than those of the checkpoint, which is from the "
-                    "middle of a rollout; resume with the same --data.path, or from the end of a rollout"
-                )
-        return batch.with_prompts([self.tokens(row) for row in rows])
+    def ask_teacher(self, batch: Batch) -> tuple[Reference, Batch]:
+        """The teacher, and a micro-batch as it sees it: the same responses, after its own prompts."""
+        teacher = self.teacher or self.reference
+        assert teacher is not None
+        return teacher, batch if self.teacher_prompts is None else self.teacher_prompts.seen(batch)
