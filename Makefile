@@ -87,9 +87,9 @@ bench-check bench-baselines: .venv/bench
 	.venv-ray/bin/pip install --quiet --constraint constraints.txt --constraint constraints-ray.txt --editable '.[dev,ray]'
 	touch $@
 
-.venv-extras/ready: pyproject.toml constraints.txt constraints-extras.txt
+.venv-extras/ready: pyproject.toml constraints-extras.txt
 	test -x .venv-extras/bin/pip || $(PYTHON) -m venv --clear .venv-extras
-	.venv-extras/bin/pip install --quiet --constraint constraints.txt --constraint constraints-extras.txt \
+	.venv-extras/bin/pip install --quiet --constraint constraints-extras.txt \
 		--editable '.[dev,annotate,benchmark,docs,extras-tests]'
 	touch $@
 

@@ -3,12 +3,13 @@
     python benchmarks/comparison.py FOLDER [--only ppo dpo …] [--jobs 2] [--table docs/comparison.json] [--plot FILE]
 
 One SFT model on generated questions, the exact reward `Gold`, the same prompts, the same budget of scored answers for
-each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four
-to a prompt, ranked by the same reward. Each learning rate of a sweep is run once (seed 100), and the one with the most
-reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on the other half at
-temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length in tokens, the
-loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all. Runs that
-FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no reward.
+each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four to
+a prompt, ranked by the same reward. Each learning rate of a sweep is run once (seed 100) at half of the budget, and the
+one with the most reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on
+the other half at temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length
+in tokens, the loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all.
+Runs that FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no
+reward.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from typing import Any
 import baseline
 
 PACKAGES = ("leyden", "torch", "transformers", "lightning")
-ANSWERS, ROLLOUTS = 256, 12
-"""Scored answers a rollout, and rollouts: the budget is their product."""
+ANSWERS, ROLLOUTS, EPOCHS = 256, 6, 2
+"""Scored answers a rollout, and rollouts: the budget is their product. Epochs over as many answers that are given."""
 SEEDS, TRIAL = (0, 1, 2), 100
-RATES = ("3e-5", "1e-4", "3e-4")
-"""The sweep, the same for each algorithm."""
+RATES = ("3e-5", "1.5e-4", "7e-4")
+"""The sweep, the same for each algorithm, at half of the budget."""
 GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]
 SAMPLED: dict[str, list[object]] = {
     "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1,
@@ -89,7 +90,7 @@ def prepare(folder: Path, heldout: int) -> dict[str, Path]:
     sample = ["data", "sample", "--language", "both"]
     kinds: dict[str, list[object]] = {
         "rows": ["--kind", "instruction", "--rows", 4000, "--seed", 1],
-        "prompts": ["--kind", "prompts", "--rows", 4000, "--seed", 2],
+        "prompts": ["--kind", "prompts", "--rows", 2000, "--seed", 2],
         "choose": ["--kind", "prompts", "--rows", heldout, "--seed", 3, "--split", "heldout"],
         "judge": ["--kind", "prompts", "--rows", heldout, "--seed", 4, "--split", "heldout"],
         "text": ["--kind", "text", "--rows", 200, "--seed", 5],
@@ -122,7 +123,7 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
     done = out / "done.json"
     if done.exists():
         return dict(json.loads(done.read_text(encoding="utf-8")))
-    asked = files["choose" if seed == TRIAL else "judge"]
+    asked, part = (files["choose"], 2) if seed == TRIAL else (files["judge"], 1)
     words: list[object] = ["fit", *(SAMPLED | GIVEN)[name], "--config", "eval", "--model.policy.path", files["sft"]]
     words += ["--model.optimizer.lr", rate, "--seed_everything", seed, "--data.max_length", 256]
     words += ["--data.val_fraction", 0, "--trainer.num_sanity_val_steps", 0, "--trainer.default_root_dir", out]
@@ -130,9 +131,9 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
     words += ["--eval.sampling.max_new_tokens", 64, "--eval.max_length", 256, "--ckpt_path", "auto"]
     if name in SAMPLED:
         words += ["--data.path", files["prompts"], "--model.reward", "Gold", "--model.sampling.max_new_tokens", 64]
-        words += ["--trainer.max_epochs", ROLLOUTS, "--trainer.check_val_every_n_epoch", ROLLOUTS]
+        words += ["--trainer.max_epochs", ROLLOUTS // part, "--trainer.check_val_every_n_epoch", ROLLOUTS]
     else:
-        words += ["--data.path", files["pairs"], "--trainer.max_epochs", 2]
+        words += ["--data.path", files["pairs"], "--trainer.max_epochs", EPOCHS // part]
     seconds = leyden(out, *words)
     with (out / "metrics.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
