@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -62,7 +63,8 @@ MEASURES = {
     "tokens": "train/tokens",
 }
 
-FORMS = dict(zip([*MEASURES, "seconds"], "{:.3f} {:.2f} {:.2f} {:.1f} {:.3f} {:.0f} {:.0f}".split(), strict=True))
+FORMS = dict(zip([*MEASURES, "seconds"], "{:.2f} {:.2f} {:.2f} {:.1f} {:.2f} {:,.0f} {:.0f}".split(), strict=True))
+WITH_INTERVAL = ("reward", "win_rate", "kl")
 
 
 def leyden(folder: Path, *words: object) -> float:
@@ -71,7 +73,7 @@ def leyden(folder: Path, *words: object) -> float:
     Returns:
         Seconds of processor time, which other work on the machine hardly changes.
     """
-    log = folder.with_suffix(".log")
+    log = folder.with_name(f"{folder.name}.log")  # a rate has a dot of its own
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w", encoding="utf-8") as out:
@@ -144,20 +146,22 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
     return result
 
 
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean of a few runs, and half of the distance between the least and the most."""
-    return statistics.fmean(values), (max(values) - min(values)) / 2
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean of a few seeds, and half of its 95 % interval by Student's t."""
+    quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), math.nan)
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.fmean(values), quantile * spread / math.sqrt(len(values))
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:
     """The table as Markdown, most reward first."""
     lines = ["| | rate | reward | win rate | KL | length | loss on text | tokens | seconds |", "|---" * 9 + "|"]
-    for name, found in sorted(results.items(), key=lambda item: -spread(item[1]["reward"])[0]):
-        cells = []
+    for name, found in sorted(results.items(), key=lambda item: -interval(item[1]["reward"])[0]):
+        cells = [found["rate"]]
         for measure, form in FORMS.items():
-            mean, half = spread(found[measure]) if found.get(measure) else (float("nan"), 0.0)
-            cells.append(f"{form.format(mean)} ± {form.format(half)}")
-        lines.append(f"| {name} | {found['rate']} | {' | '.join(cells)} |")
+            mean, half = interval(found[measure]) if found.get(measure) else (math.nan, math.nan)
+            cells.append(form.format(mean) + (f" ± {form.format(half)}" if measure in WITH_INTERVAL else ""))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -50,6 +50,11 @@ CASES = {
     "DPO": "--config dpo --config lora --data.path pairs.jsonl --data.batch_size 6 --data.val_fraction 0.2 "
     "--trainer.max_epochs 2 --checkpoint.monitor val/loss --checkpoint.save_last true "
     "--checkpoint.every_n_train_steps 2",
+    "WPO": "--config dpo --model.wpo true --data.path pairs.jsonl --data.batch_size 6 --data.val_fraction 0.2 "
+    "--trainer.accumulate_grad_batches 2 --trainer.max_epochs 2 --checkpoint.every_n_train_steps 1 "
+    "--model.optimizer.lr 1e-3",
+    "AttributeModel": "--config attribute_model --data.path grades.jsonl --data.attributes [grade] --data.batch_size 6 "
+    "--data.val_fraction 0.2 --trainer.max_epochs 2 --checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
     "KTO": "--config kto --data.path labels.jsonl --data.batch_size 6 --data.val_fraction 0.2 --trainer.max_epochs 2 "
     "--checkpoint.every_n_train_steps 1 --model.optimizer.lr 1e-3",
     "PPO": f"--config ppo {SAMPLING} --model.epochs 3 --model.minibatches 2 --trainer.max_epochs 5 "
@@ -140,13 +145,14 @@ def prepare() -> None:
         KTO,
         PPO,
         SFT,
+        AttributeModel,
         Distillation,
         OnlineDPO,
         RejectionSampling,
         RewardModel,
     )
     from leyden.data.tokenizer import load_tokenizer
-    from leyden.datamodules import InstructionData, PreferenceData, PromptData  # noqa: F401
+    from leyden.datamodules import AttributeData, InstructionData, PreferenceData, PromptData  # noqa: F401
     from leyden.models import CausalLM  # noqa: F401
 
     draw = random.Random(5)
@@ -158,8 +164,10 @@ def prepare() -> None:
     rows = [{"prompt": f"{i} {text()}?", "response": text()} for i in range(30)]
     pairs = [{"prompt": row["prompt"], "chosen": row["response"], "rejected": text() + " no"} for row in rows]
     labels = [row | {"label": number % 3 == 0} for number, row in enumerate(rows)]
+    grades = [row | {"grade": len(row["response"]) / 8} for row in rows]
     prompts = [{"prompt": row["prompt"]} for row in rows[:20]]
-    for name, made in ("rows", rows), ("pairs", pairs), ("labels", labels), ("prompts", prompts):
+    files = {"rows": rows, "pairs": pairs, "labels": labels, "grades": grades, "prompts": prompts}
+    for name, made in files.items():
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         Path(f"{name}.jsonl").write_text(lines, encoding="utf-8")
     Path("kill_reward.py").write_text(

@@ -29,6 +29,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "reward": (RewardModel, {}),
     "dpo": (DPO, {}),
     "dpo-lora": (DPO, {}),
+    "wpo": (DPO, {"wpo": True}),
     "kto": (KTO, {}),
     "bco-lora": (BCO, {}),
     "simpo": (DPO, {"objective": SimPO()}),

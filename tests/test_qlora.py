@@ -164,6 +164,7 @@ KINDS: list[tuple[Any, dict[str, Any]]] = [
     (RewardModel, {}),
     (DPO, {}),
     *((DPO, {"objective": one}) for one in (SimPO(), CPO(), ORPO(), APOZero(), APODown(), NCA(), EXO())),
+    (DPO, {"wpo": True}),
     (KTO, {}),
     (BCO, {}),
     (PPO, {}),
