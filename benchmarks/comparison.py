@@ -37,8 +37,7 @@ RATES = ("3e-5", "1.5e-4", "7e-4")
 """The sweep, the same for each algorithm, at half of the budget."""
 GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]
 SAMPLED: dict[str, list[object]] = {
-    "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1,
-            "--model.value_clip", "null"],
+    "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1],
     "grpo": ["--config", "grpo", *GROUPS],
     "dr_grpo": ["--config", "dr_grpo", *GROUPS],
     "dapo": ["--config", "dapo", *GROUPS],
@@ -131,6 +130,8 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
     words += ["--data.val_fraction", 0, "--trainer.num_sanity_val_steps", 0, "--trainer.default_root_dir", out]
     words += ["--eval.path", asked, "--eval.text_path", files["text"], "--eval.reward", "Gold", "--eval.size", 10**6]
     words += ["--eval.sampling.max_new_tokens", 64, "--eval.max_length", 256, "--ckpt_path", "auto"]
+    if name == "ppo":  # values on the policy's own trunk would pull it away from what it can say
+        words += ["--model.value_policy.path", files["sft"]]
     if name in SAMPLED:
         words += ["--data.path", files["prompts"], "--model.reward", "Gold", "--model.sampling.max_new_tokens", 64]
         words += ["--trainer.max_epochs", ROLLOUTS // part, "--trainer.check_val_every_n_epoch", ROLLOUTS]
