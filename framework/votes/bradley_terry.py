@@ -53,8 +53,8 @@ class Scores:
         said = []
         if self.apart:
             said.append(
-                f"No vote compares {', '.join(self.apart)} with {', '.join(self.models)}: there is no common scale, and "
-                "the former have no score."
+                f"No vote compares {', '.join(self.apart)} with {', '.join(self.models)}: without a common scale the "
+                "former have no score."
             )
         if self.prior:
             said.append(

@@ -78,8 +78,8 @@ def share(counts: Array) -> float:
 def tau_b(counts: Array) -> float:
     """Kendall's tau-b (1945, Biometrika 33) over the pairs of answers within items.
 
-    τ_b = (C - D) / √((n - T)(n - U)): C pairs ordered alike and D against each other, of n pairs, of which T tie for the
-    person and U for the reward.
+    τ_b = (C - D) / √((n - T)(n - U)): C pairs ordered alike and D against each other, of n pairs, of which T tie for
+    the person and U for the reward.
     """
     n = counts.sum()
     people, reward = n - counts[PEOPLE_TIE] - counts[BOTH_TIE], n - counts[REWARD_TIES] - counts[BOTH_TIE]
