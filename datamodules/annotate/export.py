@@ -244,7 +244,7 @@ def ordered(answers: Sequence[int], beats: set[tuple[int, int]]) -> dict[int, in
     answers.
     """
     best: dict[int, int] = {}
-    most = (0, 0)
+    most = (0, len(answers))
     for size in range(len(answers), 1, -1):
         if (size * (size - 1) // 2, size) <= most:
             break

@@ -13,6 +13,7 @@ from leyden.votes.bootstrap import DRAWS, Array, Estimate, Sums, estimate, resam
 from leyden.votes.vote import Item, Vote
 
 STEPS, PRECISION = 100, 1e-6  # a step of Newton's that is so short leaves an error near its square
+HALVINGS = 30
 PRIOR = 0.5
 """Wins that each of two models is given over the other where the votes alone have no finite scores."""
 
@@ -76,22 +77,23 @@ def bradley_terry(items: Sequence[Item], votes: Sequence[Vote], draws: int = DRA
     total = table.total()
     part = _largest(total)
     apart = tuple(name for at, name in enumerate(models) if at not in part)
-    point = fit(*total[:, part][:, :, part])
-    drawn = list[Array]()
-    rates = list[Array]()
-    prior = PRIOR * _compared(total[:, part][:, :, part])
-    for weights in resampled(len(ballots.items), draws if part else 0):
-        wins, ties = table.total(weights)[:, part][:, :, part]
-        drawn.append(fit(wins, ties, prior=prior, start=point).theta)
-        rates.append(win_rates(wins, ties))
+    total = total[:, part][:, :, part]
+    if not part:
+        return Scores([], [], [], total[0], total[1], 0.0, np.zeros((0, 0)), apart=apart)
+    point = fit(total[0], total[1])
+    samples = np.array(
+        [table.total(weights)[:, part][:, :, part] for weights in resampled(len(ballots.items), draws)]
+    ).reshape(-1, 2, len(part), len(part))
+    prior = PRIOR * _compared(total)
+    thetas = fit_all(samples[:, 0], samples[:, 1], prior, np.append(point.theta, max(point.nu, 1e-3)))[0]
+    rates = np.array([win_rates(wins, ties) for wins, ties in samples]).reshape(-1, len(part))
     order = sorted(range(len(part)), key=lambda at: -point.theta[at])
-    wins, ties = total[:, part][:, :, part]
+    wins, ties = total
     shares = win_rates(wins, ties)
-    thetas, samples = (np.array(rows).reshape(len(rows), len(part)) for rows in (drawn, rates))
     return Scores(
         [models[part[at]] for at in order],
         [estimate(float(point.theta[at]), list(thetas[:, at])) for at in order],
-        [estimate(float(shares[at]), list(samples[:, at])) for at in order],
+        [estimate(float(shares[at]), list(rates[:, at])) for at in order],
         wins[np.ix_(order, order)], ties[np.ix_(order, order)], point.nu, thetas[:, order], point.prior, apart,
     )  # fmt: skip
 
@@ -108,79 +110,85 @@ class Fit:
     prior: bool = False
 
 
-def fit(wins: Array, ties: Array, prior: Array | None = None, start: Fit | None = None) -> Fit:
+def fit(wins: Array, ties: Array) -> Fit:
     """The most likely scores θ and tie parameter ν of Davidson (1970, J. Am. Stat. Assoc. 65, equations 2.2 and 2.3).
 
     With π = exp(θ): P(i beats j) = π_i / (π_i + π_j + ν √(π_i π_j)) and P(tie) = ν √(π_i π_j) / (π_i + π_j +
-    ν √(π_i π_j)). Without ties ν is 0, and this is Bradley and Terry (1952). Divided by √(π_i π_j), the three outcomes
-    have the logits d / 2, -d / 2 and η, with d = θ_i - θ_j and η = log ν: the log-likelihood is concave, and Newton's
-    steps, halved where they overshoot, find its maximum.
+    ν √(π_i π_j)). Without ties ν is 0, and this is Bradley and Terry (1952).
 
     The maximum is finite where each model, by wins and ties, can be reached from each other one (Ford 1957), and, where
     there are ties, some wins go round in a circle, such as each of two models beating the other once: else scores and ν
-    could grow together. Where that fails, `prior` is added to the wins: by default half a win each way for two models
-    that were compared, as Haldane (1956) adds it to an odds ratio.
+    could grow together. Where that fails, each two models that were compared are given half a win more each way, as
+    Haldane (1956) adds it to an odds ratio.
 
     Args:
         wins: [K, K], [i, j] how often i was better than j.
         ties: [K, K], symmetric.
-        prior: wins to add where they are needed.
-        start: where to begin.
     """
     needed = not _is_bounded(wins, ties)
-    if needed:
-        wins = wins + (PRIOR * _compared(np.stack([wins, ties])) if prior is None else prior)
-    models = len(wins)
-    if models < 2 or not wins.any():
-        return Fit(np.zeros(models), 0.0, needed)
-    tied = bool(ties.any())
-    x = np.zeros(models + tied)
-    if start is not None and len(start.theta) == models:
-        x[:models] = start.theta
-        x[models:] = np.log(start.nu) if start.nu > 0 else 0.0
-    value, gradient, curvature = _likelihood(x, wins, ties)
+    theta, nu = fit_all(wins[None], ties[None], PRIOR * _compared(np.stack([wins, ties])))
+    return Fit(theta[0], float(nu[0]), needed)
+
+
+def fit_all(wins: Array, ties: Array, prior: Array, start: Array | None = None) -> tuple[Array, Array]:
+    """θ [N, K] and ν [N] of N tables of wins and ties, [N, K, K] each, as `fit` has it.
+
+    Divided by √(π_i π_j), the three outcomes have the logits d / 2, -d / 2 and η, with d = θ_i - θ_j and η = log ν: the
+    log-likelihood is concave, and Newton's steps, halved where they overshoot, find its maximum.
+
+    Args:
+        wins: of each table.
+        ties: of each table.
+        prior: wins to add to a table that has no finite maximum.
+        start: θ and ν to begin at.
+    """
+    count, models = wins.shape[:2]
+    if models < 2 or not count:
+        return np.zeros((count, models)), np.zeros(count)
+    needed = np.array([not _is_bounded(*one) for one in zip(wins, ties, strict=True)])
+    wins = wins + needed[:, None, None] * prior
+    x = np.zeros((count, models + 1))
+    if start is not None:
+        x[:] = np.append(start[:-1], np.log(start[-1]))
+    value, slope, bend = _likelihood(x, wins, ties)
     for _ in range(STEPS):
-        step = np.linalg.solve(curvature, gradient)
-        size = 1.0
-        while size > 1e-9:
-            further = _likelihood(x + size * step, wins, ties)
-            if further[0] >= value - 1e-12 * abs(value):
+        step = np.linalg.solve(bend, slope[..., None])[..., 0]
+        for _ in range(HALVINGS):
+            further = _likelihood(x + step, wins, ties)
+            worse = further[0] < value - 1e-12 * abs(value)
+            if not worse.any():
                 break
-            size /= 2
-        x = x + size * step
-        value, gradient, curvature = further
-        if np.abs(size * step).max() < PRECISION:
+            step = np.where(worse[:, None], step / 2, step)
+        x, (value, slope, bend) = x + step, further
+        if abs(step).max() < PRECISION:
             break
-    theta = x[:models] - x[:models].mean()
-    return Fit(theta, float(np.exp(x[models])) if tied else 0.0, needed)
+    theta = x[:, :models] - x[:, :models].mean(1, keepdims=True)
+    return theta, np.where(ties.any((1, 2)), np.exp(x[:, models]), 0.0)
 
 
-def _likelihood(x: Array, wins: Array, ties: Array) -> tuple[float, Array, Array]:
-    """Log-likelihood, its gradient, and its negative second derivatives, in (θ, η). The mean of θ, which changes
-    nothing, is held by a term of its own."""
-    models = len(wins)
-    tied = len(x) > models
-    d = x[:models, None] - x[None, :models]
-    eta = x[models] if tied else -np.inf
-    most = np.maximum(np.abs(d) / 2, eta)
-    e_win, e_loss, e_tie = np.exp(d / 2 - most), np.exp(-d / 2 - most), np.exp(eta - most)
-    z = e_win + e_loss + e_tie
-    p_win, p_loss, p_tie = e_win / z, e_loss / z, e_tie / z
-    n = wins + wins.T + ties
-    logits = (wins * d).sum() / 2 + (ties.sum() / 2 * eta if tied else 0.0)
-    value = logits - (n * (most + np.log(z))).sum() / 2 - x[:models].sum() ** 2 / 2
-    slope = (wins - wins.T) / 2 - n * (p_win - p_loss) / 2
-    bend = n / 4 * (p_win + p_loss - (p_win - p_loss) ** 2)
-    np.fill_diagonal(bend, 0.0)
-    gradient, curvature = np.zeros(len(x)), np.zeros((len(x), len(x)))
-    gradient[:models] = slope.sum(1) - x[:models].sum()
-    curvature[:models, :models] = np.diag(bend.sum(1)) - bend + 1.0
-    if tied:
-        gradient[models] = (ties - n * p_tie).sum() / 2
-        curvature[models, models] = (n * p_tie * (1 - p_tie)).sum() / 2
-        cross = -(n * (p_win - p_loss) * p_tie).sum(1) / 2
-        curvature[:models, models] = curvature[models, :models] = cross
-    return float(value), gradient, curvature
+def _likelihood(x: Array, wins: Array, ties: Array) -> tuple[Array, Array, Array]:
+    """Log-likelihood [N], its gradient, and its negative second derivatives, in θ and η. Terms of their own hold what
+    changes nothing: the mean of θ, and η where there are no ties."""
+    models = wins.shape[1]
+    theta, eta = x[:, :models], x[:, models]
+    tied = ties.any((1, 2))
+    d = theta[:, :, None] - theta[:, None, :]
+    eta = np.where(tied, eta, -np.inf)[:, None, None]
+    most = np.maximum(abs(d) / 2, eta)
+    odds = np.stack([np.exp(d / 2 - most), np.exp(-d / 2 - most), np.exp(eta - most)])
+    z = odds.sum(0)
+    win, loss, tie = odds / z
+    n = wins + wins.swapaxes(1, 2) + ties
+    value = (wins * d).sum((1, 2)) / 2 + np.where(tied, ties.sum((1, 2)) * x[:, models], 0.0) / 2
+    value = value - (n * (most + np.log(z))).sum((1, 2)) / 2 - theta.sum(1) ** 2 / 2
+    slope, bend = np.zeros_like(x), np.zeros((*x.shape, models + 1))
+    slope[:, :models] = ((wins - wins.swapaxes(1, 2) - n * (win - loss)) / 2).sum(2) - theta.sum(1, keepdims=True)
+    slope[:, models] = np.where(tied, (ties - n * tie).sum((1, 2)) / 2, 0.0)
+    pairs = n / 4 * (win + loss - (win - loss) ** 2) * (1 - np.eye(models))
+    bend[:, :models, :models] = np.eye(models) * pairs.sum(2, keepdims=True) - pairs + 1.0
+    bend[:, models, models] = np.where(tied, (n * tie * (1 - tie)).sum((1, 2)) / 2, 1.0)
+    bend[:, :models, models] = bend[:, models, :models] = -(n * (win - loss) * tie).sum(2) / 2
+    return value, slope, bend
 
 
 def win_rates(wins: Array, ties: Array) -> Array:
