@@ -37,7 +37,11 @@ def begin(logger: Logger, folder: Path, config: Mapping[str, Any], facts: Mappin
     if isinstance(logger, Tracker):
         logger.begin(folder, config, facts)
     elif not isinstance(logger, MetricsCSV):
-        _try(logger, lambda: logger.log_hyperparams(flattened({**config, "made_from": dict(facts)})))
+        flags = flattened({**config, "made_from": dict(facts)})
+        _try(logger, lambda: logger.log_hyperparams(flags))
+        if isinstance(logger, TensorBoardLogger):  # its hparams.yaml is written before, and not again
+            text = "".join(f"    {name}: {value}\n" for name, value in flags.items())
+            _try(logger, lambda: logger.experiment.add_text("config", text, 0))
 
 
 @rank_zero_only  # type: ignore[untyped-decorator]

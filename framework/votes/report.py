@@ -12,7 +12,7 @@ from rich.text import Text
 
 from leyden.atomic import write_whole
 from leyden.errors import UserError
-from leyden.language import localised, say
+from leyden.language import localised
 from leyden.votes.page import MARK, page
 from leyden.votes.summary import Summary, beyond_chance, conclusion, counted, percent, shown, summary
 from leyden.votes.vote import Item, Vote
@@ -43,7 +43,6 @@ def report(items: Sequence[Item], votes: Sequence[Vote], file: Path) -> None:
         write_whole(file, page(told))
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror}); name another file") from error
-    say(f"report: {file} (open it in a browser)")
 
 
 def show(told: Summary, console: Console) -> None:
