@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from leyden.atomic import write_whole
 from leyden.errors import UserError, first_line
 from leyden.run.metrics_csv import Tracker
+from leyden.run.trackers import COLUMNS, cells
 
 log = logging.getLogger("leyden")
 AXES = ("train/tokens", "train/samples", "train/seconds")
@@ -163,11 +164,9 @@ class WandB(Tracker):
         import wandb
 
         if self._table is None:
-            columns = ["step", "row", "prompt", "response", "reward", "reference", "reference_reward"]
-            self._table = wandb.Table(columns=columns, log_mode="MUTABLE")
+            self._table = wandb.Table(columns=list(COLUMNS), log_mode="MUTABLE")
         for row in rows[: self.most_samples]:
-            values = row | {"prompt": row["prompt"][-1]["content"]}  # type: ignore[operator]
-            self._table.add_data(*(values.get(name) for name in self._table.columns))
+            self._table.add_data(*cells(row))
         self._row |= {"eval/samples": self._table} if self.most_samples else {}
 
     @rank_zero_only  # type: ignore[untyped-decorator]

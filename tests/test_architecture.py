@@ -24,7 +24,7 @@ ORDER = {
         cluster losses objectives divergences
         batch surrogates advantages corrections fingerprint
         policy rewards data
-        checkpoint run wandb
+        checkpoint run wandb trackio
         algorithm on_policy
         evaluation diagnostics
         votes web

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from leyden.compare.run import RunFiles
-from leyden.compare.settings import flattened
 from leyden.evaluation.metrics import Column, Fact
+from leyden.run.folder import flattened
 
 DIFFERENCES: dict[Fact, str] = {
     "prompts": "other prompts",

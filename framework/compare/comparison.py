@@ -25,12 +25,14 @@ class Comparison:
         columns: in the order of tables.
         compared: column -> runs that can be compared by it.
         refusals: who is left out of what, and why.
+        remarks: further notes, without their full stops.
     """
 
     groups: list[SeedGroup]
     columns: list[Column]
     compared: dict[str, list[RunFiles]]
     refusals: list[Refusal] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @cached_property
     def runs(self) -> list[RunFiles]:
@@ -59,7 +61,7 @@ class Comparison:
                 "--eval.reward REWARD to leyden fit."
             )
         sentences += [f"{doubt}." for doubt in doubts(self.groups)]
-        return sentences + [f"{note}." for run in self.runs for note in run.notes]
+        return sentences + [f"{note}." for note in [*self.remarks, *(note for run in self.runs for note in run.notes)]]
 
 
 def _one_run(run: RunFiles, column: str, value: float) -> Interval:

@@ -15,7 +15,7 @@ from leyden.compare.export import FIRST, as_csv
 from leyden.compare.finding import find_runs
 from leyden.compare.measures import COLUMNS
 from leyden.compare.page import MARK, page
-from leyden.compare.run import read_run
+from leyden.compare.run import RunFiles, read_run
 from leyden.compare.table import show
 from leyden.errors import UserError
 from leyden.language import say
@@ -31,7 +31,9 @@ def main(argv: Sequence[str]) -> int:
     if not options.run:
         raise UserError("leyden compare: name the runs, such as leyden compare runs (see leyden compare --help)")
     runs = [read_run(folder, name) for folder, name in find_runs(options.run).items()]
+    remarks = [] if options.votes is None else _votes(runs, options.votes)
     comparison = compare(runs, options.metric, options.ignore)
+    comparison.remarks += remarks
     report = _output_file(options.output, f"<!doctype html>\n{MARK}", "--output")
     table = None if options.csv is None else _output_file(options.csv, ",".join(FIRST), "--csv")
     show(comparison, Console(highlight=False))
@@ -58,7 +60,15 @@ def _parser() -> Parser:
     parser.add_argument("--metric", action="append", default=[], metavar="NAME", help=text)
     text = "a setting that makes no difference, such as model.policy.path; may be repeated"
     parser.add_argument("--ignore", action="append", default=[], metavar="KEY", help=text)
+    text = "people's votes, a votes.jsonl of leyden annotate export: what they prefer, beside the other columns"
+    parser.add_argument("--votes", metavar="FILE", help=text)
     return parser
+
+
+def _votes(runs: Sequence[RunFiles], file: str) -> list[str]:
+    from leyden.compare.votes import add_votes  # here, since it needs NumPy and most comparisons do not
+
+    return add_votes(runs, Path(file).expanduser())
 
 
 def _output_file(name: str, start: str, flag: str) -> Path:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from leyden.evaluation.metrics import ANSWERS, MEASURES, Column, Fact
 
+PEOPLE = (
+    Column("people/score", "people", "score by people's votes, in nats: 1 more wins e times as often as it loses"),
+    Column("people/win_rate", "people's wins", "share of comparisons by people, a tie is half a win"),
+    Column(
+        "people/agreement", "reward as people", "share of pairs with its answers that the reward orders as people do"
+    ),
+)
+"""Columns of `--votes`, the first ones where it is given."""
 COLUMNS = (
+    *PEOPLE,
     *(column for measure in MEASURES for column in measure.columns),
     Column("val/loss", "val loss", "the algorithm's own, on validation rows", ("algorithm", "rows"), "least", True),
     Column("val/accuracy", "val accuracy", "share of validation pairs", ("algorithm", "rows"), asked=True),

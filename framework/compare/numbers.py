@@ -50,12 +50,12 @@ def cell(value: Interval | None, ends: bool = False) -> str:
         about = f"{number(value.low)}…{number(value.high)}" if ends else f"±{number(value.half)}"
         return f"{number(value.mean)} {about}"
     digits = max(0, min(4, 1 - math.floor(math.log10(value.half))))
-    mean = f"{value.mean:.{digits}f}".replace("-", "−")
+    text = f"{value.mean:.{digits}f} "
     if not ends and not _is_lopsided(value):
-        text = f"{mean} ±{value.half:.{digits}f}"
+        text += f"±{value.half:.{digits}f}"
     else:
-        text = f"{mean} {value.low:.{digits}f}…{value.high:.{digits}f}"
-    return text + (MARK if value.source == "prompts" else "")
+        text += f"{value.low:.{digits}f}…{value.high:.{digits}f}"
+    return text.replace("-", "−") + (MARK if value.source == "prompts" else "")
 
 
 def explained(values: Iterable[Interval | None]) -> str:

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from leyden.run.folder import flattened
 
 Settings = Mapping[str, str]
 """Flag without its dashes (`model.kl_coef`) -> value as text; a class stands at the flag that names it (`model`)."""
 
 OWN = ("trainer.default_root_dir", "checkpoint.dirpath", "ckpt_path", "trainer.logger", "verbose")
 """Keys, and beginnings of keys, of where a run writes and what it prints."""
-
-
-def flattened(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """A resolved config.yaml as flags."""
-    flags = dict[str, str]()
-    for key, value in config.items():
-        inner = path if key in ("init_args", "class_path") else f"{path}.{key}".lstrip(".")
-        if isinstance(value, dict) and value:
-            flags |= flattened(value, inner)
-        else:
-            flags[inner] = _text(value)
-    return flags
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}"
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def essential(config: Mapping[str, Any], ignored: Iterable[str] = ()) -> dict[str, str]:

@@ -31,8 +31,8 @@ from leyden.policy.policy import Policy, Reference, Sampling, eval_mode
 from leyden.policy.reference import OtherPolicy
 from leyden.rewards.reward import Reward, attach, name_of
 from leyden.rng import EVALUATION_SEED
-from leyden.run.metrics_csv import Tracker
 from leyden.run.progress import progress_of
+from leyden.run.trackers import log_samples
 from leyden.sharding import assembled, is_sharded
 
 log = logging.getLogger("leyden")
@@ -209,8 +209,7 @@ class Evaluator(Callback, ABC):
         self._files.add(shown)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=self._at - 1)
-            if isinstance(logger, Tracker):
-                logger.samples(shown)
+            log_samples(logger, shown)
         return metrics
 
     def _whole(self, module: Any, reward: Any) -> Any:

@@ -20,6 +20,7 @@ from leyden.lightning_loop import is_accumulating, is_last_planned_step, pending
 from leyden.run.flops import flops_per_token, peak_flops
 from leyden.run.folder import changed_settings, revision
 from leyden.run.metrics_csv import MetricsCSV, Tracker
+from leyden.run.trackers import begin
 
 
 class Throughput(Callback):
@@ -129,8 +130,7 @@ class RunRecord(Callback):
             write_whole(self.folder / "config.yaml", self.config)
             write_whole(self.folder / "run.json", json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
         for logger in trainer.loggers:
-            if isinstance(logger, Tracker):
-                logger.begin(self.folder, yaml.safe_load(self.config), facts)
+            begin(logger, self.folder, yaml.safe_load(self.config), facts)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         # Lightning counts a step at the end of the validation that follows it. A checkpoint of that validation would

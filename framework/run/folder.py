@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -135,6 +137,26 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         changes = [differences(old.get(k), new.get(k), path if k == "init_args" else f"{path}.{k}") for k in keys]
         return [line for lines in changes for line in lines]
     return [] if old == new else [f"{path.lstrip('.')}: {old} -> {new}"]
+
+
+def flattened(config: Mapping[str, Any], path: str = "") -> dict[str, str]:
+    """A resolved config.yaml as flags."""
+    flags = dict[str, str]()
+    for key, value in config.items():
+        inner = path if key in ("init_args", "class_path") else f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict) and value:
+            flags |= flattened(value, inner)
+        else:
+            flags[inner] = _text(value)
+    return flags
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def changed_settings(folder: Path, config: str) -> list[str]:
