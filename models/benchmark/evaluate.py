@@ -16,8 +16,8 @@ from lm_eval.api.group import Group
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
 from lm_eval.api.task import Task
 
+from leyden.compare.influence import Kind, error_of
 from leyden.errors import UserError
-from leyden.evaluation.metrics import standard_error
 from leyden.fingerprint import fingerprint_text
 from leyden.models.benchmark.lm import PolicyLM
 from leyden.models.benchmark.results import Record
@@ -68,7 +68,8 @@ def prepare(task: Task, settings: Settings) -> None:
     if settings.shots is not None:
         if own == 0 and settings.shots > 0:
             raise UserError(
-                f"--num_fewshot {settings.shots}: {task.task_name} is asked without examples, as its file says; leave it out"
+                f"--num_fewshot {settings.shots}: {task.task_name} is asked without examples, as its file says; leave "
+                "it out"
             )
         task.set_config(key="num_fewshot", value=settings.shots)
     elif own is None:
@@ -113,7 +114,8 @@ def run(task: Task, lm: PolicyLM, settings: Settings) -> Record:
     values = {key: value for key, value in found["results"][name].items() if "," in key and "_stderr," not in key}
     record: Record = known | {
         "questions": int(found["results"][name]["sample_len"]),
-        "prompts": fingerprint_text(repr([(one["doc_hash"], one["prompt_hash"]) for one in samples])),
+        "documents": fingerprint_text(repr([one["doc_hash"] for one in samples])),
+        "prompts": fingerprint_text(repr([one["prompt_hash"] for one in samples])),
         "lm_eval": lm_eval.__version__,
         "metrics": {},
         "outcomes": {},
@@ -121,32 +123,31 @@ def run(task: Task, lm: PolicyLM, settings: Settings) -> Record:
     for key, value in values.items():
         metric, chosen = key.split(",", 1)
         items = [one[metric] for one in samples if one["filter"] == chosen and metric in one]
-        error, outcomes = _spread(task.aggregation().get(metric, mean), items)
+        kind, error, outcomes = _spread(task.aggregation().get(metric, mean), items)
         best = "least" if better.get(metric) is False else "most"
         named = metric if chosen == "none" else f"{metric}:{chosen}"
-        record["metrics"][named] = {"value": float(value), "error": error, "best": best}
+        record["metrics"][named] = {"value": float(value), "error": error, "best": best, "kind": kind}
         if outcomes is not None:
             record["outcomes"][named] = outcomes
     record["metric"] = next(iter(record["metrics"]))
     return record
 
 
-def _spread(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> tuple[float | None, list[Any] | None]:
-    """The standard error of a measure over questions, and its outcome on each, where the measure is their mean or the
-    quotient of two sums: then an outcome is (summed log-probability, words or bytes)."""
-    if aggregate is mean and all(isinstance(one, int | float | np.number | bool) for one in items):
+def _spread(aggregate: Callable[[Sequence[Any]], float], items: Sequence[Any]) -> tuple[Kind, float | None, Any]:
+    """Kind and standard error over questions of a measure, and its outcomes where it has one on each question."""
+    if aggregate is mean and all(isinstance(one, int | float | np.number) for one in items):
         outcomes = [float(one) for one in items]
-        return standard_error(outcomes), [int(x) if x == int(x) else x for x in outcomes]
+        return "mean", error_of("mean", outcomes), [int(x) if x == int(x) else x for x in outcomes]
     if aggregate in (bits_per_byte, weighted_perplexity):
-        return None, [[float(x), float(w)] for x, w in items]
-    if len(items) < 2:
-        return None, None
+        kind: Kind = "bits" if aggregate is bits_per_byte else "perplexity"
+        pairs = [[float(x), float(w)] for x, w in items]
+        return kind, error_of(kind, pairs), pairs
     draw = random.Random(0)
     try:
         drawn = [float(aggregate(draw.choices(items, k=len(items)))) for _ in range(DRAWS)]
     except (ValueError, TypeError, ZeroDivisionError):  # a measure that some samples do not have
-        return None, None
-    return float(np.std(drawn, ddof=1)), None
+        return "other", None, None
+    return "other", float(np.std(drawn, ddof=1)) if len(items) > 1 else None, None
 
 
 @contextmanager
@@ -179,11 +180,11 @@ def aggregated(group: Group, records: Mapping[str, Record]) -> Record | None:
             if "," not in key or key.split(",")[0] != config.metric:
                 continue
             named = config.metric if key.endswith(",none") else key.replace(",", ":", 1)
-            best = next(r["metrics"][named]["best"] for r in records.values() if named in r.get("metrics", {}))
+            best = next(r["metrics"][named]["best"] for r in records.values() if named in r["metrics"])
             error = found.get(key.replace(",", "_stderr,", 1))
             error = None if error in (None, "N/A") else float(error)
-            record["metrics"][named] = {"value": float(value), "error": error, "best": best}
-            record.setdefault("weighted", {})[named] = bool(config.weight_by_size)
+            kind = "weighted" if config.weight_by_size else "unweighted"
+            record["metrics"][named] = {"value": float(value), "error": error, "best": best, "kind": kind}
     if not record["metrics"]:
         return None
     record["metric"] = next(iter(record["metrics"]))

@@ -65,6 +65,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self.policy, self.batch_tokens, self.seed = policy, batch_tokens, seed
         self.add_bos_token, self.forward, self.on_progress = add_bos_token, forward, on_progress
+        self.cut = 0
+        """Requests that were too long and lost their beginning"""
         self.tokenizer: Any = policy.tokenizer
         if add_bos_token is not None:
             self.tokenizer = AutoTokenizer.from_pretrained(policy.tokenizer.name_or_path, add_bos_token=add_bos_token)
@@ -138,6 +140,7 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
                 f"a choice has {len(continuation)} tokens{text}, and 1 to {self.max_length} can be scored; mend the "
                 "task, or give a model with more positions"
             )
+        self.cut += asked is not None and len(context) + len(continuation) > self.max_length + 1
         kept = (context + continuation)[-(self.max_length + 1) :]
         return Request(kept[: -len(continuation)], continuation)
 
@@ -187,7 +190,9 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
                 "the question needs some; take another task or model"
             )
         bos = self.tokenizer.bos_token  # none is none here, where `tok_encode` takes EOS for it
-        prompts = [self._encode(context, bos)[-room:] or [self.prefix_token_id] for context in contexts]
+        prompts = [self._encode(context, bos) or [self.prefix_token_id] for context in contexts]
+        self.cut += sum(len(prompt) > room for prompt in prompts)
+        prompts = [prompt[-room:] for prompt in prompts]
 
         def report(done: int) -> None:
             self.on_progress("answers", done, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lm_eval
+from datasets import disable_progress_bars
 from rich.console import Console
 from rich.table import Table
 
@@ -59,6 +61,8 @@ class Session:
         again: bool = False,
     ) -> None:
         self.settings, self.model, self.output, self.several, self.again = settings, model, output, several, again
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)  # which defaults a task's file leaves to it
+        disable_progress_bars()
         seeded(settings.seed)
         self.loaded = load(tasks, settings.allow_code)
         for task in self.loaded.tasks.values():
@@ -84,9 +88,12 @@ class Session:
                 say(f"{typed}: {name} is in {results.file} already, {_shown(known)}; --again asks anew")
                 records[name] = known
                 continue
+            lm.cut = 0
             progress.begin(name, number, len(self.loaded.tasks))
             records[name] = run(task, lm, self.settings) | of_model | self._place(name)
             task._instances = None  # a later model is asked anew
+            if lm.cut:
+                say(f"{name}: {lm.cut:,} requests are longer than {lm.max_length:,} tokens, and lost their beginning")
             results.add("tasks", name, records[name])
             progress.end()
         for name, group in self.loaded.groups.items():

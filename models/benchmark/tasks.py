@@ -121,7 +121,7 @@ def _nodes(node: Any) -> Iterator[Any]:
 def _manager(names: Sequence[str], local: Sequence[Path]) -> TaskManager:
     """An index with these names in it. lm-eval's whole list takes half a minute to read, so only the folders that speak
     of a name are read, unless something is missing in them."""
-    own = [path if path.is_dir() else path.parent for path in local]
+    own = list(dict.fromkeys(path if path.is_dir() else path.parent for path in local))
     plain = not any(map(has_magic, names))
     if plain:
         manager = TaskManager(include_path=[*_folders(names), *own], include_defaults=False)
