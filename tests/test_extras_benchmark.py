@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,7 @@ from lm_eval import evaluator  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from leyden.cli.launcher import main  # noqa: E402
 from leyden.data.tokenizer import load_tokenizer  # noqa: E402
-from leyden.errors import UserError  # noqa: E402
 from leyden.models import CausalLM  # noqa: E402
 from leyden.models.benchmark.evaluate import Settings, prepare, seeded  # noqa: E402
 from leyden.models.benchmark.lm import PolicyLM  # noqa: E402
@@ -78,7 +73,8 @@ def responses(lm: Any, folder: Path, name: str, **how: Any) -> dict[str, Any]:
     found = evaluator.evaluate(lm=lm, task_dict={"tasks": {name: task}}, bootstrap_iters=0, **how)
     samples = found["samples"][name]
     numbers = {key: value for key, value in found["results"][name].items() if "," in key and "stderr" not in key}
-    return {"said": [one["resps"] for one in samples], "asked": [one["arguments"] for one in samples], "results": numbers}
+    said, asked = ([one[key] for one in samples] for key in ("resps", "arguments"))
+    return {"said": said, "asked": asked, "results": numbers}
 
 
 def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -93,7 +89,7 @@ def same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
             else:
                 assert one == two
     for key, value in theirs["results"].items():
-        assert ours["results"][key] == pytest.approx(value, abs=CLOSE), key
+        assert ours["results"][key] == pytest.approx(value, rel=1e-6, abs=CLOSE), key
 
 
 KINDS = ("llama", "gpt2", "gemma2", "short", "rows")
@@ -151,7 +147,204 @@ def test_a_choice_that_is_most_probable_is_greedy(tmp_path: Path) -> None:
     policy = CausalLM("tiny")
     policy.build()
     ours, theirs = PolicyLM(policy), HFLM(policy.tokenizer.name_or_path, device="cpu", dtype="float32")
-    (text,) = ours.generate_until([Instance("generate_until", {}, ("한국의 수도는", {"until": [], "max_gen_toks": 3}), 0)])
-    asked = [Instance("loglikelihood", {}, ("한국의 수도는", end), 0) for end in (text, "x")]
+    start, how = "한국의 수도는", {"until": [], "max_gen_toks": 3}
+    (text,) = ours.generate_until([Instance("generate_until", {}, (start, how), 0)])
+    asked = [Instance("loglikelihood", {}, (start, end), 0) for end in (text, "x")]
     assert [greedy for _, greedy in ours.loglikelihood(asked)] == [True, False]
     assert [greedy for _, greedy in theirs.loglikelihood(asked)] == [True, False]
+
+
+def test_what_the_sampler_does_not_have_is_refused() -> None:
+    policy = CausalLM("tiny")
+    policy.build()
+    lm = PolicyLM(policy)
+    with pytest.raises(UserError, match="num_beams 4"):
+        lm.generate_until([Instance("generate_until", {}, ("a", {"until": [], "num_beams": 4}), 0)])
+    with pytest.raises(UserError, match="max_gen_toks 4000"):
+        lm.generate_until([Instance("generate_until", {}, ("a", {"until": [], "max_gen_toks": 4000}), 0)])
+    with pytest.raises(UserError, match="a choice has 0 tokens"):
+        lm.loglikelihood([Instance("loglikelihood", {}, ("a", ""), 0)])
+    how = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    drawn = [lm.generate_until([Instance("generate_until", {}, ("a", how), 0)] * 3) for _ in range(2)]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) > 1
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+def results(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_command_keeps_what_is_done_and_merges(leyden: Any, folder: Path, tmp_path: Path) -> None:
+    world, texts = (str(folder / f"{name}.yaml") for name in ("world", "texts"))
+    code, out, error = leyden("benchmark", "tiny", "--tasks", world, "--limit", 4)
+    assert code == 0, error
+    file = Path("runs/benchmark-tiny")
+    first = results(file)["tasks"]["world"]
+    assert first["questions"] == 4 and len(first["outcomes"]["acc"]) == 4 and first["limit"] == 4
+    assert "acc_norm" in out and str(file / "benchmark.json") in out
+    code, out, error = leyden("benchmark", "tiny", "--tasks", f"{world},{texts}", "--limit", 4)
+    assert code == 0 and "world is in" in out and results(file)["tasks"]["world"] == first
+    assert set(results(file)["tasks"]) == {"world", "texts"}
+    code, out, error = leyden("benchmark", "tiny", "--tasks", world, "--num_fewshot", 2)
+    assert code == 0 and results(file)["tasks"]["world"]["shots"] == 2
+    code, out, _ = leyden("compare", "runs")
+    assert code == 0 and "benchmark/world" in out and "benchmark/texts" in out
+
+
+def test_several_models_and_those_that_are_not_whole(leyden: Any, folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    save_llama(tmp_path / "base", 0.1)
+    torch.manual_seed(1)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    policy = CausalLM(str(tmp_path / "base"), adapter=lora)
+    policy.build()
+    policy.save(tmp_path / "adapter")
+    task = str(folder / "world.yaml")
+    code, _, error = leyden("benchmark", "base", "adapter", "--tasks", task, "--output", "out")
+    assert code == 0, error
+    base, adapter = (results(tmp_path / "out" / name)["tasks"]["world"] for name in ("base", "adapter"))
+    assert base["model"] != adapter["model"] and base["documents"] == adapter["documents"]
+    theirs = HFLM(str(tmp_path / "base"), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32", batch_size=4)
+    found = responses(theirs, folder, "world")
+    same(responses(PolicyLM(policy), folder, "world"), found)
+    assert adapter["metrics"]["acc"]["value"] == pytest.approx(found["results"]["acc,none"])
+
+
+def test_a_run_over_four_bits_is_asked_over_four_bits(leyden: Any, folder: Path, tmp_path: Path) -> None:
+    save_llama(tmp_path / "base", 0.1)
+    rows = [{"prompt": f"Say {n}.", "response": str(n)} for n in range(8)]
+    Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code, _, error = leyden(
+        "fit", "--config", "sft", "--config", "qlora", "--data.path", "chat.jsonl", "--data.batch_size", 4,
+        "--model.policy.path", "base", "--trainer.max_steps", 2, "--trainer.default_root_dir", "runs/q",
+        "--trainer.accelerator", "cpu",
+    )  # fmt: skip
+    assert code == 0, error
+    code, _, error = leyden("benchmark", "runs/q", "--tasks", str(folder / "world.yaml"), "--limit", 3)
+    assert code == 0, error
+    record = results(Path("runs/q"))["tasks"]["world"]
+    assert record["settings"]["dtype"] == "4 bits"
+    code, _, error = leyden(
+        "benchmark",
+        "runs/q",
+        "--tasks",
+        str(folder / "world.yaml"),
+        "--limit",
+        3,
+        "--checkpoint",
+        "last",
+        "--output",
+        "l",
+    )
+    assert code == 0, error
+    last = results(Path("l"))["tasks"]["world"]
+    assert last["outcomes"] == record["outcomes"] and last["settings"]["dtype"] == "4 bits"
+
+
+def test_a_killed_command_goes_on_with_the_tasks_that_are_left(folder: Path, tmp_path: Path) -> None:
+    """It is killed in its second task, and the first is not asked again."""
+    code = (
+        "import os, sys\nfrom leyden.models.benchmark import session\nask = session.run\n"
+        "def run(task, *rest):\n"
+        "    os.kill(os.getpid(), 9) if task.task_name == 'texts' else None\n    return ask(task, *rest)\n"
+        "session.run = run\nfrom leyden.cli.launcher import main\nmain(sys.argv[1:])"
+    )
+    command = ["benchmark", "tiny", "--tasks", *(str(folder / f"{name}.yaml") for name in ("world", "texts"))]
+    done = subprocess.run([sys.executable, "-c", code, *command, "--output", str(tmp_path)], capture_output=True)
+    assert done.returncode == -9
+    first = results(tmp_path)
+    assert set(first["tasks"]) == {"world"}
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    assert set(results(tmp_path)["tasks"]) == {"world", "texts"}
+    assert results(tmp_path)["tasks"]["world"] == first["tasks"]["world"]
+
+
+def test_a_group_of_local_tasks_is_aggregated_as_lm_eval_does(leyden: Any, tmp_path: Path) -> None:
+    for name, count in (("one", 5), ("two", 9)):
+        choice_task(tmp_path / "own", name, count, "ko" if name == "two" else "en")
+    for weighted in (True, False):
+        (tmp_path / "own" / "all.yaml").write_text(
+            f"group: all\ntask: [one, two]\naggregate_metric_list:\n  - metric: acc\n    weight_by_size: {weighted}\n"
+            "metadata:\n  version: 3.0\n",
+            encoding="utf-8",
+        )
+        code, out, error = leyden("benchmark", "tiny", "--tasks", str(tmp_path / "own"))
+        assert code == 0, error
+        found = results(Path("runs/benchmark-tiny"))
+        acc = {name: found["tasks"][name]["metrics"]["acc"] for name in ("one", "two")}
+        sizes = {"one": 5, "two": 9} if weighted else {"one": 1, "two": 1}
+        mean = sum(acc[name]["value"] * size for name, size in sizes.items()) / sum(sizes.values())
+        group = found["groups"]["all"]
+        assert group["metrics"]["acc"]["value"] == pytest.approx(mean)
+        assert group["metrics"]["acc"]["kind"] == ("weighted" if weighted else "unweighted")
+        assert group["version"] == "3.0" and found["tasks"]["one"]["group"] == "all"
+    code, out, _ = leyden("compare", "runs")
+    assert "benchmark/all" in out and "benchmark/one" not in out
+
+
+def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Path) -> None:
+    choice_task(tmp_path / "own", "mine", 4)
+    text = (tmp_path / "own" / "mine.yaml").read_text(encoding="utf-8")
+    files = {
+        "code.yaml": text + "process_docs: !function helper.run\n",
+        "by_class.yaml": "task: x\nclass: !function helper.Task\n",
+        "including.yaml": "include: code.yaml\ntask: other\n",
+        "broken.yaml": "task: [\n",
+        "nameless.yaml": "dataset_path: json\n",
+        "away.yaml": "task: away\ndataset_path: nobody/nothing-here\ntest_split: test\ndoc_to_text: x\ndoc_to_target: x\n",
+        "gone.yaml": text.replace("mine.jsonl", "gone.jsonl"),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    expected = {
+        "code.yaml": ["runs Python of its own (helper.run)", "--allow_code"],
+        "by_class.yaml": ["helper.Task"],
+        "including.yaml": ["helper.run"],
+        "broken.yaml": ["broken.yaml:2", "no YAML"],
+        "nameless.yaml": ["task: nameless"],
+        "away.yaml": ["nobody/nothing-here", "cannot be reached", "datasets.load_dataset('nobody/nothing-here')"],
+        "gone.yaml": ["gone.jsonl", "cannot be found"],
+        "missing.yaml": ["no such file"],
+        "./empty": ["no YAML file in it"],
+    }
+    for name, parts in expected.items():
+        code, _, error = leyden("benchmark", "tiny", "--tasks", name)
+        assert code == 2 and error.count("\n") == 1, (name, error)
+        assert all(part in error for part in parts), (name, error)
+    (tmp_path / "helper.py").write_text("def run(rows):\n    return rows\n", encoding="utf-8")
+    assert leyden("benchmark", "tiny", "--tasks", "code.yaml", "--allow_code", "--output", "o")[0] == 0
+
+
+def test_an_unknown_task_has_its_nearest_names() -> None:
+    with pytest.raises(UserError, match=r"lm-eval has no such task; nearest are .*kmmlu_direct_law"):
+        load(["kmmlu_direct_lw"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("kmmlu", "HAERAE-HUB/KMMLU"), ("haerae", "HAERAE-HUB/HAE_RAE_BENCH"), ("kobest", "skt/kobest_v1"),
+        ("click", "EunsuKim/CLIcK"), ("hrm8k", "HAERAE-HUB/HRM8K"),
+    ],
+)  # fmt: skip
+def test_the_korean_suites_are_known_and_say_what_to_download(name: str, data: str) -> None:
+    """All members of each suite are found; without a network one line says what is missing."""
+    with pytest.raises(UserError, match=f"its data {data}.*cannot be reached.*load_dataset"):
+        load([name])
+
+
+def test_code_that_a_model_writes_runs_only_where_it_may() -> None:
+    with pytest.raises(UserError, match="humaneval: it runs code that the model writes.*--allow_code"):
+        load(["humaneval"])
+
+
+def test_examples_that_a_task_forbids_are_refused(folder: Path, tmp_path: Path) -> None:
+    file = choice_task(tmp_path, "none", 3, num_fewshot=0)
+    (task,) = load([str(file)]).tasks.values()
+    with pytest.raises(UserError, match="--num_fewshot 2: none is asked without examples"):
+        prepare(task, Settings(shots=2))
