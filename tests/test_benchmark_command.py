@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -23,9 +24,14 @@ from leyden.compare.paired import differences
 from leyden.compare.run import RunFiles, read_run
 from leyden.errors import UserError
 from leyden.models.benchmark import scores
+from leyden.models.benchmark.logged import log_results
 from leyden.models.benchmark.opening import opened, results_folder
 from leyden.models.benchmark.results import FILE, Results
 from leyden.models.benchmark.scores import Request, grouped, score
+from leyden.policy import Sampling
+from leyden.run import folder as folder_module
+from leyden.run.folder import claim_folder
+from leyden.run.metrics_csv import Tracker
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
@@ -73,9 +79,7 @@ def test_scores_are_those_of_each_text_alone(attention: str, budget: int) -> Non
 
 def test_the_most_probable_continuation_is_greedy() -> None:
     policy = small()
-    (responses,) = policy.generate(
-        [[5, 6, 7]], sampling=__import__("leyden.policy", fromlist=["Sampling"]).Sampling(4, 0.0)
-    )
+    (responses,) = policy.generate([[5, 6, 7]], sampling=Sampling(4, 0.0))
     tokens = responses[0].tokens
     first, second = score(
         policy, [Request([5, 6, 7], tokens), Request([5, 6, 7], [*tokens[:-1], (tokens[-1] + 1) % 97])]
@@ -237,6 +241,59 @@ def test_results_go_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert results_folder("org/Some-Model", None, False) == Path("runs/benchmark-Some-Model")
     assert results_folder("tiny", "out", False) == Path("out")
     assert results_folder("runs/dpo", "out", True) == Path("out/dpo")
+
+
+class Remembered(Tracker):
+    """A tracker that writes down what it is given."""
+
+    name, version = "remembered", ""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file, self.given = Path(file), list[Any]()
+
+    def begin(self, folder: Path, config: Any, facts: Any) -> None:
+        self.given.append([folder.name, facts["algorithm"]])
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.given.append([metrics, step])
+
+    def finalize(self, status: str) -> None:
+        self.file.write_text(json.dumps([*self.given, status]), encoding="utf-8")
+
+
+def test_results_are_logged_where_the_run_logs(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", {})
+    logger = {"class_path": "test_benchmark_command.Remembered", "init_args": {"file": str(tmp_path / "said")}}
+    (run / "config.yaml").write_text(json.dumps({"trainer": {"logger": [logger, True]}}), encoding="utf-8")
+    (run / "run.json").write_text('{"algorithm": "DPO"}', encoding="utf-8")
+    log_results(run, {"world": 0.5})
+    assert json.loads((tmp_path / "said").read_text("utf-8")) == [
+        ["run", "DPO"], [{"benchmark/world": 0.5}, 4], "success",
+    ]  # fmt: skip
+    log_results(run, {"world": 0.25, "other": 1.0})
+    lines = (run / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["step,train/tokens,benchmark/world,benchmark/other", "5,100,0.25,1.0"]
+    (found,) = read(run)  # which says nothing of how it was asked
+    assert not [name for name in found.series if name.startswith("benchmark/")]
+    before = sorted(tmp_path.rglob("*"))
+    log_results(tmp_path, {"world": 0.5})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_trains_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path / "run", {})
+    text = (run / "metrics.csv").read_text(encoding="utf-8")
+    monkeypatch.setattr(folder_module, "_lock", functools.partial(folder_module._lock, seconds=0.1))
+    training = claim_folder(str(run), "", resume=True, alone=True)
+    log_results(run, {"world": 0.5})
+    assert (run / "metrics.csv").read_text(encoding="utf-8") == text
+    training.release()
+    log_results(run, {"world": 0.5})
+    assert "benchmark/world" in (run / "metrics.csv").read_text(encoding="utf-8")
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------

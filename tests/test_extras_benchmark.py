@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from lm_eval import evaluator  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
+from leyden.cli.launcher import main  # noqa: E402
 from leyden.data.tokenizer import load_tokenizer  # noqa: E402
+from leyden.errors import UserError  # noqa: E402
 from leyden.models import CausalLM  # noqa: E402
 from leyden.models.benchmark.evaluate import Settings, prepare, seeded  # noqa: E402
 from leyden.models.benchmark.lm import PolicyLM  # noqa: E402
@@ -132,10 +137,12 @@ def test_bos_stands_where_lm_eval_puts_it(tmp_path: Path, bos: bool | None) -> N
     policy.build()
     ours, theirs = PolicyLM(policy, add_bos_token=bos), HFLM(path, device="cpu", dtype="float32", add_bos_token=bos)
     begun = f"{tokenizer.bos_token}Good day"
-    pairs = [("Good day", " friend"), ("Good day  ", "friend"), (begun, " friend"), ("", " friend"), ("\n", "x")]
+    pairs = [("Good day", " friend"), ("Good day  ", "friend"), (begun, " friend"), ("", " friend")]
     asked = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     for mine, other in zip(ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True):
         assert mine == (pytest.approx(other[0], abs=CLOSE), other[1])
+    (blank,) = ours.loglikelihood([Instance("loglikelihood", {}, ("\n", "x"), 0)])  # which stops lm-eval
+    assert blank[0] < 0
     for text in ("Good day", begun, " x ", ""):
         for special in (None, True, False):
             assert ours.tok_encode(text, special) == theirs.tok_encode(text, special)
@@ -295,7 +302,7 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         "including.yaml": "include: code.yaml\ntask: other\n",
         "broken.yaml": "task: [\n",
         "nameless.yaml": "dataset_path: json\n",
-        "away.yaml": "task: away\ndataset_path: nobody/nothing-here\ntest_split: test\ndoc_to_text: x\ndoc_to_target: x\n",
+        "away.yaml": "task: away\ndataset_path: nobody/nothing-here\ntest_split: test\ndoc_to_text: x\n",
         "gone.yaml": text.replace("mine.jsonl", "gone.jsonl"),
     }
     for name, content in files.items():

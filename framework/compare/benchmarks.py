@@ -110,8 +110,10 @@ def _parts(metric: str, kind: Any, leaves: Sequence[Row]) -> list[tuple[float, l
 
 
 def add_series(run: RunFiles) -> None:
-    """Add the results of a run to its series, at its last step."""
+    """Add the results of a run to its series, at its last step, in place of those in metrics.csv, which say less."""
     step = run.steps
+    for column in [name for name in run.series if name.startswith(PREFIX)]:
+        del run.series[column]
     for column, result in run.benchmarks.items():
         run.series[column] = [(step, result.value)]
         if result.error is not None:

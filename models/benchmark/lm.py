@@ -141,6 +141,7 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
                 "task, or give a model with more positions"
             )
         self.cut += asked is not None and len(context) + len(continuation) > self.max_length + 1
+        context = context or [self.prefix_token_id]  # of nothing but blanks, which belong to the continuation
         kept = (context + continuation)[-(self.max_length + 1) :]
         return Request(kept[: -len(continuation)], continuation)
 

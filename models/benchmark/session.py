@@ -19,6 +19,7 @@ from leyden.errors import UserError
 from leyden.language import localised, say
 from leyden.models.benchmark.evaluate import Settings, aggregated, facts, prepare, run, seeded
 from leyden.models.benchmark.lm import PolicyLM
+from leyden.models.benchmark.logged import log_results
 from leyden.models.benchmark.opening import Opened, opened, results_folder
 from leyden.models.benchmark.results import Record, Results
 from leyden.models.benchmark.tasks import load
@@ -100,6 +101,8 @@ class Session:
             if (record := aggregated(group, records)) is not None:
                 results.add("groups", name, record | of_model | self._place(name))
                 records[name] = record
+        shown = {name: one for name, one in records.items() if "group" not in self._place(name)}
+        log_results(results.file.parent, {name: one["metrics"][one["metric"]]["value"] for name, one in shown.items()})
         self._print(typed, records)
         say(f"results: {results.file}")
         return results.file
@@ -121,7 +124,7 @@ class Session:
     def _print(self, typed: str, records: dict[str, Record]) -> None:
         table = Table(title=typed, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for head in ("task", "measure", "value", "± error", "questions", "examples"):
-            table.add_column(localised(head), justify="left" if head in ("task", "measure") else "right")
+            table.add_column(head, justify="left" if head in ("task", "measure") else "right")
         for name, record in records.items():
             shots = "–" if "shots" not in record else str(record["shots"])
             for named, one in record["metrics"].items():

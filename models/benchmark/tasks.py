@@ -59,6 +59,7 @@ def load(typed: Sequence[str], allow_code: bool = False) -> Loaded:
             raise UserError(
                 f"{name}: its questions have pictures or sound, which the model does not read; leave it out"
             )
+        _check_measures(name, task)
     return loaded
 
 
@@ -227,6 +228,19 @@ def _check_entry(spec: str, manager: TaskManager, allow_code: bool) -> None:
         one = manager.task_index.get(name)
         if one is not None and (one.cfg or {}).get("unsafe_code"):
             raise _unsafe(name)
+
+
+def _check_measures(name: str, task: Task) -> None:
+    """That the measures of answers are there, before hours of sampling: lm-eval goes on without those of the library
+    `evaluate` where the hub cannot be reached."""
+    if task.OUTPUT_TYPE != "generate_until" or task.get_config("process_results") is not None:
+        return
+    missing = [metric for metric, function in getattr(task, "_metric_fn_list", {}).items() if function is None]
+    if missing:
+        raise UserError(
+            f"{name}: its measure {missing[0]} cannot be reached; type this once where there is a network, with the "
+            f'same HF_HOME: python -c "import evaluate; evaluate.load({missing[0]!r})"'
+        )
 
 
 def _add(loaded: Loaded, spec: str, manager: TaskManager) -> None:
