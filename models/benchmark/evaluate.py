@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def facts(task: Task, lm: PolicyLM, settings: Settings) -> dict[str, Any]:
         template = fingerprint_text(repr((shape, settings.system, settings.chat and settings.multiturn)))
     return {
         "version": str(task.VERSION),
-        "task": fingerprint_text(repr(sorted(config.items()))),
+        "task": fingerprint_text(re.sub(r" at 0x[0-9a-f]+", "", repr(sorted(config.items())))),  # of functions
         "template": template,
         "shots": int(task.get_config("num_fewshot") or 0),
         "seed": settings.seed,

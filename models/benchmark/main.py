@@ -6,6 +6,7 @@ import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leyden.cli.console import no_loading_bars, quiet_libraries
@@ -25,16 +26,16 @@ def main(argv: list[str]) -> int:
     """Run the command and return the exit code. Raises `UserError` for mistakes that the user can fix."""
     options = _parser().read(argv)
     _check(options)
-    for run in options.run:
-        resolve(run) if options.checkpoint is None else None  # a mistake is said before the libraries are there
+    for run in options.run if options.checkpoint is None else ():
+        resolve(run)  # a mistake is said before the libraries are there
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("leyden benchmark: lm-eval is not installed; type pip install 'leyden[benchmark]'")
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork after threads have begun
     quiet_libraries()
     no_loading_bars()
     session = _session(options)
-    for run in options.run:
-        session.measure(run)
+    for run, folder in _folders(options).items():
+        session.measure(run, folder)
     return 0
 
 
@@ -86,6 +87,18 @@ def _check(options: Namespace) -> None:
         raise UserError(f"--dtype {options.dtype}: a checkpoint has its run's; leave it out")
 
 
+def _folders(options: Namespace) -> dict[str, Path]:
+    """Where the results of each model go. Raises `UserError` where two would go to the same folder."""
+    from leyden.models.benchmark.opening import results_folder
+
+    several = len(set(options.run)) > 1
+    folders = {run: results_folder(run, options.output, several) for run in options.run}
+    for run, folder in folders.items():
+        if other := next((o for o, f in folders.items() if o != run and f.resolve() == folder.resolve()), None):
+            raise UserError(f"{run} and {other}: the results of both would go to {folder}; measure them one by one")
+    return folders
+
+
 def _count(flag: str, least: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if text.isdecimal() and int(text) >= least:
@@ -126,5 +139,6 @@ def _session(options: Namespace) -> Session:
         max_length=options.max_length,
         add_bos_token=options.add_bos_token,
     )
+    _folders(options)
     say("reading tasks and their data")
-    return Session(options.tasks, settings, model, options.output, len(options.run) > 1, options.again)
+    return Session(options.tasks, settings, model, options.again)

@@ -46,15 +46,19 @@ def results_folder(typed: str, output: str | None, several: bool) -> Path:
         typed: the model as it was typed.
         output: a folder to write to instead; of several models each has a folder in it.
     """
-    path = Path(typed).expanduser()
+    path, run = Path(typed).expanduser(), run_of(typed)
+    path = run or path
     name = re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else typed.rpartition("/")[2])
     if output is not None:
         return Path(output).expanduser() / name if several else Path(output).expanduser()
-    if (path / "config.yaml").is_file():
-        return path
-    if path.name == "export" and (path.parent / "config.yaml").is_file():
-        return path.parent
-    return Path("runs") / f"benchmark-{name}"
+    return run if run is not None else Path("runs") / f"benchmark-{name}"
+
+
+def run_of(typed: str) -> Path | None:
+    """The run's folder that is meant, by itself or by its export; None for other models."""
+    path = Path(typed).expanduser()
+    folders = [path, path.parent] if path.name == "export" else [path]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def opened(typed: str, dtype: str | None = None, base: str | None = None, checkpoint: str | None = None) -> Opened:
@@ -63,17 +67,16 @@ def opened(typed: str, dtype: str | None = None, base: str | None = None, checkp
     Raises:
         UserError: there is no such model or checkpoint, it is a reward model, or no answers can be asked of it.
     """
-    folder = Path(typed).expanduser()
-    is_run = (folder / "config.yaml").is_file()
-    if checkpoint is not None and not is_run:
+    run = run_of(typed)
+    if checkpoint is not None and run is None:
         raise UserError(f"--checkpoint {checkpoint}: {typed} is no run's folder; leave it out, or give the run")
-    config = config_of(folder / "config.yaml") if is_run else {}
+    config = {} if run is None else config_of(run / "config.yaml")
     precision, device = four_bits_of(config), "cuda" if torch.cuda.is_available() else "cpu"
     building = nullcontext() if precision is None else precision.module_init_context()
     try:
         with torch.device(device) if precision is not None else nullcontext(), building:
-            if checkpoint is not None:
-                policy = _of_checkpoint(folder, checkpoint, base, config)
+            if checkpoint is not None and run is not None:
+                policy = _of_checkpoint(run, checkpoint, base, config)
             else:
                 policy = _of_folder(typed, dtype or _dtype(config, precision, device), base)
     except UserError as error:  # it names the flag of `fit`

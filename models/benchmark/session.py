@@ -20,7 +20,7 @@ from leyden.language import localised, say
 from leyden.models.benchmark.evaluate import Settings, aggregated, facts, prepare, run, seeded
 from leyden.models.benchmark.lm import PolicyLM
 from leyden.models.benchmark.logged import log_results
-from leyden.models.benchmark.opening import Opened, opened, results_folder
+from leyden.models.benchmark.opening import Opened, opened
 from leyden.models.benchmark.results import Record, Results
 from leyden.models.benchmark.tasks import load
 
@@ -47,21 +47,11 @@ class Session:
         tasks: as they were typed.
         settings: how tasks are asked.
         model: how models are loaded.
-        output: folder of results, instead of the runs' own.
-        several: whether there are several models.
         again: ask tasks again that were asked already.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        settings: Settings,
-        model: Model,
-        output: str | None = None,
-        several: bool = False,
-        again: bool = False,
-    ) -> None:
-        self.settings, self.model, self.output, self.several, self.again = settings, model, output, several, again
+    def __init__(self, tasks: Sequence[str], settings: Settings, model: Model, again: bool = False) -> None:
+        self.settings, self.model, self.again = settings, model, again
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # which defaults a task's file leaves to it
         disable_progress_bars()
         seeded(settings.seed)
@@ -69,9 +59,9 @@ class Session:
         for task in self.loaded.tasks.values():
             prepare(task, settings)
 
-    def measure(self, typed: str) -> Path:
-        """Ask a model all tasks, and return the file of its results, which has each task as soon as it has ended."""
-        results = Results(results_folder(typed, self.output, self.several))
+    def measure(self, typed: str, folder: Path) -> None:
+        """Ask a model all tasks. The file of results in the folder has each task as soon as it has ended."""
+        results = Results(folder)
         results.read()  # a damaged file is said before hours of work
         one = opened(typed, self.model.dtype, self.model.base, self.model.checkpoint)
         progress = Progress(typed)
@@ -105,7 +95,6 @@ class Session:
         log_results(results.file.parent, {name: one["metrics"][one["metric"]]["value"] for name, one in shown.items()})
         self._print(typed, records)
         say(f"results: {results.file}")
-        return results.file
 
     def _of_model(self, one: Opened, lm: PolicyLM) -> Record:
         """What is known of the model, the same in all its records."""
