@@ -25,8 +25,8 @@ from leyden.compare.run import RunFiles, read_run
 from leyden.errors import UserError
 from leyden.models.benchmark import scores
 from leyden.models.benchmark.logged import log_results
-from leyden.models.benchmark.opening import opened, results_folder
-from leyden.models.benchmark.results import FILE, Results
+from leyden.models.benchmark.opening import opened
+from leyden.models.benchmark.results import FILE, Results, results_folder
 from leyden.models.benchmark.scores import Request, grouped, score
 from leyden.policy import Sampling
 from leyden.run import folder as folder_module
@@ -336,6 +336,15 @@ def test_help_needs_neither_torch_nor_lm_eval() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--num_fewshot" in shown and shown.splitlines()[-1] == "[]"
+
+
+def test_two_models_of_one_name_have_no_folder_in_common(leyden, tmp_path: Path) -> None:
+    for parent in ("one", "two"):
+        (tmp_path / parent / "model").mkdir(parents=True)
+        (tmp_path / parent / "model" / "config.json").write_text("{}", encoding="utf-8")
+    typed = [str(tmp_path / parent / "model") for parent in ("one", "two")]
+    code, _, error = leyden("benchmark", *typed, "--tasks", "x", "--output", "o")
+    assert code == 2 and "the results of both would go to o/model" in error and error.count("\n") == 1
 
 
 def test_a_checkpoint_of_no_run_is_refused(tmp_path: Path) -> None:

@@ -355,3 +355,21 @@ def test_examples_that_a_task_forbids_are_refused(folder: Path, tmp_path: Path) 
     (task,) = load([str(file)]).tasks.values()
     with pytest.raises(UserError, match="--num_fewshot 2: none is asked without examples"):
         prepare(task, Settings(shots=2))
+
+
+def test_the_page_on_benchmarks_as_written(leyden: Any, tmp_path: Path) -> None:
+    """The task of one's own; what needs a network is read."""
+    import shlex
+
+    from commands import BLOCK
+
+    text = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    ran = 0
+    for needs, language, content in (match.groups() for match in BLOCK.finditer(text)):
+        if language in ("json", "yaml"):
+            Path(f"capitals.{'jsonl' if language == 'json' else 'yaml'}").write_text(content, encoding="utf-8")
+        for line in content.splitlines() if needs and "network" not in needs else ():
+            code, out, error = leyden(*shlex.split(line)[1:])
+            assert code == 0, (line, error)
+            ran += 1
+    assert ran == 2 and "benchmark/capitals" in out

@@ -80,7 +80,8 @@ def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterab
         UserError: no run has a column that is asked for.
     """
     shown, others = benchmark_columns(runs)
-    usual = (*COLUMNS, *declared(runs), *shown)
+    answers = [column for column in COLUMNS if column.column.startswith("eval/")]
+    usual = tuple(dict.fromkeys((*answers, *shown, *COLUMNS, *declared(runs))))
     all_columns = (*usual, *others)
     requested = [column_named(name, all_columns) for name in _columns(runs, asked, usual)]
     compared, refusals, columns = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()

@@ -13,6 +13,7 @@ from leyden.cli.console import no_loading_bars, quiet_libraries
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
 from leyden.language import say
+from leyden.models.benchmark.results import results_folder
 from leyden.paths import resolve
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def main(argv: list[str]) -> int:
     _check(options)
     for run in options.run if options.checkpoint is None else ():
         resolve(run)  # a mistake is said before the libraries are there
+    folders = _folders(options)
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("leyden benchmark: lm-eval is not installed; type pip install 'leyden[benchmark]'")
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork after threads have begun
     quiet_libraries()
     no_loading_bars()
     session = _session(options)
-    for run, folder in _folders(options).items():
+    for run, folder in folders.items():
         session.measure(run, folder)
     return 0
 
@@ -89,8 +91,6 @@ def _check(options: Namespace) -> None:
 
 def _folders(options: Namespace) -> dict[str, Path]:
     """Where the results of each model go. Raises `UserError` where two would go to the same folder."""
-    from leyden.models.benchmark.opening import results_folder
-
     several = len(set(options.run)) > 1
     folders = {run: results_folder(run, options.output, several) for run in options.run}
     for run, folder in folders.items():
@@ -139,6 +139,5 @@ def _session(options: Namespace) -> Session:
         max_length=options.max_length,
         add_bos_token=options.add_bos_token,
     )
-    _folders(options)
     say("reading tasks and their data")
     return Session(options.tasks, settings, model, options.again)

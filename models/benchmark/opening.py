@@ -1,8 +1,7 @@
-"""The model of a run, an adapter or a folder, built as it was trained, and the folder of its results."""
+"""The model of a run, an adapter or a folder, built as it was trained."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from leyden.checkpoint.find import find_checkpoint
 from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
+from leyden.models.benchmark.results import run_of
 from leyden.models.causal_lm import CausalLM
 from leyden.models.load import is_reward
 from leyden.models.restore import config_of, four_bits_of, restored
@@ -37,28 +37,6 @@ class Opened:
     def fingerprint(self) -> str:
         """Of all weights, frozen and trained."""
         return fingerprint_weights(self.policy.named_parameters())
-
-
-def results_folder(typed: str, output: str | None, several: bool) -> Path:
-    """Where the results of a model go: to its run's folder, or for a model that is no run's to `runs/benchmark-NAME`.
-
-    Args:
-        typed: the model as it was typed.
-        output: a folder to write to instead; of several models each has a folder in it.
-    """
-    path, run = Path(typed).expanduser(), run_of(typed)
-    path = run or path
-    name = re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else typed.rpartition("/")[2])
-    if output is not None:
-        return Path(output).expanduser() / name if several else Path(output).expanduser()
-    return run if run is not None else Path("runs") / f"benchmark-{name}"
-
-
-def run_of(typed: str) -> Path | None:
-    """The run's folder that is meant, by itself or by its export; None for other models."""
-    path = Path(typed).expanduser()
-    folders = [path, path.parent] if path.name == "export" else [path]
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def opened(typed: str, dtype: str | None = None, base: str | None = None, checkpoint: str | None = None) -> Opened:

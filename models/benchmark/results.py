@@ -1,8 +1,9 @@
-"""benchmark.json in a run's folder: the results of tasks, kept as each of them ends."""
+"""benchmark.json in a run's folder: where it is, and the results of tasks, kept as each of them ends."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,28 @@ Record = dict[str, Any]
 """What is known of one task or group. See docs/benchmarks.md for its keys."""
 ASKED = ("version", "task", "template", "shots", "seed", "limit", "lm_eval", "model", "settings")
 """What must be the same for a task not to be asked again."""
+
+
+def results_folder(typed: str, output: str | None, several: bool) -> Path:
+    """Where the results of a model go: to its run's folder, or for a model that is no run's to `runs/benchmark-NAME`.
+
+    Args:
+        typed: the model as it was typed.
+        output: a folder to write to instead; of several models each has a folder in it.
+    """
+    path, run = Path(typed).expanduser(), run_of(typed)
+    path = run or path
+    name = re.sub(r"[^\w.-]+", "-", path.resolve().name if path.exists() else typed.rpartition("/")[2])
+    if output is not None:
+        return Path(output).expanduser() / name if several else Path(output).expanduser()
+    return run if run is not None else Path("runs") / f"benchmark-{name}"
+
+
+def run_of(typed: str) -> Path | None:
+    """The run's folder that is meant, by itself or by its export; None for other models."""
+    path = Path(typed).expanduser()
+    folders = [path, path.parent] if path.name == "export" else [path]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 class Results:
