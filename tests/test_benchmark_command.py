@@ -191,10 +191,13 @@ def test_results_are_merged_and_kept(tmp_path: Path) -> None:
     results.add("tasks", "one", record([1, 0]))
     results.add("tasks", "two", record([1, 1]))
     results.add("groups", "both", {"tasks": ["one", "two"]})
-    results.add("tasks", "one", record([0, 0]))
+    results.add("groups", "other", {"tasks": ["two"]})
     found = Results(tmp_path / "run").read()
-    assert list(found["tasks"]) == ["one", "two"] and list(found["groups"]) == ["both"]
-    assert found["tasks"]["one"]["outcomes"]["acc"] == [0, 0]
+    assert list(found["tasks"]) == ["one", "two"] and list(found["groups"]) == ["both", "other"]
+    results.add("tasks", "one", record([0, 0]))
+    found = results.read()
+    assert found["tasks"]["one"]["outcomes"]["acc"] == [0, 0] and found["tasks"]["two"]["outcomes"]["acc"] == [1, 1]
+    assert list(found["groups"]) == ["other"]  # of which the other is made of what is there
 
 
 def test_a_task_is_done_where_it_was_asked_in_this_way_of_this_model(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def differences(comparison: Comparison) -> list[Difference]:
             continue
         values = [(value.mean, g) for g in comparison.groups if (value := comparison.value(g, column.column))]
         ordered = sorted(values, key=lambda pair: pair[0] if column.best == "least" else -pair[0])
-        for value, group in ordered[1:]:
-            one = _difference(comparison, column.column, ordered[0], (value, group))
+        for other in ordered[1:]:
+            one = _difference(comparison, column.column, ordered[0], other)
             found += [one] if one is not None else []
     return found
 

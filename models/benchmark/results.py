@@ -65,10 +65,14 @@ class Results:
             raise UserError(f"{self.file}: damaged ({error}); move it away, and type the same again") from None
 
     def add(self, kind: str, name: str, record: Record) -> None:
-        """Add a task's or a group's record in the place of an older one."""
+        """Add a task's or a group's record in the place of an older one. A group that another task's result was part of
+        is gone until it is added again."""
         try:
             with self._locked():
                 content = self.read()
+                if kind == "tasks":
+                    groups = content["groups"].items()
+                    content["groups"] = {one: group for one, group in groups if name not in group.get("tasks", ())}
                 content[kind][name] = record
                 write_whole(self.file, json.dumps(content, ensure_ascii=False) + "\n")
         except OSError as error:

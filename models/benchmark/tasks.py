@@ -149,7 +149,7 @@ def _complete(names: Sequence[str], local: Sequence[Path], manager: TaskManager)
     """Whether an index has these names, and the members of all groups that they lead to."""
     index, waiting = manager.task_index, list(names)
     for path in local:
-        entries = TaskIndex.build([path]) if path.is_dir() else {"": TaskIndex.entry_from_path(path)}
+        entries = TaskIndex.build([path]) if path.is_dir() else {"": _entry(path)}
         waiting += [name for entry in entries.values() if entry is not None for name in _members(entry, path)]
     seen = set[str]()
     while waiting:
@@ -161,6 +161,14 @@ def _complete(names: Sequence[str], local: Sequence[Path], manager: TaskManager)
             return False
         waiting += _members(index[name])
     return True
+
+
+def _entry(path: Path) -> Any:
+    """What a YAML file describes; None where it describes no task or group, or includes a file that is not there."""
+    try:
+        return TaskIndex.entry_from_path(path)
+    except (ValueError, OSError):
+        return None
 
 
 def _members(entry: Any, file: Path | None = None) -> list[str]:
@@ -192,7 +200,7 @@ def _specs(word: str, manager: TaskManager) -> list[str]:
             raise UserError(f"--tasks {word}: lm-eval has no such task{_nearest(word, manager.all_tasks)}")
         return matched
     if not path.is_dir():
-        if TaskIndex.entry_from_path(path) is None:
+        if _entry(path) is None:
             raise UserError(f"{path}: no task in it; give it a name, such as task: {path.stem}")
         return [str(path)]
     entries = TaskIndex.build([path])
