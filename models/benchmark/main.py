@@ -19,8 +19,8 @@ from leyden.paths import resolve
 if TYPE_CHECKING:
     from leyden.models.benchmark.session import Session
 
-ABOUT = """Ask models the questions of lm-eval's tasks. Results go to benchmark.json in each run's folder, for leyden
-compare. Tasks that are in it already, asked in the same way of the same weights, are not asked again."""
+ABOUT = """Ask models the questions of lm-eval's tasks; results go to benchmark.json in each run's folder.
+Tasks that are in it already, asked in the same way of the same weights, are not asked again."""
 
 
 def main(argv: list[str]) -> int:
