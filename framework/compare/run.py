@@ -60,7 +60,7 @@ class RunFiles:
         return values[-1] if values else 0.0 if step == 0 and column in self.series else None
 
 
-def is_run(folder: Path) -> bool:
+def was_trained(folder: Path) -> bool:
     """Whether a folder holds what a training leaves."""
     return (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
 
@@ -69,7 +69,7 @@ def read_run(folder: Path, name: str) -> RunFiles:
     """Read a run's folder; `name` is the run's name in tables."""
     run = RunFiles(folder, name)
     notes = run.notes
-    if not (folder / FILE).is_file() or is_run(folder):  # else the results of a model that was not trained here
+    if not (folder / FILE).is_file() or was_trained(folder):  # else the results of a model that was not trained here
         run.series = read_metrics(folder / "metrics.csv", notes)
         run.config = read_config(folder / "config.yaml", notes)
     run.facts = read_object(folder / "evaluation.json", notes)
