@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from leyden.compare.influence import influences
+from leyden.compare.metrics import Series
 from leyden.compare.records import Row, read_object
 from leyden.evaluation.metrics import Column, Fact
-
-if TYPE_CHECKING:
-    from leyden.compare.run import RunFiles
 
 FILE, PREFIX = "benchmark.json", "benchmark/"
 NEEDS: tuple[Fact, ...] = ("task", "template", "examples", "questions")
@@ -109,22 +107,21 @@ def _parts(metric: str, kind: Any, leaves: Sequence[Row]) -> list[tuple[float, l
     return [(w, influences(k, one)) for w, k, one in zip(weights, kinds, outcomes, strict=True)]
 
 
-def add_series(run: RunFiles) -> None:
+def add_series(series: Series, results: Mapping[str, Result], step: int) -> None:
     """Add the results of a run to its series, at its last step, in place of those in metrics.csv, which say less."""
-    step = run.steps
-    for column in [name for name in run.series if name.startswith(PREFIX)]:
-        del run.series[column]
-    for column, result in run.benchmarks.items():
-        run.series[column] = [(step, result.value)]
+    for column in [name for name in series if name.startswith(PREFIX)]:
+        del series[column]
+    for column, result in results.items():
+        series[column] = [(step, result.value)]
         if result.error is not None:
-            run.series[f"{column}_se"] = [(step, result.error)]
+            series[f"{column}_se"] = [(step, result.error)]
 
 
-def benchmark_columns(runs: Sequence[RunFiles]) -> tuple[list[Column], list[Column]]:
+def benchmark_columns(runs: Iterable[Mapping[str, Result]]) -> tuple[list[Column], list[Column]]:
     """The columns of results that are in tables, and those that have to be asked for."""
     shown, others = dict[str, Column](), dict[str, Column]()
-    for run in runs:
-        for name, result in run.benchmarks.items():
+    for results in runs:
+        for name, result in results.items():
             best: Any = result.best
             column = Column(name, name, result.unit, NEEDS, best)
             (shown if result.shown else others).setdefault(name, column)

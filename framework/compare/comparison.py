@@ -79,7 +79,7 @@ def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterab
     Raises:
         UserError: no run has a column that is asked for.
     """
-    shown, others = benchmark_columns(runs)
+    shown, others = benchmark_columns(run.benchmarks for run in runs)
     answers = [column for column in COLUMNS if column.column.startswith("eval/")]
     usual = tuple(dict.fromkeys((*answers, *shown, *COLUMNS, *declared(runs))))
     all_columns = (*usual, *others)

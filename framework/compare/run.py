@@ -82,5 +82,5 @@ def read_run(folder: Path, name: str) -> RunFiles:
     if retained and retained[0][0] == 0:  # forgetting is measured from an evaluation pass before training
         run.series["eval/forgetting"] = [(step, loss - retained[0][1]) for step, loss in retained]
     run.benchmarks = read_benchmarks(folder, notes)
-    add_series(run)
+    add_series(run.series, run.benchmarks, run.steps)
     return run
