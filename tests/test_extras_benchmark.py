@@ -291,6 +291,16 @@ def test_a_group_of_local_tasks_is_aggregated_as_lm_eval_does(leyden: Any, tmp_p
         assert group["version"] == "3.0" and found["tasks"]["one"]["group"] == "all"
     code, out, _ = leyden("compare", "runs")
     assert "benchmark/all" in out and "benchmark/one" not in out
+    (tmp_path / "own" / "inner" / "deep").mkdir(parents=True)  # which a file does not speak of
+    (tmp_path / "own" / "inner" / "deep" / "stray.yaml").write_text("task: [", encoding="utf-8")
+    (tmp_path / "own" / "stray.yaml").write_text("task: stray\nprocess_docs: !function no.such\n", encoding="utf-8")
+    code, _, error = leyden("benchmark", "tiny", "--tasks", "own/all.yaml", "--output", "o")
+    assert code == 0, error
+    assert results(Path("o"))["groups"]["all"]["metrics"] == group["metrics"]
+    with (tmp_path / "own" / "two.yaml").open("a", encoding="utf-8") as file:
+        file.write("process_docs: !function no.such\n")
+    code, _, error = leyden("benchmark", "tiny", "--tasks", "own/all.yaml", "--output", "o")
+    assert code == 2 and "two.yaml: it runs Python of its own (no.such)" in error
 
 
 def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Path) -> None:

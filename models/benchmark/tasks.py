@@ -73,7 +73,20 @@ def _local(word: str) -> Path | None:
 
 
 def _yaml_files(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.yaml")) if path.is_dir() else [path]
+    """The YAML files that a path stands for: those in a folder, or a file and, of a group, its members beside it."""
+    if path.is_dir():
+        return sorted(path.rglob("*.yaml"))
+    found, waiting, beside = [path], [path], dict[str, Path]()
+    while waiting:
+        entry = _entry(waiting.pop())
+        names = [] if entry is None else _members(entry)
+        if names and not beside:
+            beside = {
+                one.name: file for file in sorted(path.parent.glob("*.yaml")) if (one := _entry(file)) is not None
+            }
+        new = [beside[name] for name in names if name in beside and beside[name] not in found]
+        found, waiting = found + new, waiting + new
+    return found
 
 
 def _check_files(path: Path, allow_code: bool) -> None:
@@ -120,15 +133,20 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 def _manager(names: Sequence[str], local: Sequence[Path]) -> TaskManager:
-    """An index with these names in it. lm-eval's whole list takes half a minute to read, so only the folders that speak
-    of a name are read, unless something is missing in them."""
-    own = list(dict.fromkeys(path if path.is_dir() else path.parent for path in local))
-    plain = not any(map(has_magic, names))
-    if plain:
-        manager = TaskManager(include_path=[*_folders(names), *own], include_defaults=False)
-        if _complete(names, local, manager):
+    """An index with these names and files in it. lm-eval's whole list takes half a minute to read, so only the folders
+    that speak of a name are read, unless something is missing in them."""
+    folders = [path for path in local if path.is_dir()]
+    files = [file for path in local if not path.is_dir() for file in _yaml_files(path)]
+    own = {entry.name: entry for file in files if (entry := _entry(file)) is not None}
+    needed = [*names, *own, *(name for folder in folders for name in TaskIndex.build([folder]))]
+    if not any(map(has_magic, names)):
+        manager = TaskManager(include_path=[*_folders(names), *folders], include_defaults=False)
+        manager.task_index.update(own)
+        if _complete(needed, manager):
             return manager
-    return TaskManager(include_path=own or None)
+    manager = TaskManager(include_path=folders or None)
+    manager.task_index.update(own)
+    return manager
 
 
 def _folders(names: Sequence[str]) -> list[Path]:
@@ -145,12 +163,9 @@ def _folders(names: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def _complete(names: Sequence[str], local: Sequence[Path], manager: TaskManager) -> bool:
+def _complete(names: Sequence[str], manager: TaskManager) -> bool:
     """Whether an index has these names, and the members of all groups that they lead to."""
     index, waiting = manager.task_index, list(names)
-    for path in local:
-        entries = TaskIndex.build([path]) if path.is_dir() else {"": _entry(path)}
-        waiting += [name for entry in entries.values() if entry is not None for name in _members(entry, path)]
     seen = set[str]()
     while waiting:
         name = waiting.pop()
@@ -167,17 +182,17 @@ def _entry(path: Path) -> Any:
     """What a YAML file describes; None where it describes no task or group, or includes a file that is not there."""
     try:
         return TaskIndex.entry_from_path(path)
-    except (ValueError, OSError):
+    except (ValueError, OSError, yaml.YAMLError):
         return None
 
 
-def _members(entry: Any, file: Path | None = None) -> list[str]:
+def _members(entry: Any) -> list[str]:
     """Names of the members of a group or tag. Members that are described in place are left out."""
     if entry.kind is Kind.TAG:
         return sorted(entry.tags)
     if entry.kind is not Kind.GROUP:
         return []
-    config = entry.cfg or yaml.load((file or entry.yaml_path).read_text(encoding="utf-8"), yaml.BaseLoader)
+    config = entry.cfg or yaml.load(entry.yaml_path.read_text(encoding="utf-8"), yaml.BaseLoader)
     members = config.get("task") or []
     found = []
     for member in members if isinstance(members, list) else [members]:
