@@ -1,8 +1,8 @@
 """Policies on top of transformers models, and reward models and classifiers as rewards.
 
-Called by algorithms through `leyden.policy.Policy`, by class path, and by the commands plan, chat and export. May
-import the framework, but neither `datamodules` nor `algos`. Begin reading at `causal_lm`, the policy, and `backbone`,
-the parts of a transformers model that the other files use.
+Called by algorithms through `leyden.policy.Policy`, by class path, and by the commands plan, chat, export and
+benchmark. May import the framework, but neither `datamodules` nor `algos`. Begin reading at `causal_lm`, the policy,
+and `backbone`, the parts of a transformers model that the other files use.
 """
 
 from __future__ import annotations

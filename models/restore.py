@@ -12,6 +12,7 @@ from leyden.atomic import is_whole
 from leyden.errors import UserError
 from leyden.models.encoder import Encoder
 from leyden.policy.policy import Labels, Policy, class_name
+from leyden.precision import QLoRAPrecision
 
 
 def config_of(file: Path) -> dict[str, Any]:
@@ -28,6 +29,15 @@ def config_of(file: Path) -> dict[str, Any]:
         f"{file}: there is no config.yaml in its folder or the one above, which would say what it was made from; give "
         "the folder that its run exported"
     )
+
+
+def four_bits_of(config: dict[str, Any]) -> QLoRAPrecision | None:
+    """The precision of a run that trained over weights in four bits; None for other runs."""
+    plugins = (config.get("trainer") or {}).get("plugins") or []
+    for plugin in plugins if isinstance(plugins, list) else [plugins]:
+        if isinstance(plugin, dict) and str(plugin.get("class_path")).endswith(".QLoRAPrecision"):
+            return QLoRAPrecision(**(plugin.get("init_args") or {}))
+    return None
 
 
 def weights_of(file: Path) -> dict[str, torch.Tensor]:

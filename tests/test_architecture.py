@@ -34,7 +34,7 @@ ORDER = {
         quantized logprobs divergence compiled experts attention compile_ahead load backbone heads build_checks
         reference shared_base critic generation saving causal_lm classifier_input encoder restore labels reward
         classifier engines
-        planner chat export tiny_recipe
+        planner chat export benchmark tiny_recipe
     """,
     "leyden.datamodules": """
         files formats sample storage source predict_loader file_data

@@ -25,6 +25,7 @@ TRAINER_VERBS = {
 OTHER_VERBS = {
     "data": ("leyden.datamodules.commands.main", "convert, check, show and label data files, and make sample rows"),
     "compare": ("leyden.compare.main", "runs beside each other: a table, and a page with curves and answers"),
+    "benchmark": ("leyden.models.benchmark.main", "standard tasks of lm-eval over models, for leyden compare"),
     "plan": ("leyden.models.planner.main", "what a run would hold in memory, before anything is downloaded"),
     "chat": ("leyden.models.chat.main", "talk to a model or adapter in the terminal, or through a pipe"),
     "export": ("leyden.models.export.main", "a trained model as a folder for others: merge its adapter, upload it"),

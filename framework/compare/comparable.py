@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leyden.compare.benchmarks import NEEDS
 from leyden.compare.run import RunFiles
 from leyden.evaluation.metrics import Column, Fact
 from leyden.run.folder import flattened
@@ -20,6 +21,10 @@ DIFFERENCES: dict[Fact, str] = {
     "tokenizer": "another tokenizer",
     "algorithm": "another algorithm",
     "rows": "other validation rows",
+    "task": "another version of the task",
+    "template": "another chat template",
+    "examples": "another number of examples",
+    "questions": "other questions",
 }
 
 
@@ -38,8 +43,12 @@ class Refusal:
         return f"{', '.join(self.columns)}: without {', '.join(self.runs)} ({self.reason})"
 
 
-def identity(run: RunFiles, fact: Fact) -> tuple[str, str]:
-    """The identity of a run's `fact`, equal for runs that share it, and its name; both empty where it is not known."""
+def identity(run: RunFiles, fact: Fact, column: str = "") -> tuple[str, str]:
+    """The identity of a run's `fact`, equal for runs that share it, and its name; both empty where it is not known.
+    Those of benchmarks are of a column."""
+    if fact in NEEDS:
+        result = run.benchmarks.get(column)
+        return ("", "") if result is None else result.identity[fact]
     if fact in ("algorithm", "tokenizer"):
         name = run.algorithm if fact == "algorithm" else str(run.info.get("tokenizer") or "")
         return name, name
@@ -72,13 +81,13 @@ def split(runs: Sequence[RunFiles], column: Column) -> tuple[list[RunFiles], lis
     sharing: dict[tuple[str, ...], list[RunFiles]] = {}
     needs = [fact for fact in column.needs if not _is_waived(fact, candidates)]
     for run in candidates:
-        sharing.setdefault(tuple(identity(run, fact)[0] for fact in needs), []).append(run)
+        sharing.setdefault(tuple(identity(run, fact, column.column)[0] for fact in needs), []).append(run)
     if len(sharing) < 2:
         return candidates, []
     compared = max(sharing.values(), key=len)
     if len(compared) == 1:
-        facts = [fact for fact in needs if len({identity(run, fact)[0] for run in candidates}) > 1]
-        each = "; ".join(f"{run.name}: {_names(run, facts)}" for run in candidates)
+        facts = [fact for fact in needs if len({identity(run, fact, column.column)[0] for run in candidates}) > 1]
+        each = "; ".join(f"{run.name}: {_names(run, facts, column)}" for run in candidates)
         reason = f"no two runs share {' and '.join(_noun(fact) for fact in facts)} ({each})"
         return [], [Refusal((column.name,), tuple(run.name for run in candidates), reason, True)]
     refused = [_refusal(column, others, compared[0], needs) for others in sharing.values() if others is not compared]
@@ -91,15 +100,17 @@ def _is_waived(fact: Fact, runs: Sequence[RunFiles]) -> bool:
 
 
 def _refusal(column: Column, others: Sequence[RunFiles], compared: RunFiles, needs: Sequence[Fact]) -> Refusal:
-    differing = [fact for fact in needs if identity(others[0], fact)[0] != identity(compared, fact)[0]]
+    name = column.column
+    differing = [fact for fact in needs if identity(others[0], fact, name)[0] != identity(compared, fact, name)[0]]
     reasons = [
-        f"{DIFFERENCES[fact]}: {_names(others[0], [fact])}; the rest: {_names(compared, [fact])}" for fact in differing
+        f"{DIFFERENCES[fact]}: {_names(others[0], [fact], column)}; the rest: {_names(compared, [fact], column)}"
+        for fact in differing
     ]
     return Refusal((column.name,), tuple(run.name for run in others), ", and ".join(reasons))
 
 
-def _names(run: RunFiles, facts: Sequence[Fact]) -> str:
-    return ", ".join(identity(run, fact)[1] or "not known" for fact in facts)
+def _names(run: RunFiles, facts: Sequence[Fact], column: Column) -> str:
+    return ", ".join(identity(run, fact, column.column)[1] or "not known" for fact in facts)
 
 
 def _noun(fact: Fact) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, get_args
 
+from leyden.compare.benchmarks import benchmark_columns
 from leyden.compare.comparable import Refusal, merged, split
 from leyden.compare.groups import SeedGroup, doubts, grouped
 from leyden.compare.intervals import Interval, over_prompts, over_seeds
@@ -54,7 +55,7 @@ class Comparison:
     def notes(self) -> list[str]:
         """Notes for the reader of the numbers, one sentence each."""
         sentences = [f"Not compared. {refusal}." for refusal in self.refusals]
-        unevaluated = [run.name for run in self.runs if not run.evaluated]
+        unevaluated = [run.name for run in self.runs if not run.evaluated and (run.config or not run.benchmarks)]
         if unevaluated:
             sentences.append(
                 f"Without evaluation: {', '.join(unevaluated)}. To have one, add --config eval --eval.path PROMPTS "
@@ -80,8 +81,11 @@ def compare(runs: Sequence[RunFiles], asked: Sequence[str] = (), ignored: Iterab
     Raises:
         UserError: no run has a column that is asked for.
     """
-    all_columns = (*COLUMNS, *declared(runs))
-    requested = [column_named(name, all_columns) for name in _columns(runs, asked, all_columns)]
+    shown, others = benchmark_columns(run.benchmarks for run in runs)
+    answers = [column for column in COLUMNS if column.column.startswith("eval/")]
+    usual = tuple(dict.fromkeys((*answers, *shown, *COLUMNS, *declared(runs))))
+    all_columns = (*usual, *others)
+    requested = [column_named(name, all_columns) for name in _columns(runs, asked, usual)]
     compared, refusals, columns = dict[str, list[RunFiles]](), list[Refusal](), list[Column]()
     for column in dict.fromkeys([*requested, *all_columns, *TRAINING]):
         comparable, refused = split(runs, column)

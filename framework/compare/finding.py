@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from leyden.compare.benchmarks import FILE
 from leyden.errors import UserError, nearest
 
 
@@ -27,7 +28,7 @@ def find_runs(typed: Sequence[str]) -> dict[Path, str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds files of a run that can be compared."""
-    return (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
+    return any((folder / name).is_file() for name in ("metrics.csv", "config.yaml", FILE))
 
 
 def _expanded(word: str) -> list[Path]:

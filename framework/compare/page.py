@@ -15,6 +15,7 @@ from leyden.compare.comparison import Comparison
 from leyden.compare.conclusion import conclusion
 from leyden.compare.figures import Figure, figures, training_figures
 from leyden.compare.numbers import cells, explained, number
+from leyden.compare.paired import differences
 from leyden.compare.samples import answers
 from leyden.compare.settings import brief, differing, seed
 
@@ -84,7 +85,7 @@ def _results(comparison: Comparison) -> Iterator[str]:
         f"<dt>{escape(column.name)}</dt><dd>{escape(column.unit)}</dd>" for column in comparison.columns if column.unit
     )
     yield f'<details><summary>What the columns are</summary><dl class="units">{units}</dl></details>' if units else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes())
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in (*differences(comparison), *comparison.notes()))
     yield f'<ul class="notes">{notes}</ul>' if notes else ""
     yield "</section>"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leyden.compare.benchmarks import FILE, Result, add_series, read_benchmarks
 from leyden.compare.metrics import Series, read_metrics
 from leyden.compare.records import is_diagnostic, is_sample, read_config, read_object, read_rows
 
@@ -27,6 +28,8 @@ class RunFiles:
     samples: list[dict[str, Any]] = field(default_factory=list)
     diagnostics: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    benchmarks: dict[str, Result] = field(default_factory=dict)
+    """Column -> result of `leyden benchmark`"""
 
     @property
     def algorithm(self) -> str:
@@ -57,12 +60,18 @@ class RunFiles:
         return values[-1] if values else 0.0 if step == 0 and column in self.series else None
 
 
+def was_trained(folder: Path) -> bool:
+    """Whether a folder holds what a training leaves."""
+    return (folder / "metrics.csv").is_file() or (folder / "config.yaml").is_file()
+
+
 def read_run(folder: Path, name: str) -> RunFiles:
     """Read a run's folder; `name` is the run's name in tables."""
     run = RunFiles(folder, name)
     notes = run.notes
-    run.series = read_metrics(folder / "metrics.csv", notes)
-    run.config = read_config(folder / "config.yaml", notes)
+    if not (folder / FILE).is_file() or was_trained(folder):  # else the results of a model that was not trained here
+        run.series = read_metrics(folder / "metrics.csv", notes)
+        run.config = read_config(folder / "config.yaml", notes)
     run.facts = read_object(folder / "evaluation.json", notes)
     run.info = read_object(folder / "run.json", notes) or {}
     samples = read_rows(folder / "samples.jsonl", is_sample, notes)
@@ -72,4 +81,6 @@ def read_run(folder: Path, name: str) -> RunFiles:
     retained = run.series.get("eval/retained_loss")
     if retained and retained[0][0] == 0:  # forgetting is measured from an evaluation pass before training
         run.series["eval/forgetting"] = [(step, loss - retained[0][1]) for step, loss in retained]
+    run.benchmarks = read_benchmarks(folder, notes)
+    add_series(run.series, run.benchmarks, run.steps)
     return run

@@ -13,6 +13,7 @@ from rich.text import Text
 from leyden.compare.comparison import Comparison
 from leyden.compare.conclusion import conclusion
 from leyden.compare.numbers import cells, explained
+from leyden.compare.paired import differences
 from leyden.evaluation.metrics import Column
 from leyden.language import localised
 
@@ -47,6 +48,8 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(Text(localised(f"Each run's last number. {explained(values)}".strip())))
     if said := conclusion(comparison):
         console.print(Text(localised(said)))
+    for difference in differences(comparison):
+        console.print(Text(localised(f"- {difference}")), soft_wrap=not console.is_terminal)
     for note in comparison.notes():
         console.print(Text(localised(f"- {note}")), soft_wrap=not console.is_terminal)
 

@@ -14,7 +14,10 @@ from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any, ClassVar, Literal
 
-Fact = Literal["prompts", "reward", "reference", "text", "sampling", "tokenizer", "algorithm", "rows"]
+Fact = Literal[
+    "prompts", "reward", "reference", "text", "sampling", "tokenizer", "algorithm", "rows", "task", "template",
+    "examples", "questions",
+]  # fmt: skip
 Row = Mapping[str, Any]
 """An answer with what is known of it: `prompt` (messages), `response`, `tokens`, `finished`, `reward`, `entropy` (nats,
 summed over its tokens); `kl` (nats, summed), `reference` and `reference_reward` where there is a reference."""

@@ -93,12 +93,9 @@ def export(asked: Namespace) -> Path:
 
 def _merged(path: str, config: dict[str, Any], options: Namespace) -> Any:
     from leyden.models.export.merge_adapter import merged
-    from leyden.precision import QLoRAPrecision
+    from leyden.models.restore import four_bits_of
 
-    plugins = config.get("trainer", {}).get("plugins") or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
-    qlora = [p for p in plugins if isinstance(p, dict) and str(p.get("class_path")).endswith(".QLoRAPrecision")]
-    precision = QLoRAPrecision(**(qlora[0].get("init_args") or {})) if qlora else None
+    precision = four_bits_of(config)
     arguments = config.get("model", {}).get("init_args", {}).get("policy", {}).get("init_args", {})
     source = {name: arguments[name] for name in ("revision", "trust_remote_code") if arguments.get(name)}
     try:

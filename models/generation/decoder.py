@@ -76,6 +76,8 @@ class Writer:
     ) -> None:
         self.backbone, self.stop, self.sampling, self.report, self.show = backbone, stop, sampling, report, show
         self.body, self.head, self.squash = backbone.body, backbone.head, backbone.squash
+        self.ended: Callable[[list[int]], bool] = lambda tokens: False
+        """Whether a response ends with these tokens, beside those that end with a stop token."""
 
     def write(self, pairs: Sequence[Pair], hidden: Tensor) -> list[int]:
         """Append a token to each draft, sampled from hidden states [R, H]; return the indices of complete drafts."""
@@ -103,7 +105,7 @@ class Writer:
         draft.tokens.append(token)
         draft.logp.append(logp)
         self.show(draft, token)
-        draft.finished = token in self.stop
+        draft.finished = token in self.stop or self.ended(draft.tokens)
         complete = draft.finished or len(draft.tokens) == group.limit
         group.unfinished -= complete
         return complete

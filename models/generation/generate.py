@@ -25,6 +25,7 @@ def generate(
     keys: Sequence[int] | None = None,
     on_progress: Callable[[int], None] | None = None,
     on_token: Callable[[int, int, int], None] | None = None,
+    ended: Callable[[list[int]], bool] | None = None,
 ) -> list[list[Response]]:
     """`n` responses to each prompt; see `Policy.generate`.
 
@@ -37,6 +38,7 @@ def generate(
         on_progress: called with the number of responses that were just completed, while others go on.
         on_token: called with every token as it is sampled: index of its prompt, index of its sample, token id. An
             exception raised in it ends the sampling and leaves the policy as it was.
+        ended: whether a response ends with these tokens, which is asked after every one beside the stop tokens.
     """
     keys = range(len(prompts)) if keys is None else keys
     if len(keys) != len(prompts):
@@ -57,6 +59,7 @@ def generate(
         limit = sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(prompt))
         groups.append(DraftGroup(prompt, drafts, limit, n))
     writer = Writer(backbone, policy.stop, sampling, on_progress or (lambda _: None))
+    writer.ended = ended or writer.ended
     if on_token is not None:
         indices = {draft: (i, k) for i, group in enumerate(groups) for k, draft in enumerate(group.drafts)}
         writer.show = lambda draft, token: on_token(*indices[draft], token)
