@@ -45,7 +45,7 @@ def attribute_metrics(sums: Mapping[str, float], names: Sequence[str]) -> dict[s
 
 def class_sums(logits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """What `class_metrics` needs, from [N, C] logits and the [N] numbers of the classes."""
-    sums = {}
+    sums: dict[str, Tensor] = {}
     for k, name in enumerate(names):
         mine = labels == k
         sums |= {f"{name} n": mine.sum(), f"{name} right": (mine & (logits.argmax(-1) == k)).sum()}
