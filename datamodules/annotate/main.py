@@ -1,0 +1,158 @@
+"""The command line of `leyden annotate serve | people | export | report`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leyden.cli.parser import Parser
+from leyden.errors import UserError, nearest
+from leyden.language import say
+
+if TYPE_CHECKING:
+    from leyden.datamodules.annotate.store import Store
+
+DEFAULT = "votes.db"
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb and return the exit code. Raises `UserError` for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        say(_help())
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise UserError(f"annotate: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
+    return VERBS[verb](rest)
+
+
+def _serve(argv: list[str]) -> int:
+    parser = Parser("leyden annotate serve", "Show answers to people who rank them, on a web page.")
+    text = "rollouts.jsonl, answers of leyden predict, preference data, or the folder of a run; without: what is stored"
+    parser.add_argument("file", nargs="*", metavar="FILE", help=text)
+    parser.add_argument("--store", default=DEFAULT, metavar="FILE", help=f"where votes are kept (default: {DEFAULT})")
+    parser.add_argument("--people", nargs="+", default=[], metavar="NAME", help="who votes; each gets a link")
+    parser.choice("--order", ("least", "disagreement"), "least", "first the least voted, or where an ensemble disagrees")
+    parser.add_argument("--enough", type=int, metavar="N", help="votes after which an item is done (default: everyone)")
+    parser.add_argument("--answers", type=int, default=8, metavar="K", help="most answers of an item (default: 8)")
+    parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
+    parser.add_argument("--skip-bad", "--skip_bad", action="store_true", help="leave out rows that cannot be read")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to be reached from other machines: 0.0.0.0")
+    parser.add_argument("--port", type=int, default=8800, metavar="N", help="(default: 8800; 0: a free one)")
+    parser.add_argument("--url", default="", metavar="URL", help="what people open, where that is a proxy or a tunnel")
+    options = parser.read(argv)
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"leyden annotate: {missing[0]} is not installed; type pip install 'leyden[annotate]'")
+    if options.enough is not None and options.enough < 1:
+        raise UserError(f"--enough {options.enough}: give 1 or more")
+    from leyden.datamodules.annotate.serving import serving
+
+    return serving(options)
+
+
+def _people(argv: list[str]) -> int:
+    parser = Parser("leyden annotate people", "Who votes, and how far they are; new links for them.")
+    parser.add_argument("store", metavar="STORE", help="the database of leyden annotate serve")
+    parser.add_argument("--add", nargs="+", default=[], metavar="NAME", help="someone new, with a link")
+    parser.add_argument("--new-link", "--new_link", nargs="+", default=[], metavar="NAME", help="instead of the old ones")
+    parser.add_argument("--remove", nargs="+", default=[], metavar="NAME", help="end their links; their votes stay")
+    parser.add_argument("--url", default="http://localhost:8800", metavar="URL", help="what people open (for the links)")
+    options = parser.read(argv)
+    store = _store(options.store)
+    known = store.people()
+    for person in options.new_link:
+        if person not in known:
+            raise UserError(f"--new-link {person}: nobody is called that{nearest(person, known) or '; --add them'}")
+    for person in options.add:
+        if person in known:
+            raise UserError(f"--add {person}: there already; --new-link {person} gives them another link")
+    for person in options.remove:
+        store.dismiss(person)
+    for person in (*options.add, *options.new_link):
+        say(f"{person}: {options.url.rstrip('/')}/#{store.invite(person, anew=True)}")
+    invited = {person for person, _ in store.guests()}
+    for person in store.people():
+        done = store.progress(person)
+        no_link = "" if person in invited else ", no link"
+        say(f"{person}: {done['done']:,} of {done['total']:,} items ranked, {done['skipped']:,} skipped{no_link}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    parser = Parser("leyden annotate export", "Votes as preference data, which training reads as it is.")
+    parser.add_argument("store", metavar="STORE", help="the database of leyden annotate serve")
+    parser.add_argument("output", metavar="OUT", help="a .jsonl file")
+    parser.choice("--kind", ("ranked", "pairs"), "ranked", "all answers with ranks, or pairs (default: ranked)")
+    parser.choice("--votes", ("majority", "all"), "majority", "what most people say, or every vote (default: majority)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
+    options = parser.read(argv)
+    out = _target(options.output, ".jsonl", options.overwrite)
+    store = _store(options.store)
+    from leyden.datamodules.annotate.export import export
+    from leyden.datamodules.commands.convert import whole_file
+
+    rows = export(store.items(), store.votes(), options.kind, options.votes)
+    if not rows:
+        raise UserError(f"{store.file}: no vote prefers an answer to another yet, so there is nothing to write")
+    with whole_file(out) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    say(f"{store.file} -> {out}: {len(rows):,} rows")
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    parser = Parser("leyden annotate report", "How far people agree, and which model they prefer: a page and a table.")
+    parser.add_argument("store", metavar="STORE", help="the database of leyden annotate serve")
+    parser.add_argument("--output", default="votes.html", metavar="FILE", help="the page (default: votes.html)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
+    options = parser.read(argv)
+    out = _target(options.output, ".html", options.overwrite)
+    store = _store(options.store)
+    from leyden.votes.report import report
+
+    report(store.items(), store.votes(), out)
+    say(f"report: {out} (open it in a browser)")
+    return 0
+
+
+def _store(file: str) -> Store:
+    from leyden.datamodules.annotate.store import Store
+
+    return Store(file, make=False)
+
+
+def _target(name: str, ending: str, overwrite: bool) -> Path:
+    out = Path(name).expanduser()
+    if out.suffix != ending:
+        raise UserError(f"{out}: name the output {out.with_suffix(ending)}")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists already; add --overwrite, or name another output")
+    return out
+
+
+def _help() -> str:
+    lines = "\n".join(f"  {usage:<34} {what}" for usage, what in USAGE.items())
+    return f"usage: leyden annotate VERB …\n\n{lines}\n\nleyden annotate VERB --help names the flags of a verb."
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "serve": _serve,
+    "people": _people,
+    "export": _export,
+    "report": _report,
+}
+USAGE = {
+    "serve FILE … --people NAME …": "the page on which people rank answers",
+    "people STORE": "who votes, and how far they are; new links",
+    "export STORE OUT": "votes as preference data",
+    "report STORE": "agreement of people, and scores of models",
+}
