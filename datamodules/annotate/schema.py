@@ -50,11 +50,11 @@ def connect(file: Path, make: bool) -> sqlite3.Connection:
     _check(file, make)
     try:
         connection = sqlite3.connect(file, timeout=10, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # a vote that was confirmed outlives a power cut
         connection.execute("PRAGMA foreign_keys = ON")
         _make(connection)
-        _prove(connection)
+        _prove(connection)  # before the first change of a file that may be someone else's
+        connection.execute("PRAGMA journal_mode = WAL")
     except sqlite3.OperationalError as error:
         raise UserError(f"{file}: cannot be opened ({error}); make room, or name another --store") from None
     except sqlite3.DatabaseError as error:
@@ -102,7 +102,9 @@ def _make(connection: sqlite3.Connection) -> None:
 
 def _prove(connection: sqlite3.Connection) -> None:
     """Raise `DatabaseError` where a database is not this program's, or the pages of its votes are damaged."""
-    (mark,), (version,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version"))
+    (mark,), (version,) = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+    )
     if mark != MARK:
         raise sqlite3.DatabaseError("another program's tables")
     if version != VERSION:

@@ -56,7 +56,9 @@ def links(store: Store, address: Address, people: list[str]) -> list[str]:
     lines = []
     for person in people or ([] if invited else [default_person()]):
         if person.strip() in invited:
-            lines.append(f"{person}: the link of before (another: leyden annotate people {store.file} --new-link {person})")
+            lines.append(
+                f"{person}: the link of before (another: leyden annotate people {store.file} --new-link {person})"
+            )
         else:
             lines.append(f"{person}: {address.link(store.invite(person))}")
     if not people and default_person() in invited:

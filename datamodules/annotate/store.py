@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from leyden.datamodules.annotate.schema import broken, connect
 from leyden.errors import UserError
+from leyden.language import say
 from leyden.votes.vote import Answer, Item, Vote
 from leyden.web.guests import hashed, new_token
 
@@ -41,6 +43,8 @@ class Store:
         self.file = Path(file).expanduser()
         self._database = connect(self.file, make)
         self._lock = RLock()
+        self._broken: UserError | None = None
+        """What is wrong with the file, where it broke while it was open."""
 
     def close(self) -> None:
         """Close the file."""
@@ -209,7 +213,9 @@ class Store:
     def dismiss(self, person: str) -> None:
         """End a person's links; their votes stay. UserError for someone who is not known."""
         if person not in self.people():
-            raise UserError(f"{self.file}: nobody is called '{person}'; it knows {', '.join(self.people()) or 'nobody'}")
+            raise UserError(
+                f"{self.file}: nobody is called '{person}'; it knows {', '.join(self.people()) or 'nobody'}"
+            )
         with self._writing() as database:
             database.execute("DELETE FROM tokens WHERE person = ?", (person,))
 
@@ -248,7 +254,10 @@ class Store:
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # a mistake of this program's, not of the file
                 raise
-            raise broken(self.file, error) from error
+            if self._broken is None:  # a copy is made once
+                self._broken = broken(self.file, error)
+                say(f"error: {self._broken}", file=sys.stderr, flush=True)
+            raise self._broken from error
 
 
 def spread_of(item: Item) -> float:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leyden.errors import UserError
 from leyden.web.guests import Guests, whose
 from leyden.web.limits import Limit
 
@@ -33,6 +35,7 @@ PROBLEMS = {
     "big": (413, "this is too long to be sent"),
     "often": (429, "too many requests; wait a moment"),
     "token": (401, "this link is not valid here; ask for a new one"),
+    "store": (503, "this page cannot work now; its terminal says why"),
 }
 """What is wrong with a request -> status and words; pages translate the name."""
 
@@ -86,27 +89,22 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
             return
         headers = Headers(scope=scope)
-        started = False
 
         async def answer(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 own = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     own[name] = value
             await send(message)
 
         cookie = cookie_parser(headers.get("cookie", "")).get(self.rules.cookie, "")
-        scope["person"] = whose(cookie, self.rules.guests())
-        problem = self._problem(scope, headers)
-        if problem is None:
-            try:
-                await self.app(scope, _at_most(receive, self.rules.most), answer)
-            except TooLong:
-                problem = "big"
-        if problem is not None and not started:
-            await refused(problem)(scope, receive, answer)
+        try:
+            scope["person"] = whose(cookie, await run_in_threadpool(self.rules.guests))
+            problem = self._problem(scope, headers)
+        except UserError:
+            problem = "store"
+        app = self.app if problem is None else refused(problem)
+        await app(scope, _at_most(receive, self.rules.most), answer)
 
     def _problem(self, scope: Scope, headers: Headers) -> str | None:
         """What is wrong with a request, a name of `PROBLEMS`; None where it may come in."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -25,7 +26,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from leyden.web.guard import Guard, Rules, address_of, refused
+from leyden.web.guard import Guard, Rules, TooLong, address_of, refused
 
 A_YEAR = 365 * 24 * 3600
 
@@ -43,7 +44,7 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
 
     async def enter(request: Request) -> Response:
         token = str((await read_json(request)).get("token", ""))
-        person = rules.enter(token, address_of(request.scope))
+        person = await run_in_threadpool(rules.enter, token, address_of(request.scope))
         if person is None:
             return refused("token")
         response = JSONResponse({"person": person})
@@ -58,8 +59,15 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
         assert isinstance(error, HTTPException)
         return JSONResponse({"error": "request", "text": error.detail}, error.status_code)
 
-    own = [Route("/", page), Route("/api/enter", enter, methods=["POST"]), Mount("/page", StaticFiles(directory=folder))]
-    app = Starlette(routes=[*own, *routes], exception_handlers={HTTPException: failed})
+    async def too_long(request: Request, error: Exception) -> Response:
+        return refused("big")
+
+    own = [
+        Route("/", page),
+        Route("/api/enter", enter, methods=["POST"]),
+        Mount("/page", StaticFiles(directory=folder)),
+    ]
+    app = Starlette(routes=[*own, *routes], exception_handlers={HTTPException: failed, TooLong: too_long})
     return Guard(app, rules)
 
 

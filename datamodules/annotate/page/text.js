@@ -56,6 +56,10 @@ function block(lines, depth) {
     } else if (!line.trim()) {
       flush();
       at += 1;
+    } else if (!paragraph.length && /^( {4}|\t)/.test(line)) {
+      const from = at;
+      while (at < lines.length && (/^( {4}|\t)/.test(lines[at]) || !lines[at].trim())) at += 1;
+      made.append(code(lines.slice(from, at).map((indented) => indented.replace(/^( {4}|\t)/, "")).join("\n").trimEnd(), ""));
     } else if (heading) {
       flush();
       made.append(element(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2], 0)));
