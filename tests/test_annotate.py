@@ -199,7 +199,7 @@ def test_a_store_that_breaks_while_it_is_open_is_told(tmp_path: Path, store: Sto
     file.write_bytes(file.read_bytes()[:4096] + b"\xff" * (len(file.read_bytes()) - 4096))
     answers = [kim.get("/api/next") for _ in range(3)]
     assert all(answer.status_code == 503 and answer.json()["error"] == "store" for answer in answers)
-    assert [path.name for path in tmp_path.glob("*.broken-*")][:2] == ["votes.db.broken-1"]
+    assert [path.name for path in tmp_path.glob("*.broken-[0-9]")] == ["votes.db.broken-1"]
 
 
 def test_stores_that_cannot_be_are_told(tmp_path: Path) -> None:
@@ -375,9 +375,8 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, store: Store, monkey
 
 
 def test_nothing_on_the_page_says_who_wrote_an_answer(page: Page) -> None:
-    page.store.add_items(
-        [Item(({"role": "user", "content": "q"},), (Answer("a", "secret-1", 9.5, 0.25), Answer("b", "secret-2", 1.5)))]
-    )
+    told = (Answer("a", "secret-1", 9.5, 0.25), Answer("b", "secret-2", 1.5))
+    page.store.add_items([Item(({"role": "user", "content": "q"},), told)])
     kim = page.of("Kim")
     for number in range(6):
         text = kim.get("/api/next").text
@@ -443,8 +442,8 @@ def test_votes_that_say_something_else_are_refused(page: Page) -> None:
     for bad in (
         {"ranks": {key: 1}}, {"ranks": good["ranks"] | {"other": 1}}, {"ranks": [1, 2, 3]}, {"ranks": None},
         {"ranks": dict.fromkeys(good["ranks"], 0)}, {"ranks": dict.fromkeys(good["ranks"], True)},
-        {"ranks": dict.fromkeys(good["ranks"], 1.5)}, {"id": "short"}, {"id": 7}, {"reason": "x" * 4001}, {"reason": None},
-        {"all_bad": 1}, {"item": 3},
+        {"ranks": dict.fromkeys(good["ranks"], 1.5)}, {"id": "short"}, {"id": 7},
+        {"reason": "x" * 4001}, {"reason": None}, {"all_bad": 1}, {"item": 3},
     ):  # fmt: skip
         answer = kim.post("/api/vote", json=good | bad)
         assert (answer.status_code, answer.json()["error"]) == (400, "vote"), bad
@@ -513,9 +512,10 @@ def test_posts_of_other_pages_are_refused(page: Page, headers: dict[str, str]) -
 
 
 def test_names_of_others_do_not_lead_here(page: Page) -> None:
-    for host, status in {"evil.example": 403, "localhost.evil.example:8800": 403, "": 403, "a@localhost": 200,
-                         "localhost:1": 200, "127.0.0.1": 200, "[::1]:8800": 200, "192.0.2.7": 200}.items():  # fmt: skip
-        assert page.stranger().get("/", headers={"host": host}).status_code == status, host
+    for host in ("evil.example", "localhost.evil.example:8800", "", "[", "127.0.0.1.evil.example"):
+        assert page.stranger().get("/", headers={"host": host}).status_code == 403, host
+    for host in ("localhost:1", "LOCALHOST", "127.0.0.1", "[::1]:8800", "192.0.2.7"):
+        assert page.stranger().get("/", headers={"host": host}).status_code == 200, host
     named = Address("0.0.0.0", 80, "https://votes.example.org/")
     assert "votes.example.org" in named.hosts() and named.link("t") == "https://votes.example.org/#t" and named.is_https
 
@@ -624,8 +624,11 @@ def test_people_are_listed_and_given_links(workplace: Path, capsys: pytest.Captu
     assert main(["people", "votes.db", "--add", "Lee", "--url", "https://v.example.org"]) == 0
     out = capsys.readouterr().out
     assert "Lee: https://v.example.org/#" in out and "Kim: 1 of 2 items ranked, 0 skipped" in out
-    for argv, problem in {("--add", "Kim"): "there already", ("--new-link", "Kin"): "nobody is called that; did you mean",
-                          ("--remove", "Park"): "nobody is called 'Park'"}.items():  # fmt: skip
+    for argv, problem in [
+        (("--add", "Kim"), "there already"),
+        (("--new-link", "Kin"), "nobody is called that; did you mean"),
+        (("--remove", "Park"), "nobody is called 'Park'"),
+    ]:
         with pytest.raises(UserError, match=problem):
             main(["people", "votes.db", *argv])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -40,16 +39,12 @@ def _serve(argv: list[str]) -> int:
     parser.add_argument("file", nargs="*", metavar="FILE", help=text)
     parser.add_argument("--store", default=DEFAULT, metavar="FILE", help=f"where votes are kept (default: {DEFAULT})")
     parser.add_argument("--people", nargs="+", default=[], metavar="NAME", help="who votes; each gets a link")
-    parser.choice(
-        "--order", ("least", "disagreement"), "least", "first the least voted, or where an ensemble disagrees"
-    )
+    parser.choice("--order", ("least", "disagreement"), "least", "the least voted, or where an ensemble disagrees")
     parser.add_argument("--enough", type=int, metavar="N", help="votes after which an item is done (default: everyone)")
     parser.add_argument("--answers", type=int, default=8, metavar="K", help="most answers of an item (default: 8)")
     parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
     parser.add_argument("--skip-bad", "--skip_bad", action="store_true", help="leave out rows that cannot be read")
-    parser.add_argument(
-        "--host", default="127.0.0.1", metavar="ADDRESS", help="to be reached from other machines: 0.0.0.0"
-    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0: other machines reach it")
     parser.add_argument("--port", type=int, default=8800, metavar="N", help="(default: 8800; 0: a free one)")
     parser.add_argument("--url", default="", metavar="URL", help="what people open, where that is a proxy or a tunnel")
     options = parser.read(argv)
@@ -67,13 +62,9 @@ def _people(argv: list[str]) -> int:
     parser = Parser("leyden annotate people", "Who votes, and how far they are; new links for them.")
     parser.add_argument("store", metavar="STORE", help="the database of leyden annotate serve")
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME", help="someone new, with a link")
-    parser.add_argument(
-        "--new-link", "--new_link", nargs="+", default=[], metavar="NAME", help="instead of the old ones"
-    )
+    parser.add_argument("--new-link", "--new_link", nargs="+", default=[], metavar="NAME", help="in place of the old")
     parser.add_argument("--remove", nargs="+", default=[], metavar="NAME", help="end their links; their votes stay")
-    parser.add_argument(
-        "--url", default="http://localhost:8800", metavar="URL", help="what people open (for the links)"
-    )
+    parser.add_argument("--url", default="http://localhost:8800", metavar="URL", help="what people open")
     options = parser.read(argv)
     store = _store(options.store)
     known = store.people()

@@ -33,7 +33,7 @@ class Queue:
     ) -> None:
         if order == "disagreement" and store.first("SELECT place FROM items WHERE spread > 0") is None:
             raise UserError(
-                "--order disagreement: no answer has a spread; give rollouts.jsonl of a run with --model.reward Ensemble"
+                "--order disagreement: no answer has a spread; give rollouts of a run with --model.reward Ensemble"
             )
         self.store, self.enough, self.clock = store, 1 << 30 if enough is None else enough, clock
         self._order = ORDERS[order]

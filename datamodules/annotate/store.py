@@ -170,8 +170,8 @@ class Store:
     def vote_before(self, person: str, number: int | None) -> tuple[int, int, Vote] | None:
         """(number, place, vote) of the last vote of a person that is still theirs, before another one's number."""
         query = (
-            "SELECT number, place, items.id, person, time, ranks, all_bad, reason FROM votes JOIN items ON place = item "
-            "WHERE person = ? AND number < ? AND number = "
+            "SELECT number, place, items.id, person, time, ranks, all_bad, reason "
+            "FROM votes JOIN items ON place = item WHERE person = ? AND number < ? AND number = "
             "(SELECT number FROM answered WHERE answered.person = votes.person AND answered.item = place) "
             "ORDER BY number DESC LIMIT 1"
         )
