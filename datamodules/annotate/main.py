@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from leyden.datamodules.annotate.store import Store
 
 DEFAULT = "votes.db"
+ORDERS = ("least", "disagreement")
+OF_MODELS = ("samples", "system", "temperature", "max_new_tokens")
+"""Flags that only --models reads."""
 
 
 def main(argv: list[str]) -> int:
@@ -34,28 +38,63 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(argv: list[str]) -> int:
+    options = _serve_parser().read(argv)
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"leyden annotate: {missing[0]} is not installed; type pip install 'leyden[annotate]'")
+    _check(options)
+    from leyden.datamodules.annotate.serving import serving
+
+    return serving(options)
+
+
+def _serve_parser() -> Parser:
     parser = Parser("leyden annotate serve", "Show answers to people who rank them, on a web page.")
     text = "rollouts.jsonl, answers of leyden predict, preference data, or the folder of a run; without: what is stored"
     parser.add_argument("file", nargs="*", metavar="FILE", help=text)
     parser.add_argument("--store", default=DEFAULT, metavar="FILE", help=f"where votes are kept (default: {DEFAULT})")
     parser.add_argument("--people", nargs="+", default=[], metavar="NAME", help="who votes; each gets a link")
-    parser.choice("--order", ("least", "disagreement"), "least", "the least voted, or where an ensemble disagrees")
+    parser.choice("--order", ORDERS, help="the least voted first (default), or where an ensemble disagrees")
     parser.add_argument("--enough", type=int, metavar="N", help="votes after which an item is done (default: everyone)")
-    parser.add_argument("--answers", type=int, default=8, metavar="K", help="most answers of an item (default: 8)")
-    parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
+    parser.add_argument("--answers", type=int, metavar="K", help="most answers of an item (default: 8)")
+    parser.add_argument("--format", metavar="NAME", help="force a format by name")
     parser.add_argument("--skip-bad", "--skip_bad", action="store_true", help="leave out rows that cannot be read")
+    text = "one to four models to chat with instead of files; each answer is ranked, and the best goes on"
+    parser.add_argument("--models", nargs="+", default=[], metavar="RUN", help=text)
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="--models: answers of each (default: 1; of one model 2)"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="--models: system prompt")
+    parser.add_argument("--temperature", type=float, metavar="T", help="--models: default 0.7")
+    length = ("--max-new-tokens", "--max_new_tokens")
+    parser.add_argument(*length, type=int, metavar="N", help="--models: of an answer; default 512")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0: other machines reach it")
     parser.add_argument("--port", type=int, default=8800, metavar="N", help="(default: 8800; 0: a free one)")
     parser.add_argument("--url", default="", metavar="URL", help="what people open, where that is a proxy or a tunnel")
-    options = parser.read(argv)
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"leyden annotate: {missing[0]} is not installed; type pip install 'leyden[annotate]'")
-    if options.enough is not None and options.enough < 1:
-        raise UserError(f"--enough {options.enough}: give 1 or more")
-    from leyden.datamodules.annotate.serving import serving
+    return parser
 
-    return serving(options)
+
+def _check(options: Namespace) -> None:
+    """Raise `UserError` for values that mean nothing, and for flags that would be ignored."""
+    for person in options.people:
+        if Path(person).exists():
+            raise UserError(f"--people {person}: a file; name files before the flags")
+    ignored = ("order", "enough", "answers", "format", "skip_bad") if options.models else OF_MODELS
+    for name in ignored:
+        if getattr(options, name):
+            flag = f"--{name.replace('_', '-')}"
+            other = "not with --models, whose questions people make up" if options.models else "only with --models"
+            raise UserError(f"{flag}: {other}; leave it out")
+    if options.models and options.file:
+        raise UserError(f"--models: people chat with these, or rank what is in {options.file[0]}; give one of them")
+    samples = options.samples or 1
+    if len(options.models) > 4 or len(options.models) * samples > 8 or samples < 1:
+        raise UserError("--models: give one to four, and --samples so that there are at most 8 answers")
+    if len(options.models) == 1 and options.samples == 1:
+        raise UserError("--samples 1: one answer of one model cannot be ranked; give 2 or more, or more --models")
+    for name, least in (("enough", 1), ("temperature", 0), ("max_new_tokens", 1)):
+        if (value := getattr(options, name)) is not None and not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {least} or more")
 
 
 def _people(argv: list[str]) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import getpass
+from collections.abc import Sequence
 from pathlib import Path
 
+from leyden.class_paths import import_object
 from leyden.datamodules.annotate.app import Annotation, application
-from leyden.datamodules.annotate.items import Reading, named_files, read_items, signature
+from leyden.datamodules.annotate.items import MOST, Reading, named_files, read_items, signature
 from leyden.datamodules.annotate.queue import Queue
 from leyden.datamodules.annotate.store import Store
 from leyden.errors import UserError
@@ -15,27 +17,57 @@ from leyden.language import say
 from leyden.web.guard import Rules
 from leyden.web.serve import Address, listen, serve
 
+MODEL = "leyden.models.chat.answers.Answers"
+"""What answers in a chat: made of a path and a `Sampling`, see `live.Model`."""
+
 
 def serving(options: argparse.Namespace) -> int:
     """Run the command until it is stopped, and return the exit code."""
     address = Address(options.host, options.port, options.url)
     if not address.is_local and not options.people:
         raise UserError(f"--host {options.host}: others can reach that; name who votes, such as --people Kim Lee")
-    how = Reading(options.answers, options.skip_bad, options.format)
+    how = Reading(options.answers or MOST, options.skip_bad, options.format or "auto")
     files = named_files(options.file, say)
     opened, address = listen(address)
     store = Store(options.store)
     try:
         add_files(store, files, how)
-        if store.first("SELECT place FROM items") is None:
-            raise UserError(f"{store.file}: no items in it yet; name files with answers, such as runs/ppo-1")
-        annotation = Annotation(store, Queue(store, options.order, options.enough))
+        annotation = _annotation(store, options)
         rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.is_https)
         serve(application(annotation, rules), opened, [*links(store, address, options.people), _stop(store)])
     finally:
         opened.close()
         store.close()
     return 0
+
+
+def _annotation(store: Store, options: argparse.Namespace) -> Annotation:
+    """What is asked: items of files, or what people ask models."""
+    if not options.models:
+        if store.first("SELECT place FROM items") is None:
+            raise UserError(f"{store.file}: no items in it yet; name files with answers, such as runs/ppo-1")
+        return Annotation(store, Queue(store, options.order or "least", options.enough))
+    names = names_of_models(options.models)
+    from leyden.datamodules.annotate.live import LiveAnnotation
+    from leyden.policy.policy import Sampling
+
+    temperature = 0.7 if options.temperature is None else options.temperature
+    sampling = Sampling(options.max_new_tokens or 512, temperature)
+    make = import_object(MODEL, "--models")
+    models = {name: make(path, sampling) for name, path in names.items()}
+    samples = options.samples or (2 if len(models) == 1 else 1)
+    return LiveAnnotation(store, Queue(store), models, samples, options.system or "")
+
+
+def names_of_models(typed: Sequence[str]) -> dict[str, str]:
+    """Name -> path: as many of a path's last parts as tell it from the others. UserError where one stands twice."""
+    parts = [tuple(part for part in Path(path).parts if part not in ("export", "/")) for path in typed]
+    if len(set(parts)) < len(parts):
+        raise UserError("--models: a model stands there twice; give each once, and --samples for more of its answers")
+    size = 1
+    while len({own[-size:] for own in parts}) < len(parts):
+        size += 1
+    return {"/".join(own[-size:]): path for own, path in zip(parts, typed, strict=True)}
 
 
 def add_files(store: Store, files: dict[Path, str], how: Reading) -> None:

@@ -35,8 +35,8 @@ function foldable(box) {
 }
 
 /** The turns before the answers. */
-export function conversation(messages) {
-  const single = messages.length === 1;
+export function conversation(messages, isChat = false) {
+  const single = messages.length === 1 && !isChat;
   const box = element("section", { className: "prompt", "aria-label": say(single ? "question" : "conversation") });
   const folds = [];
   for (const turn of messages) {
