@@ -58,7 +58,8 @@ class Answers:
             while (piece := pieces.get()) is not None:
                 if isinstance(piece, BaseException):
                     raise piece
-                yield piece
+                if piece:
+                    yield piece
         finally:
             stopped.set()
             thread.join()
@@ -85,8 +86,7 @@ class Answers:
         def add(i: int, k: int, token: int) -> None:
             if stopped.is_set():
                 raise _Stopped
-            if piece := spelling.add(token):
-                put(piece)
+            put(spelling.add(token))
 
         try:
             with self._lock:

@@ -1,0 +1,324 @@
+"""The page of `leyden annotate` in a real browser: two people at once, kills, keys alone, phones, dark and light."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api")
+from leyden.datamodules.annotate.store import Store  # noqa: E402
+from leyden.votes.vote import Answer, Item, current  # noqa: E402
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium, Chrome or chromium-browser is installed")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+).split()
+SCRIPT = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title = 'hacked'\">"
+
+
+class Server:
+    """`leyden annotate serve` in a process of its own, which can be killed and started again at the same port."""
+
+    def __init__(self, folder: Path, *people: str, port: int = 0) -> None:
+        self.folder, self.port, self.links = folder, port, dict[str, str]()
+        self.start("--people", *people)
+
+    def start(self, *more: str) -> None:
+        command = [sys.executable, "-m", "leyden", "annotate", "serve", "--store", "votes.db", "--port", str(self.port)]
+        self.process = subprocess.Popen(
+            [*command, *more], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := re.match(r"(.+): (http://\S+:(\d+)/#\S+)", line):
+                self.links[found[1]], self.port = found[2], int(found[3])
+            if "Ctrl-C" in line:
+                return
+        raise AssertionError(f"the server ended with {self.process.wait()}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+def items(folder: Path, count: int, answers: int = 2, texts: dict[int, str] | None = None) -> list[Item]:
+    """Items in the store of a folder."""
+    told = [
+        Item(
+            ({"role": "user", "content": f"question {number}"},),
+            tuple(Answer((texts or {}).get(k, f"answer {k} of {number}"), f"m{k}") for k in range(answers)),
+        )
+        for number in range(count)
+    ]
+    store = Store(folder / "votes.db")
+    store.add_items(told)
+    store.close()
+    return told
+
+
+def votes(folder: Path) -> list[Any]:
+    store = Store(folder / "votes.db", make=False)
+    told = store.votes()
+    store.close()
+    return told
+
+
+def opened(browser: Any, link: str, **how: Any) -> Any:
+    page = browser.new_context(**({"locale": "en-US", "viewport": {"width": 1360, "height": 900}} | how)).new_page()
+    page.goto(link)
+    page.wait_for_selector(".card")
+    return page
+
+
+def question(page: Any) -> str:
+    return str(page.inner_text(".turn.user .text"))
+
+
+def ranked(page: Any, *keys: str) -> None:
+    """Rank by keys, and wait for the next item."""
+    before = page.evaluate("document.querySelector('.card').dataset.key")
+    for key in keys:
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.querySelector('.card')?.dataset.key !== before", arg=before)
+
+
+def rank_all(link: str, stop: threading.Event | None, counts: list[int]) -> None:
+    """A person who ranks whatever comes, by keys, in a browser of their own, which may be killed."""
+    with playwright.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = opened(started, link)
+        while page.query_selector(".card") and not (stop and stop.is_set()):
+            try:
+                ranked(page, "1", "2")
+                counts.append(1)
+            except playwright.TimeoutError:
+                raise AssertionError(f"nothing comes after {question(page)}: {page.inner_text('#notice')}") from None
+        started.close()
+
+
+def test_two_people_at_once_a_killed_browser_and_a_killed_server(tmp_path: Path) -> None:
+    told = items(tmp_path, 50)
+    server = Server(tmp_path, "Kim", "Lee")
+    links = dict(server.links)
+    kim, lee, leave = list[int](), list[int](), threading.Event()
+    people = [
+        threading.Thread(target=rank_all, args=(links["Kim"], None, kim)),
+        threading.Thread(target=rank_all, args=(links["Lee"], leave, lee)),
+    ]
+    for person in people:
+        person.start()
+    wait_for(lambda: len(kim) > 8 and len(lee) > 8)
+    server.end(signal.SIGKILL)
+    kept = len(votes(tmp_path))
+    assert kept >= len(kim) + len(lee)  # what a browser was told is stored is stored
+    server.start()
+    wait_for(lambda: len(lee) > 16)
+    leave.set()
+    people[1].join(60)
+    again = threading.Thread(target=rank_all, args=(links["Lee"], None, lee))
+    again.start()
+    for person in (people[0], again):
+        person.join(120)
+    assert server.end() == 0
+    counted = Counter((vote.item, vote.person) for vote in votes(tmp_path))
+    assert counted == {(one.id, person): 1 for one in told for person in ("Kim", "Lee")}
+    assert all(sorted(vote.ranks) == [1, 2] for vote in votes(tmp_path))
+
+
+def wait_for(done: Any, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < until, "it takes too long"
+        time.sleep(0.05)
+
+
+def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim")
+    page = opened(browser, server.links["Kim"])
+    server.end(signal.SIGKILL)
+    for key in ("1", "2", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#notice.waiting")
+    assert len(json.loads(page.evaluate("Object.entries(localStorage).find(([key]) => key.includes('votes'))[1]"))) == 1
+    server.start()
+    page.wait_for_function("document.querySelector('#count').textContent === '1 of 3'")
+    page.wait_for_function("document.querySelector('#notice').hidden")
+    # the same once more, and the page is closed before the server is back
+    server.end(signal.SIGKILL)
+    for key in ("2", "1", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#notice.waiting")
+    context = page.context
+    page.close()
+    server.start()
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{server.port}/")  # the cookie is still there
+    page.wait_for_function("document.querySelector('#count').textContent === '2 of 3'")
+    server.end()
+    assert [sorted(vote.ranks) for vote in votes(tmp_path)] == [[1, 2], [1, 2]]
+
+
+def test_keys_alone(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 4, answers=4)
+    server = Server(tmp_path, "Kim")
+    page = opened(browser, server.links["Kim"])
+
+    def pressed() -> list[str]:
+        return [card.query_selector("[aria-pressed=true]") and card.query_selector("[aria-pressed=true]").inner_text()
+                for card in page.query_selector_all(".card")]  # fmt: skip
+
+    for key in ("3", "1", "1", "2"):
+        page.keyboard.press(key)
+    assert pressed() == ["3", "1", "1", "2"]
+    page.keyboard.press("c")
+    page.keyboard.press("0")
+    assert pressed() == ["3", "1", None, "2"]
+    page.keyboard.press("z")
+    page.keyboard.press("z")
+    assert pressed() == ["3", "1", "1", None]
+    page.keyboard.press("Enter")  # not yet: D has no rank
+    assert page.inner_text("#notice") == "Give each answer a rank first."
+    assert page.evaluate("document.activeElement.dataset.key") == page.query_selector_all(".card")[3].get_attribute(
+        "data-key"
+    )
+    page.keyboard.press("2")
+    page.keyboard.press("r")
+    page.keyboard.type("a reason with 3 numbers")
+    page.keyboard.press("Escape")
+    ranked(page)
+    page.keyboard.press("ArrowRight")
+    ranked(page, "x")  # all bad
+    ranked(page, "s") if False else page.keyboard.press("s")
+    page.wait_for_function("document.querySelector('#count').textContent === '2 of 4'")
+    page.keyboard.press("z")  # back to the one that was skipped
+    page.wait_for_selector(".banner")
+    ranked(page, "1", "1", "1", "1")
+    server.end()
+    last = current(votes(tmp_path))
+    texts = [(vote.ranks, vote.all_bad, vote.reason) for vote in last]
+    assert sorted(texts[0][0]) == [1, 1, 2, 3] and texts[0][2] == "a reason with 3 numbers"
+    assert texts[1] == ((), True, "") and texts[2] == ((1, 1, 1, 1), False, "")
+    assert len(votes(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("touch", [False, True])
+def test_dragging_makes_a_ranking(browser: Any, tmp_path: Path, touch: bool) -> None:
+    items(tmp_path, 1, answers=3)
+    server = Server(tmp_path, "Kim")
+    page = opened(
+        browser, server.links["Kim"], has_touch=touch, viewport={"width": 380 if touch else 1360, "height": 800}
+    )
+
+    def drag(letter: str, zone: str) -> None:
+        start = page.query_selector(f".card .chip:text-is('{letter}')").bounding_box()
+        end = page.query_selector(zone).bounding_box()
+        points = [(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) for box in (start, end)]
+        if touch:
+            finger = page.context.new_cdp_session(page)
+            for kind, at in (("touchStart", 0), ("touchMove", 0.5), ("touchMove", 1), ("touchEnd", None)):
+                (x0, y0), (x1, y1) = points
+                spots = [] if at is None else [{"x": x0 + at * (x1 - x0), "y": y0 + at * (y1 - y0)}]
+                finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": spots})
+        else:
+            page.mouse.move(*points[0])
+            page.mouse.down()
+            page.mouse.move(*points[1], steps=5)
+            page.mouse.up()
+
+    drag("A", ".gap.first")
+    drag("B", ".gap >> nth=0")
+    drag("C", ".tier >> nth=1")
+    tiers = [re.sub(r"\s", "", tier.inner_text()) for tier in page.query_selector_all(".tier")]
+    assert tiers == ["1B", "2AC"]
+    page.click("#submit")
+    page.wait_for_selector(".end-page")
+    server.end()
+    assert sorted(votes(tmp_path)[0].ranks) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("width", [380, 1360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_and_can_be_read(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
+    long = "\n\n".join(f"paragraph {number} of a long answer, with `code` and **more**" for number in range(60))
+    wide = "```python\nx = '" + "long line " * 60 + "'\n```\n\n|a|b|\n|-|-|\n|" + "word" * 90 + "|2|"
+    items(tmp_path, 1, answers=8, texts={0: long, 1: SCRIPT, 2: wide, 3: "한글 답변입니다. " * 40, 4: "x" * 600})
+    server = Server(tmp_path, "Kim")
+    page = opened(browser, server.links["Kim"], viewport={"width": width, "height": 800}, color_scheme=scheme)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.card, .dock')].every(box => box.getBoundingClientRect().right <= innerWidth + 1)"
+    )
+    assert page.title() == "Leyden" and "<script>" in page.inner_text(".answers")
+    assert page.evaluate("document.querySelectorAll('main script, main img').length") == 0
+    fold = page.query_selector(".fold:visible")
+    tall = page.evaluate("Math.max(...[...document.querySelectorAll('.card')].map(card => card.offsetHeight))")
+    fold.click()
+    assert (
+        page.evaluate("Math.max(...[...document.querySelectorAll('.card')].map(card => card.offsetHeight))") > 2 * tall
+    )
+    assert contrast(page) >= 4.5
+    page.click("#language")
+    assert page.evaluate("document.documentElement.lang") == "ko" and page.inner_text("#skip") == "건너뛰기"
+    page.keyboard.press("Tab")
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid" or page.evaluate(
+        "document.activeElement.matches('.card')"
+    )
+    unnamed = "[...document.querySelectorAll('button, textarea')].filter(b => b.offsetParent && !(b.textContent.trim() || b.ariaLabel || b.labels?.length)).length"
+    assert page.evaluate(unnamed) == 0 and errors == []
+    server.end()
+
+
+def contrast(page: Any) -> float:
+    """The least contrast of text against what is behind it, as WCAG has it."""
+    return float(
+        page.evaluate(
+            """() => {
+        const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+        const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+          .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
+        const behind = (box) => { for (let at = box; at; at = at.parentElement) { const c = parse(getComputedStyle(at).backgroundColor); if (c.length < 4 || c[3] > 0.99) return c; } return [255, 255, 255]; };
+        const shown = [...document.querySelectorAll('p, button, span, code, th, td, label, kbd')].filter((box) => box.offsetParent && box.textContent.trim() && !box.matches('.end, .gap, [aria-disabled=true]'));
+        return Math.min(...shown.map((box) => { const [a, b] = [light(parse(getComputedStyle(box).color)), light(behind(box))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }));
+      }"""
+        )
+    )
+
+
+def test_a_link_that_is_wrong_is_told_and_leaves_the_address(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 1)
+    server = Server(tmp_path, "Kim")
+    page = browser.new_context(locale="ko-KR").new_page()
+    page.goto(f"http://127.0.0.1:{server.port}/#wrong")
+    page.wait_for_function("document.body.innerText.includes('유효하지 않습니다')")
+    page.goto("about:blank")
+    page.goto(server.links["Kim"])
+    page.wait_for_selector(".card")
+    assert "#" not in page.url
+    page.reload()
+    page.wait_for_selector(".card")
+    server.end()
