@@ -24,9 +24,24 @@ from leyden.votes.vote import Answer, Item, current  # noqa: E402
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium, Chrome or chromium-browser is installed")
-ARGUMENTS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
-).split()
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ARGUMENTS += ["--disable-sync", "--no-first-run"]
+ALL = "[...document.querySelectorAll"
+CONTRAST = """() => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = (box) => {
+    const color = parse(getComputedStyle(box).backgroundColor);
+    return color.length < 4 || color[3] > 0.99 ? color : behind(box.parentElement);
+  };
+  const all = [...document.querySelectorAll("p, button, span, code, th, td, label, kbd, li")];
+  const shown = all.filter((box) => box.offsetParent && box.textContent.trim() && !box.matches("[aria-disabled=true]"));
+  return Math.min(...shown.map((box) => {
+    const [dim, bright] = [light(parse(getComputedStyle(box).color)), light(behind(box))].sort((x, y) => x - y);
+    return (bright + 0.05) / (dim + 0.05);
+  }));
+}"""
 SCRIPT = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title = 'hacked'\">"
 
 
@@ -101,10 +116,14 @@ def question(page: Any) -> str:
 
 def ranked(page: Any, *keys: str) -> None:
     """Rank by keys, and wait for the next item."""
+    moved(page, *keys, "Enter")
+
+
+def moved(page: Any, *keys: str) -> None:
+    """Press keys, and wait until another item is there."""
     before = page.evaluate("document.querySelector('.card').dataset.key")
     for key in keys:
         page.keyboard.press(key)
-    page.keyboard.press("Enter")
     page.wait_for_function("before => document.querySelector('.card')?.dataset.key !== before", arg=before)
 
 
@@ -177,8 +196,8 @@ def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser
     page.wait_for_selector("#notice.waiting")
     assert len(json.loads(page.evaluate("Object.entries(localStorage).find(([key]) => key.includes('votes'))[1]"))) == 1
     server.start()
-    page.wait_for_function("document.querySelector('#count').textContent === '1 of 3'")
-    page.wait_for_function("document.querySelector('#notice').hidden")
+    page.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
+    page.wait_for_function("() => document.querySelector('#notice').hidden")
     # the same once more, and the page is closed before the server is back
     server.end(signal.SIGKILL)
     for key in ("2", "1", "Enter"):
@@ -189,7 +208,7 @@ def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser
     server.start()
     page = context.new_page()
     page.goto(f"http://127.0.0.1:{server.port}/")  # the cookie is still there
-    page.wait_for_function("document.querySelector('#count').textContent === '2 of 3'")
+    page.wait_for_function("() => document.querySelector('#count').textContent === '2 of 3'")
     server.end()
     assert [sorted(vote.ranks) for vote in votes(tmp_path)] == [[1, 2], [1, 2]]
 
@@ -224,10 +243,9 @@ def test_keys_alone(browser: Any, tmp_path: Path) -> None:
     ranked(page)
     page.keyboard.press("ArrowRight")
     ranked(page, "x")  # all bad
-    page.keyboard.press("s")
-    page.wait_for_function("document.querySelector('#count').textContent === '2 of 4'")
-    page.keyboard.press("z")  # back to the one that was skipped
-    page.wait_for_selector(".banner")
+    moved(page, "s")
+    moved(page, "z")  # back to the one that was skipped
+    assert page.inner_text(".banner").startswith("You are changing an earlier vote.")
     ranked(page, "1", "1", "1", "1")
     server.end()
     last = current(votes(tmp_path))
@@ -283,17 +301,14 @@ def test_it_fits_and_can_be_read(browser: Any, tmp_path: Path, width: int, schem
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate(
-        "[...document.querySelectorAll('.card, .dock')].every(box => box.getBoundingClientRect().right <= innerWidth + 1)"
-    )
+    assert page.evaluate(f"{ALL}('.card, .dock')].every(box => box.getBoundingClientRect().right <= innerWidth + 1)")
     assert page.title() == "Leyden" and "<script>" in page.inner_text(".answers")
     assert page.evaluate("document.querySelectorAll('main script, main img').length") == 0
     fold = page.query_selector(".fold:visible")
-    tall = page.evaluate("Math.max(...[...document.querySelectorAll('.card')].map(card => card.offsetHeight))")
+    height = f"Math.max(...{ALL}('.card')].map(card => card.offsetHeight))"
+    tall = page.evaluate(height)
     fold.click()
-    assert (
-        page.evaluate("Math.max(...[...document.querySelectorAll('.card')].map(card => card.offsetHeight))") > 2 * tall
-    )
+    assert page.evaluate(height) > 2 * tall
     assert contrast(page) >= 4.5
     page.click("#language")
     assert page.evaluate("document.documentElement.lang") == "ko" and page.inner_text("#skip") == "건너뛰기"
@@ -301,25 +316,15 @@ def test_it_fits_and_can_be_read(browser: Any, tmp_path: Path, width: int, schem
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid" or page.evaluate(
         "document.activeElement.matches('.card')"
     )
-    unnamed = "[...document.querySelectorAll('button, textarea')].filter(b => b.offsetParent && !(b.textContent.trim() || b.ariaLabel || b.labels?.length)).length"
+    has_name = "box.textContent.trim() || box.ariaLabel || box.labels?.length"
+    unnamed = f"{ALL}('button, textarea')].filter(box => box.offsetParent && !({has_name})).length"
     assert page.evaluate(unnamed) == 0 and errors == []
     server.end()
 
 
 def contrast(page: Any) -> float:
-    """The least contrast of text against what is behind it, as WCAG has it."""
-    return float(
-        page.evaluate(
-            """() => {
-        const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-        const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-          .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
-        const behind = (box) => { for (let at = box; at; at = at.parentElement) { const c = parse(getComputedStyle(at).backgroundColor); if (c.length < 4 || c[3] > 0.99) return c; } return [255, 255, 255]; };
-        const shown = [...document.querySelectorAll('p, button, span, code, th, td, label, kbd')].filter((box) => box.offsetParent && box.textContent.trim() && !box.matches('.end, .gap, [aria-disabled=true]'));
-        return Math.min(...shown.map((box) => { const [a, b] = [light(parse(getComputedStyle(box).color)), light(behind(box))].sort((x, y) => y - x); return (a + 0.05) / (b + 0.05); }));
-      }"""
-        )
-    )
+    """The least contrast of text against what is behind it, as WCAG 2 has it."""
+    return float(page.evaluate(CONTRAST))
 
 
 def test_a_link_that_is_wrong_is_told_and_leaves_the_address(browser: Any, tmp_path: Path) -> None:
@@ -327,7 +332,7 @@ def test_a_link_that_is_wrong_is_told_and_leaves_the_address(browser: Any, tmp_p
     server = Server(tmp_path, "Kim")
     page = browser.new_context(locale="ko-KR").new_page()
     page.goto(f"http://127.0.0.1:{server.port}/#wrong")
-    page.wait_for_function("document.body.innerText.includes('유효하지 않습니다')")
+    page.wait_for_function("() => document.body.innerText.includes('유효하지 않습니다')")
     page.goto("about:blank")
     page.goto(server.links["Kim"])
     page.wait_for_selector(".card")

@@ -33,7 +33,7 @@ def serving(options: argparse.Namespace) -> int:
     try:
         add_files(store, files, how)
         annotation = _annotation(store, options)
-        rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.is_https)
+        rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.url)
         serve(application(annotation, rules), opened, [*links(store, address, options.people), _stop(store)])
     finally:
         opened.close()
