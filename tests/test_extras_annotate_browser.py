@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -48,7 +48,10 @@ SCRIPT = "<script>document.title = 'hacked'</script><img src=x onerror=\"documen
 class Server:
     """`leyden annotate serve` in a process of its own, which can be killed and started again at the same port."""
 
+    running: ClassVar[list[Server]] = []
+
     def __init__(self, folder: Path, *people: str) -> None:
+        self.running.append(self)
         self.folder, self.port, self.links = folder, 0, dict[str, str]()
         self.start("--people", *people)
 
@@ -71,6 +74,13 @@ class Server:
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code
+
+
+@pytest.fixture(autouse=True)
+def _no_server_is_left() -> Iterator[None]:
+    yield
+    while Server.running:
+        Server.running.pop().end(signal.SIGKILL)
 
 
 @pytest.fixture
