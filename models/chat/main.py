@@ -68,7 +68,7 @@ def _talk(options: Namespace) -> int:
 
     policy = load(options.model, options.dtype, options.base)
     sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
-    template = _template(policy, options.chat_template, options.chat_template_args)
+    template = template_of(policy, options.chat_template, options.chat_template_args)
     conversation = Conversation(template, policy.positions, sampling.max_new_tokens, options.system)
     return Talk(policy, conversation, sampling).run()
 
@@ -98,7 +98,12 @@ def load(path: str, dtype: str | None = None, base: str | None = None) -> Causal
     return policy.to(device)
 
 
-def _template(policy: CausalLM, given: str | None, args: dict[str, Any] | None) -> ChatTemplate:
+def template_of(policy: CausalLM, given: str | None, args: dict[str, Any] | None) -> ChatTemplate:
+    """The chat template of a model, or the one that is given; sampling stops at the end of its turns.
+
+    Raises:
+        UserError: it has none, and none is given.
+    """
     from leyden.data.chat_template import ChatTemplate
     from leyden.data.tokenizer import set_template
 
