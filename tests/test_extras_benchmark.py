@@ -333,6 +333,9 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         code, _, error = leyden("benchmark", "tiny", "--tasks", name)
         assert code == 2 and error.count("\n") == 1, (name, error)
         assert all(part in error for part in parts), (name, error)
+    choice_task(tmp_path / "twin", "mine", 4)
+    code, _, error = leyden("benchmark", "tiny", "--tasks", "own/mine.yaml", "twin/mine.yaml")
+    assert code == 2 and "a task named mine, as in" in error and error.count("\n") == 1
     (tmp_path / "helper.py").write_text("def run(rows):\n    return rows\n", encoding="utf-8")
     assert leyden("benchmark", "tiny", "--tasks", "code.yaml", "--allow_code", "--output", "o")[0] == 0
 

@@ -7,7 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import has_magic
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from leyden.errors import UserError, first_line
 
@@ -137,7 +138,12 @@ def _manager(names: Sequence[str], local: Sequence[Path]) -> TaskManager:
     that speak of a name are read, unless something is missing in them."""
     folders = [path for path in local if path.is_dir()]
     files = [file for path in local if not path.is_dir() for file in _yaml_files(path)]
-    own = {entry.name: entry for file in files if (entry := _entry(file)) is not None}
+    own = dict[str, Any]()
+    for entry in filter(None, map(_entry, dict.fromkeys(files))):
+        if own.setdefault(entry.name, entry) is not entry:
+            raise UserError(
+                f"{entry.yaml_path}: a task named {entry.name}, as in {own[entry.name].yaml_path}; rename one of them"
+            )
     needed = [*names, *own, *(name for folder in folders for name in TaskIndex.build([folder]))]
     if not any(map(has_magic, names)):
         manager = TaskManager(include_path=[*_folders(names), *folders], include_defaults=False)
@@ -181,7 +187,10 @@ def _complete(names: Sequence[str], manager: TaskManager) -> bool:
 def _entry(path: Path) -> Any:
     """What a YAML file describes; None where it describes no task or group, or includes a file that is not there."""
     try:
-        return TaskIndex.entry_from_path(path)
+        entry = TaskIndex.entry_from_path(path)
+        if entry is not None and entry.kind is Kind.GROUP:  # which lm-eval calls by the list of its members
+            entry = replace(entry, name=str(load_yaml(path, resolve_func=False)["group"]))
+        return entry
     except (ValueError, OSError, yaml.YAMLError):
         return None
 
@@ -215,9 +224,10 @@ def _specs(word: str, manager: TaskManager) -> list[str]:
             raise UserError(f"--tasks {word}: lm-eval has no such task{_nearest(word, manager.all_tasks)}")
         return matched
     if not path.is_dir():
-        if _entry(path) is None:
+        entry = _entry(path)
+        if entry is None:
             raise UserError(f"{path}: no task in it; give it a name, such as task: {path.stem}")
-        return [str(path)]
+        return [entry.name]
     entries = TaskIndex.build([path])
     inside = {name for entry in entries.values() for name in _members(entry)}
     names = [name for name, entry in entries.items() if entry.kind is not Kind.TAG and name not in inside]
