@@ -3,6 +3,7 @@ known."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import random
@@ -364,8 +365,8 @@ def test_votes_are_columns_of_the_runs_that_people_ranked(leyden: Any, workplace
     assert "people's wins" in out and "reward as people" in out and out.index("DPO") < out.index("SFT")
     assert re.search(r"People find \w+ better than .*sft", out) and "no votes on other" in out
     assert "grpo, ppo stand in the votes" in out
-    header, *lines = Path("runs.csv").read_text(encoding="utf-8").splitlines()
-    rows = {line.split(",")[0]: dict(zip(header.split(","), line.split(","), strict=True)) for line in lines}
+    with Path("runs.csv").open(encoding="utf-8", newline="") as stream:
+        rows = {row["run"]: row for row in csv.DictReader(stream)}
     scores = bradley_terry(items, votes)
     assert float(rows["dpo"]["people/score"]) == scores.scores[scores.models.index("dpo")].value
     assert float(rows["sft"]["people/score_low"]) == scores.scores[scores.models.index("sft")].low

@@ -1,7 +1,8 @@
 """People's votes: what they were asked, what they said, how far they agree, and which model they prefer.
 
 Called by `leyden annotate`, which collects votes, and by `leyden compare`, which shows what they come to. May import
-`errors` and `atomic`, nothing that needs torch. Begin reading at `vote`: an item, its answers, a vote.
+`errors`, `language` and `atomic`, and NumPy, nothing that needs torch. Begin reading at `vote`: an item, its answers, a
+vote; then `summary` has all numbers, and `report` shows them.
 """
 
 from __future__ import annotations

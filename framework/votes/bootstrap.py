@@ -36,7 +36,8 @@ class Sums:
         """The table, each item counted as often as `weights` say; once without them."""
         amount = self.amount if weights is None else self.amount * weights[self.item]
         size = int(np.prod(self.shape))
-        return np.bincount(self.cell, weights=amount, minlength=size).reshape(self.shape)
+        counts: Array = np.bincount(self.cell, weights=amount, minlength=size).astype(np.float64)
+        return counts.reshape(self.shape)
 
 
 def sums(rows: list[tuple[int, int, float]], shape: tuple[int, ...]) -> Sums:

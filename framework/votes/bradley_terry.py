@@ -194,7 +194,8 @@ def _likelihood(x: Array, wins: Array, ties: Array) -> tuple[Array, Array, Array
 def win_rates(wins: Array, ties: Array) -> Array:
     """The share of each model's comparisons that it wins, a tie being half a win; NaN where it has none."""
     won, played = (wins + ties / 2).sum(1), (wins + wins.T + ties).sum(1)
-    return np.divide(won, played, out=np.full(len(wins), np.nan), where=played > 0)
+    rates: Array = np.divide(won, played, out=np.full(len(wins), np.nan), where=played > 0)
+    return rates
 
 
 # -- which models were compared --------------------------------------------------------------------------------------
@@ -221,7 +222,8 @@ def _comparisons(ballots: Ballots) -> tuple[list[str], Sums]:
 def _compared(table: Array) -> Array:
     """[K, K]: 1 for two models that were compared, else 0."""
     wins, ties = table
-    return (wins + wins.T + ties > 0).astype(np.float64)
+    met: Array = (wins + wins.T + ties > 0).astype(np.float64)
+    return met
 
 
 def _reach(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
