@@ -7,7 +7,6 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from leyden.datamodules.annotate.serving import add_files, links
 from leyden.datamodules.annotate.store import Full, Gone, Store
 from leyden.errors import UserError
 from leyden.votes.vote import Answer, Item, Vote, current
+from leyden.votes.vote_file import read_votes
 from leyden.web.guard import Rules
 from leyden.web.limits import Limit
 from leyden.web.serve import Address, listen
@@ -655,29 +655,29 @@ def test_people_are_listed_and_given_links(workplace: Path, capsys: pytest.Captu
             main(["people", "votes.db", *argv])
 
 
-def test_votes_reach_export_and_report(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
-
-    seen: list[Callable[..., Any] | tuple[Any, ...]] = []
-    exporting, reporting = types.ModuleType("export"), types.ModuleType("report")
-    exporting.export = lambda *what: seen.append(what) or [{"prompt": "q", "chosen": "a", "rejected": "b"}]  # type: ignore[attr-defined]
-    reporting.report = lambda *what: seen.append(what)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "leyden.datamodules.annotate.export", exporting)
-    monkeypatch.setitem(sys.modules, "leyden.votes.report", reporting)
+def test_votes_reach_export_and_report(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store("votes.db")
-    store.add_items([item(0)])
-    store.invite("Kim")
-    store.add_vote(vote(item(0)), "vote number 1")
-    assert main(["export", "votes.db", "out.jsonl", "--kind", "pairs", "--votes", "all"]) == 0
+    asked = [item(0), item(1)]
+    store.add_items(asked)
+    for person in ("Kim", "Lee"):
+        store.invite(person)
+        for number, one in enumerate(asked):
+            store.add_vote(vote(one, person=person), f"vote {number} of {person}")
+    with pytest.raises(UserError, match="--votes all: --kind votes writes each of them; leave it out"):
+        main(["export", "votes.db", "votes.jsonl", "--kind", "votes", "--votes", "all"])
+    assert main(["export", "votes.db", "votes.jsonl", "--kind", "votes"]) == 0
+    assert read_votes(Path("votes.jsonl")) == (asked, store.votes())
+    assert main(["export", "votes.db", "pairs.jsonl", "--kind", "pairs"]) == 0
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    better, worse, tie = next(vote(asked[0]).pairs())
+    texts = [answer.text for answer in asked[0].answers]
+    said = {(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows}
+    assert not tie and (texts[better], texts[worse]) in said and (texts[worse], texts[better]) not in said
     assert main(["report", "votes.db"]) == 0
-    assert seen == [
-        ([item(0)], store.votes(), "pairs", "all"),
-        ([item(0)], store.votes(), Path("votes.html")),
-    ]
-    assert json.loads(Path("out.jsonl").read_text(encoding="utf-8"))["chosen"] == "a"
+    assert "<!doctype html>" in Path("votes.html").read_text(encoding="utf-8")
+    assert "votes.db -> votes.jsonl: 4 votes" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists already; add --overwrite"):
-        main(["export", "votes.db", "out.jsonl"])
+        main(["export", "votes.db", "pairs.jsonl"])
     store.close()
 
 

@@ -134,19 +134,29 @@ def _people(argv: list[str]) -> int:
 
 
 def _export(argv: list[str]) -> int:
-    parser = Parser("leyden annotate export", "Votes as preference data, which training reads as it is.")
+    about = "Votes as preference data, which training reads as it is, or as they are, for leyden compare --votes."
+    parser = Parser("leyden annotate export", about)
     parser.add_argument("store", metavar="STORE", help="the database of leyden annotate serve")
     parser.add_argument("output", metavar="OUT", help="a .jsonl file")
-    parser.choice("--kind", ("ranked", "pairs"), "ranked", "all answers with ranks, or pairs (default: ranked)")
-    parser.choice("--votes", ("majority", "all"), "majority", "what most people say, or every vote (default: majority)")
+    text = "all answers with ranks (default), pairs, or the votes themselves"
+    parser.choice("--kind", ("ranked", "pairs", "votes"), "ranked", text)
+    parser.choice("--votes", ("majority", "all"), help="what most people say (default), or every vote")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
     options = parser.read(argv)
     out = _target(options.output, ".jsonl", options.overwrite)
+    if options.kind == "votes" and options.votes is not None:
+        raise UserError(f"--votes {options.votes}: --kind votes writes each of them; leave it out")
     store = _store(options.store)
+    items, votes = store.items(), store.votes()
+    if options.kind == "votes":
+        from leyden.votes.vote_file import write_votes
+
+        say(f"{store.file} -> {out}: {write_votes(items, votes, out):,} votes")
+        return 0
     from leyden.datamodules.annotate.export import export
     from leyden.datamodules.commands.convert import whole_file
 
-    rows = export(store.items(), store.votes(), options.kind, options.votes)
+    rows = export(items, votes, options.kind, options.votes or "majority")
     if not rows:
         raise UserError(f"{store.file}: no vote prefers an answer to another yet, so there is nothing to write")
     with whole_file(out) as file:
