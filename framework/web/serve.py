@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -62,6 +63,13 @@ class Address:
         host = _outward() if self.host in ("0.0.0.0", "::", "") else self.host
         base = self.url.rstrip("/") or f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         return f"{base}/#{token}"
+
+
+def require_packages(command: str) -> None:
+    """Raise `UserError` if a package is missing that pages need."""
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise UserError(f"{command}: {package} is not installed; type pip install 'leyden[annotate]'")
 
 
 def listen(address: Address) -> tuple[socket.socket, Address]:
