@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from leyden.errors import UserError
 from leyden.language import say
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from starlette.types import ASGIApp
 
 
@@ -94,10 +97,25 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
     return opened, Address(address.host, opened.getsockname()[1], address.url)
 
 
-def serve(app: ASGIApp, opened: socket.socket, lines: Sequence[str]) -> None:
+def serve(
+    app: ASGIApp, opened: socket.socket, lines: Sequence[str], on_stop: Callable[[], None] = lambda: None
+) -> None:
     """Show an application until Ctrl-C or SIGTERM; requests that are under way then have three seconds. Nothing that
-    people ask for is logged."""
+    people ask for is logged.
+
+    Args:
+        app: the application.
+        opened: where it is shown.
+        lines: printed first.
+        on_stop: called at Ctrl-C or SIGTERM, so that long answers can end.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that end here have not failed
+            on_stop()
+            super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
         app,
@@ -114,7 +132,7 @@ def serve(app: ASGIApp, opened: socket.socket, lines: Sequence[str]) -> None:
         say(line, flush=True)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn hands signals on once it has ended
     try:
-        uvicorn.Server(config).run(sockets=[opened])
+        Server(config).run(sockets=[opened])
     except KeyboardInterrupt:
         pass
     finally:

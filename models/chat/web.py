@@ -83,6 +83,8 @@ class Chat:
         self.sampling, self.system = sampling, system
         self.queues = [list[asyncio.Event]() for _ in models]
         """Of each model, those who wait for an answer; the first is answered."""
+        self.ended = Event()
+        """Set where the page ends: no more is written."""
 
     def routes(self) -> list[BaseRoute]:
         """What is under `/api/`."""
@@ -123,8 +125,14 @@ class Chat:
                 own.clear()
                 yield _line(waiting=before)
                 await own.wait()
+            if self.ended.is_set():
+                return
             yield _line(waiting=0)
-            async for line in _written(write, stopped, self.names[model], language):
+
+            def is_stopped() -> bool:
+                return stopped.is_set() or self.ended.is_set()
+
+            async for line in _written(write, is_stopped, self.names[model], language):
                 yield line
         finally:
             stopped.set()
@@ -137,7 +145,7 @@ Write = Callable[[Callable[[str, int], None], Callable[[], bool]], "Written"]
 """Writes an answer: shows its pieces, and asks whether it is stopped."""
 
 
-async def _written(write: Write, stopped: Event, name: str, language: str) -> AsyncIterator[str]:
+async def _written(write: Write, is_stopped: Callable[[], bool], name: str, language: str) -> AsyncIterator[str]:
     """Lines with what a thread writes."""
     loop, lines = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
@@ -147,7 +155,7 @@ async def _written(write: Write, stopped: Event, name: str, language: str) -> As
 
     def sample() -> None:
         try:
-            written = write(lambda text, tokens: put(_line(text=text, tokens=tokens)), stopped.is_set)
+            written = write(lambda text, tokens: put(_line(text=text, tokens=tokens)), is_stopped)
             put(_line(**asdict(written)))
         except UserError as error:
             put(_line(failed=localised(str(error).partition("; /")[0], language)))  # commands of the terminal
@@ -217,21 +225,31 @@ def application(chat: Chat, rules: Rules) -> ASGIApp:
 
 def serving(options: Namespace) -> int:
     """Load the models and show the page until it is stopped; the exit code."""
+    names = ("temperature", "top_p", "max_new_tokens", "seed")
+    try:
+        sampling = sampling_of({name: getattr(options, name) for name in names})
+    except BadRequest as error:
+        raise UserError(f"leyden chat --web: {error}") from None
     opened, address = listen(Address(options.host, options.port, options.url))
     try:
-        from leyden.models.chat.answers import Answers
-
-        sampling = Sampling(options.max_new_tokens, options.temperature, 0, options.top_p, options.seed)
-        models = dict[str, Model]()
-        for name, path in short_names(options.model).items():
-            say(f"{name}: loading", flush=True)
-            template = (options.chat_template, options.base, options.chat_template_args)
-            models[name] = answers = Answers(path, sampling, options.dtype, *template)
-            answers.direct(options.system)
+        chat = Chat(_loaded(options, sampling), sampling, options.system)
         people = Invited()
         rules = Rules(address.hosts(), f"leyden_chat_{address.port}", people, address.is_https)
         link = address.link(people.invite("guest"))
-        serve(application(Chat(models, sampling, options.system), rules), opened, [f"chat: {link}", "Ctrl-C ends the page"])
+        serve(application(chat, rules), opened, [f"chat: {link}", "Ctrl-C ends the page"], chat.ended.set)
     finally:
         opened.close()
     return 0
+
+
+def _loaded(options: Namespace, sampling: Sampling) -> dict[str, Model]:
+    """Name -> model. Raises `UserError` for one that cannot chat, or has no place for the system prompt."""
+    from leyden.models.chat.answers import Answers
+
+    models = dict[str, Model]()
+    for name, path in short_names(options.model).items():
+        say(f"{name}: loading", flush=True)
+        how = (options.dtype, options.chat_template, options.base, options.chat_template_args)
+        models[name] = answers = Answers(path, sampling, *how)
+        answers.direct(options.system)
+    return models
