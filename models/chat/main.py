@@ -33,8 +33,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--chat-template", "--chat_template", metavar="plain|FILE", help="instead of the model's own")
     names = ("--chat-template-args", "--chat_template_args")
     parser.mapping(*names, metavar="'{NAME: VALUE}'", help="arguments of the chat template")
-    parser.add_argument("--web", action="store_true", help="chat on a web page, with settings; the flags are its defaults")
-    parser.add_argument("--host", metavar="ADDRESS", help="--web: 0.0.0.0: other machines reach it (default: 127.0.0.1)")
+    parser.add_argument(
+        "--web", action="store_true", help="chat on a web page, with settings; the flags are its defaults"
+    )
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="--web: 0.0.0.0: other machines reach it (default: 127.0.0.1)"
+    )
     parser.add_argument("--port", type=int, metavar="N", help="--web: (default: 8800; 0: a free one)")
     parser.add_argument("--url", metavar="URL", help="--web: what people open, where that is a proxy or a tunnel")
     options = parser.read(argv)
