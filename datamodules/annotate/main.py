@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from leyden.cli.parser import Parser
 from leyden.errors import UserError, nearest
-from leyden.language import say
+from leyden.language import localised, say
+from leyden.paths import resolve
 
 if TYPE_CHECKING:
     from leyden.datamodules.annotate.store import Store
@@ -34,7 +35,11 @@ def main(argv: list[str]) -> int:
     verb, *rest = argv
     if verb not in VERBS:
         raise UserError(f"annotate: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
-    return VERBS[verb](rest)
+    try:
+        return VERBS[verb](rest)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+        sys.stderr.close()
+        return 0
 
 
 def _serve(argv: list[str]) -> int:
@@ -87,6 +92,8 @@ def _check(options: Namespace) -> None:
             raise UserError(f"{flag}: {other}; leave it out")
     if options.models and options.file:
         raise UserError(f"--models: people chat with these, or rank what is in {options.file[0]}; give one of them")
+    for path in options.models:
+        resolve(path)  # a mistake is said before the libraries are there
     samples = options.samples or 1
     if len(options.models) > 4 or len(options.models) * samples > 8 or samples < 1:
         raise UserError("--models: give one to four, and --samples so that there are at most 8 answers")
@@ -178,7 +185,7 @@ def _target(name: str, ending: str, overwrite: bool) -> Path:
 
 
 def _help() -> str:
-    lines = "\n".join(f"  {usage:<34} {what}" for usage, what in USAGE.items())
+    lines = "\n".join(f"  {usage:<34} {localised(what)}" for usage, what in USAGE.items())
     return f"usage: leyden annotate VERB …\n\n{lines}\n\nleyden annotate VERB --help names the flags of a verb."
 
 

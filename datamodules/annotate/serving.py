@@ -33,7 +33,7 @@ def serving(options: argparse.Namespace) -> int:
     try:
         add_files(store, files, how)
         annotation = _annotation(store, options)
-        rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.is_https)
+        rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.url)
         serve(application(annotation, rules), opened, [*links(store, address, options.people), _stop(store)])
     finally:
         opened.close()
@@ -83,19 +83,18 @@ def add_files(store: Store, files: dict[Path, str], how: Reading) -> None:
 
 def links(store: Store, address: Address, people: list[str]) -> list[str]:
     """A line for each person, with a link for those who have none yet. Only hashes of tokens are kept, so a link is
-    shown once."""
+    shown once; whoever runs the program without naming anyone gets another each time."""
     invited = {person for person, _ in store.guests()}
+    if not people and invited <= {default_person()}:
+        return [f"{default_person()}: {address.link(store.invite(default_person()))}"]
     lines = []
-    for person in people or ([] if invited else [default_person()]):
+    for person in people:
         if person.strip() in invited:
-            lines.append(
-                f"{person}: the link of before (another: leyden annotate people {store.file} --new-link {person})"
-            )
+            another = f"leyden annotate people {store.file} --new-link {person}"
+            lines.append(f"{person}: has a link already; for another: {another}")
         else:
             lines.append(f"{person}: {address.link(store.invite(person))}")
-    if not people and default_person() in invited:
-        lines.append(f"{default_person()}: {address.link(store.invite(default_person()))}")
-    return lines or [f"the page is at {address.link('')[:-2]}, for the links of before"]
+    return lines or [f"the page is open for those who have a link: {', '.join(sorted(invited))}"]
 
 
 def default_person() -> str:
@@ -107,4 +106,4 @@ def default_person() -> str:
 
 
 def _stop(store: Store) -> str:
-    return f"votes go to {store.file}; Ctrl-C ends the page"
+    return f"votes are kept in {store.file}; Ctrl-C ends the page"

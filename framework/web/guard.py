@@ -48,26 +48,24 @@ class Rules:
         hosts: names by which the page may be opened, without the port; its numbers need not be among them.
         cookie: name of the cookie with a person's token.
         guests: who may come in.
-        secure: whether people come by https.
+        url: address that people open, where that is a proxy's or a tunnel's.
         most: bytes of a request's body.
         person: requests of a person.
         stranger: requests of an address that has shown no token.
-        guesses: tokens of an address that were wrong.
     """
 
     hosts: frozenset[str]
     cookie: str
     guests: Guests
-    secure: bool = False
+    url: str = ""
     most: int = 1 << 20
     person: Limit = field(default_factory=lambda: Limit(20, 80))
     stranger: Limit = field(default_factory=lambda: Limit(10, 120))
-    guesses: Limit = field(default_factory=lambda: Limit(0.2, 10))
 
-    def enter(self, token: str, address: str) -> str | None:
-        """The person of a token that was just typed; None where it is wrong, or the address has guessed too often."""
-        person = whose(token, self.guests())
-        return person if person is not None or self.guesses.allows(address) else None
+    @property
+    def is_https(self) -> bool:
+        """Whether people come by https."""
+        return urlsplit(self.url).scheme == "https"
 
 
 class TooLong(Exception):
@@ -110,10 +108,10 @@ class Guard:
         """What is wrong with a request, a name of `PROBLEMS`; None where it may come in."""
         if not _is_known(headers.get("host", ""), self.rules.hosts):
             return "host"
-        person, address = scope["person"], address_of(scope)
+        person, address = scope["person"], _address(scope)
         if not (self.rules.stranger.allows(address) if person is None else self.rules.person.allows(person)):
             return "often"
-        if scope["method"] not in ("GET", "HEAD") and not _from_here(headers):
+        if scope["method"] not in ("GET", "HEAD") and not _from_here(headers, self.rules.url):
             return "foreign"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length) > self.rules.most:
@@ -129,16 +127,17 @@ def refused(problem: str) -> JSONResponse:
     return JSONResponse({"error": problem, "text": text}, status)
 
 
-def address_of(scope: Mapping[str, object]) -> str:
+def _address(scope: Mapping[str, object]) -> str:
     """Where a request comes from."""
     client = scope.get("client")
     return str(client[0]) if isinstance(client, tuple | list) and client else "unknown"
 
 
-def _from_here(headers: Headers) -> bool:
+def _from_here(headers: Headers, url: str) -> bool:
     """Whether a request was made by a script of the page itself (no other site's can send these headers unasked)."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
-    own = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    hosts = {headers.get("host", "").lower(), urlsplit(url).netloc.lower()} - {""}
+    own = origin is None or urlsplit(origin).netloc.lower() in hosts
     is_json = headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
     return own and site == "same-origin" and is_json and headers.get(CUSTOM_HEADER) == "1"
 

@@ -47,11 +47,6 @@ class Address:
         """Whether only this machine reaches it."""
         return self.host == "localhost" or _is_loopback(self.host)
 
-    @property
-    def is_https(self) -> bool:
-        """Whether people come by https."""
-        return urlsplit(self.url).scheme == "https"
-
     def hosts(self) -> frozenset[str]:
         """Names that a browser may call it by. A name of someone else's that leads here is none of them, so no page of
         theirs can read this one (DNS rebinding)."""

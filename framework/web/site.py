@@ -26,7 +26,8 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from leyden.web.guard import Guard, Rules, TooLong, address_of, refused
+from leyden.web.guard import Guard, Rules, TooLong, refused
+from leyden.web.guests import whose
 
 SHARED = Path(__file__).parent / "page"
 """What the pages of several commands load, from `/shared/`."""
@@ -46,11 +47,11 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
 
     async def enter(request: Request) -> Response:
         token = str((await read_json(request)).get("token", ""))
-        person = await run_in_threadpool(rules.enter, token, address_of(request.scope))
+        person = await run_in_threadpool(lambda: whose(token, rules.guests()))
         if person is None:
             return refused("token")
         response = JSONResponse({"person": person})
-        flags = {"secure": rules.secure, "httponly": True}
+        flags = {"secure": rules.is_https, "httponly": True}
         response.set_cookie(rules.cookie, token, max_age=A_YEAR, samesite="strict", **flags)
         return response
 

@@ -234,7 +234,7 @@ def serving(options: Namespace) -> int:
     try:
         chat = Chat(_loaded(options, sampling), sampling, options.system)
         people = Invited()
-        rules = Rules(address.hosts(), f"leyden_chat_{address.port}", people, address.is_https)
+        rules = Rules(address.hosts(), f"leyden_chat_{address.port}", people, address.url)
         link = address.link(people.invite("guest"))
         serve(application(chat, rules), opened, [f"chat: {link}", "Ctrl-C ends the page"], chat.ended.set)
     finally:

@@ -13,8 +13,10 @@ let outbox = null;
 let draft = null;
 let before = null; // the number of the vote that is being changed
 
+/** Show a line above everything; one of the kind `kept` stays for a while, whatever is shown below. */
 function notice(text, kind = "") {
   const box = part("notice");
+  if (kind.includes("kept")) setTimeout(() => box.textContent === text && notice(""), 8000);
   box.hidden = !text;
   box.textContent = text;
   box.className = `notice ${kind}`;
@@ -84,7 +86,7 @@ async function send(vote) {
 async function delivered(answer) {
   before = null;
   draft.set(null);
-  if (!part("notice").classList.contains("bad")) notice("");
+  if (!part("notice").classList.contains("kept")) notice("");
   if (!answer) return load();
   state = { ...state, ...answer };
   if (state.live) return live.voted(answer);
