@@ -165,7 +165,7 @@ function dock() {
     element("div", { className: "inner ask" }, field,
       element("button", { type: "button", id: "send", className: "main", onclick: submit }, say("send")),
       element("button", { type: "button", id: "stop", onclick: stop }, say("stop"))),
-    settings);
+    element("div", { className: "under" }, settings));
 }
 
 /** Enter while an input method puts a syllable together belongs to the syllable. Safari tells of it by its number alone. */
