@@ -176,7 +176,7 @@ def test_whatever_a_model_says_is_shown_and_never_run(browser: Any, site: Site) 
     assert "<script>" in card.inner_text() and card.locator("script, img").count() == 0
     assert card.locator("a").count() == 1 and "hacked" not in tab.title()
     assert card.locator(".note").inner_text() == (
-        "the 2 oldest turns no longer fit and were left out · cut at 48 new tokens; the settings allow more"
+        "the 2 oldest turns no longer fit and were left out · cut at 64 new tokens; the settings allow more"
     )
     ask(tab, "<b>mine</b>")
     assert tab.locator(".asked").last.inner_text() == "<b>mine</b>"

@@ -39,7 +39,7 @@ async function write(turn, column) {
         since = performance.now();
       } else if (line.failed !== undefined) Object.assign(answer, { failed: line.failed, reason: "failed" });
       else Object.assign(answer, line);
-      follow(() => cards.get(answer)?.update(scrolled()));
+      cards.get(answer)?.update(scrolled());
       if (performance.now() - kept > KEEP_EVERY) {
         kept = performance.now();
         talk.keep();
@@ -58,11 +58,11 @@ async function write(turn, column) {
   buttons();
 }
 
+/** What keeps the end of the page in view, where it is there now. */
 const scrolled = () => {
   const isAtEnd = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 80;
   return () => isAtEnd && window.scrollTo(0, document.documentElement.scrollHeight);
 };
-const follow = (act) => act();
 
 function send(question) {
   talk.ask(question);
@@ -313,6 +313,7 @@ try {
   await enter();
   const about = await asked("/api/chat");
   ({ models } = about);
+  document.body.classList.toggle("one", models.length === 1);
   const names = models.map(({ name }) => name).join(", ");
   document.title = `${names} · Leyden`;
   talk = new Talk(new Kept("chat", names, about.person), models.length, about.settings);

@@ -4,7 +4,7 @@ import { speaking } from "../shared/language.js";
 
 export const say = speaking({
   en: {
-    loading: "Loading …", you: "You", hint: "Your message", send: "Send", stop: "Stop", anew: "New conversation", save: "Save",
+    loading: "Loading …", you: "You", hint: "Your message", send: "Send", stop: "Stop", anew: "New chat", save: "Save",
     hello: "Ask something.", helloTwo: "Ask something. {0} and {1} answer side by side.",
     edit: "Edit", editLast: "Edit the last question", cancel: "Cancel", again: "Regenerate", againOf: "Another answer of {0}",
     stopOf: "Stop {0}", copy: "Copy", copyOf: "Copy the answer of {0}", copied: "Copied.", notCopied: "This browser does not let the page copy; mark the text instead.",
@@ -18,9 +18,9 @@ export const say = speaking({
     max_new_tokens: "New tokens", seed: "Seed",
     about: { temperature: "0 takes the likeliest word; 1 is the model's own distribution", top_p: "the likeliest words that together reach this probability", max_new_tokens: "of an answer, at most", seed: "the same seed and messages give the same answers" },
     bad: { temperature: "A number from 0 to 100.", top_p: "A number above 0, at most 1.", max_new_tokens: "A whole number from 1 to 131,072.", seed: "A whole number." },
-    defaults: "As at the start", done: "Done", close: "Close", keysTitle: "Keys",
+    defaults: "Defaults", done: "Done", close: "Close", keysTitle: "Keys",
     saveTitle: "Save the conversation", saveAbout: "As a row of instruction data (JSONL), which leyden fit reads.", nothing: "Nothing was answered yet.",
-    cleared: "A new conversation.", back: "Bring the old one back", offline: "No connection. Your message is kept; try again.",
+    cleared: "A new chat.", back: "Bring the old one back", offline: "No connection. Your message is kept; try again.",
     often: "Too many requests; wait a moment.", big: "The conversation is too long to be sent. Start a new one.", crowded: "Too many people wait for this model; try again soon.",
     token: "This link is not valid here. The terminal where leyden chat runs has the link.", host: "Open the page by the link that was given to you.",
     keys: [["Enter", "send"], ["Shift Enter", "new line"], ["Esc", "stop the answers"], ["↑", "edit the last question (in an empty field)"], ["?", "these keys"]],
@@ -40,7 +40,7 @@ export const say = speaking({
     max_new_tokens: "새 토큰 수", seed: "시드",
     about: { temperature: "0이면 가장 그럴듯한 단어만, 1이면 모델의 확률 그대로", top_p: "확률이 높은 단어부터 합이 이 값이 될 때까지만 고름", max_new_tokens: "답변 하나의 최대 길이", seed: "시드와 메시지가 같으면 답변도 같음" },
     bad: { temperature: "0부터 100까지의 숫자를 쓰세요.", top_p: "0보다 크고 1 이하인 숫자를 쓰세요.", max_new_tokens: "1부터 131,072까지의 정수를 쓰세요.", seed: "정수를 쓰세요." },
-    defaults: "처음 값으로", done: "완료", close: "닫기", keysTitle: "단축키",
+    defaults: "기본값", done: "완료", close: "닫기", keysTitle: "단축키",
     saveTitle: "대화 저장", saveAbout: "leyden fit이 읽는 지시 데이터 한 행(JSONL)으로 저장합니다.", nothing: "아직 답변이 없습니다.",
     cleared: "새 대화를 시작했습니다.", back: "이전 대화 되살리기", offline: "연결할 수 없습니다. 메시지는 그대로 있으니 다시 시도해 보세요.",
     often: "요청이 너무 많습니다. 잠시 기다려 주세요.", big: "대화가 너무 길어 보낼 수 없습니다. 새 대화를 시작하세요.", crowded: "이 모델을 기다리는 사람이 너무 많습니다. 잠시 뒤에 다시 시도하세요.",
