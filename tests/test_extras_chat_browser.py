@@ -59,13 +59,16 @@ CONTRAST = """() => {
 }"""
 
 
+ONE = "() => [...document.querySelectorAll('.text')].filter((box) => box.textContent === 'one ').length === 2"
+
+
 class Scripted(Fake):
     """Echoes a question; `markdown` as the whole of it is answered by a text of many kinds."""
 
-    def write(self, messages: Any, show: Any, sampling: Any = None, number: Any = None, is_stopped: Any = None) -> Written:
+    def write(self, messages: Any, show: Any, *how: Any) -> Written:
         if messages[-1]["content"] != "markdown":
-            return super().write(messages, show, sampling, number, is_stopped)
-        self.seen.append((list(messages), sampling, number))
+            return super().write(messages, show, *how)
+        self.seen.append((list(messages), *how[:2]))
         words = re.findall(r"\s*\S+", MARKDOWN)
         for count, word in enumerate(words, start=1):
             show(word, count)
@@ -140,6 +143,11 @@ def texts(tab: Any) -> list[str]:
     return [" ".join(text.split()) for text in tab.locator(".turn-box").last.locator(".text").all_inner_texts()]
 
 
+def said(model: Fake) -> list[str]:
+    """What a model was last sent."""
+    return [turn["content"].strip() for turn in model.seen[-1][0]]
+
+
 # -- chatting --------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +157,7 @@ def test_two_models_answer_at_once_and_the_conversation_survives_a_reload(browse
         "runs/sft (0.0M) · runs/dpo (0.0M)"
     )
     ask(tab, "one wait two", done=False)
-    tab.wait_for_function("() => [...document.querySelectorAll('.text')].filter((box) => box.textContent === 'one ').length === 2")
+    tab.wait_for_function(ONE)
     assert tab.locator(".card[aria-busy=true]").count() == 2 and tab.locator("#send").is_hidden()
     for model in site.models:
         model.go.set()
@@ -201,7 +209,7 @@ def test_answers_stop_by_the_key_by_the_button_and_one_by_one(browser: Any, site
     ended(tab)
     assert all(model.stopped.wait(30) for model in site.models) and texts(tab) == ["(no text)"] * 2
     ask(tab, "three")  # what was not answered at all is no part of the conversation
-    assert [turn["content"].strip() for turn in site.models[0].seen[-1][0]] == ["Be kind.", "one wait two", "one", "three"]
+    assert said(site.models[0]) == ["Be kind.", "one wait two", "one", "three"]
     ask(tab, "five wait", done=False)
     tab.wait_for_function("() => [...document.querySelectorAll('.text')].at(-1).textContent === 'five '")
     tab.reload()  # a page that is closed stops its answers, and keeps what came of them
@@ -229,7 +237,7 @@ def test_the_last_turn_can_be_answered_again_and_asked_otherwise(browser: Any, s
     tab.press("#edited", "Enter")
     ended(tab)
     assert texts(tab) == ["another", "another"] and tab.locator(".turn-box").count() == 2
-    assert [turn["content"].strip() for turn in site.models[0].seen[-1][0]] == ["Be kind.", "one", "one", "another"]
+    assert said(site.models[0]) == ["Be kind.", "one", "one", "another"]
     tab.click("#anew")
     assert tab.locator(".card").count() == 0 and tab.locator("#anew").is_disabled()
     tab.click("#back")
