@@ -584,10 +584,19 @@ def test_answers_tell_browsers_to_load_nothing_from_elsewhere(page: Page) -> Non
 
 
 def test_a_link_is_shown_once_and_only_its_hash_is_kept(store: Store) -> None:
-    first = links(store, Address(), ["Kim", "Lee"])
+    first = links(store, Address(), ["Kim", "Lee", "Kim "])
+    assert len(first) == 2
     again = links(store, Address(), ["Kim", "Park"])
     assert all("/#" in line for line in first) and "/#" not in again[0] and "/#" in again[1]
     assert "--new-link Kim" in again[0]
+    assert links(store, Address(), []) == ["the page is open for those who have a link: Kim, Lee, Park"]
+
+
+def test_whoever_names_nobody_gets_a_link_each_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leyden.datamodules.annotate.serving.getpass.getuser", lambda: "ada")
+    first, again = links(store, Address(), []), links(store, Address(), [])
+    assert first[0].startswith("ada: http://127.0.0.1:8800/#") and again[0].startswith("ada: ") and first != again
+    assert len(store.guests()) == 2 and store.people() == ["ada"]  # the page that is open goes on
 
 
 def test_a_taken_port_is_told_in_one_line() -> None:

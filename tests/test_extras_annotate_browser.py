@@ -42,6 +42,7 @@ CONTRAST = """() => {
     return (bright + 0.05) / (dim + 0.05);
   }));
 }"""
+TANGLE = "".join(mark * 4000 for mark in ("**a", "[b](", "`", "_c", "~~", "|", "> ", "- ", "\n#", "\n1. "))
 SCRIPT = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title = 'hacked'\">"
 
 
@@ -305,7 +306,8 @@ def test_dragging_makes_a_ranking(browser: Any, tmp_path: Path, touch: bool) -> 
 def test_it_fits_and_can_be_read(browser: Any, tmp_path: Path, width: int, scheme: str) -> None:
     long = "\n\n".join(f"paragraph {number} of a long answer, with `code` and **more**" for number in range(60))
     wide = "```python\nx = '" + "long line " * 60 + "'\n```\n\n|a|b|\n|-|-|\n|" + "word" * 90 + "|2|"
-    items(tmp_path, 1, answers=8, texts={0: long, 1: SCRIPT, 2: wide, 3: "한글 답변입니다. " * 40, 4: "x" * 600})
+    texts = {0: long, 1: SCRIPT, 2: wide, 3: "한글 답변입니다. " * 40, 4: "x" * 600, 5: TANGLE}
+    items(tmp_path, 1, answers=8, texts=texts)
     server = Server(tmp_path, "Kim")
     page = opened(browser, server.links["Kim"], viewport={"width": width, "height": 800}, color_scheme=scheme)
     errors: list[str] = []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leyden.compare.finding import find_runs, is_run
+from leyden.datamodules.commands.convert import counted
 from leyden.datamodules.files.files import find_files
 from leyden.datamodules.formats.ranking import spread
 from leyden.datamodules.formats.row_error import LeftOut, RowError, by_count
@@ -139,7 +140,7 @@ def read_items(files: dict[Path, str], how: Reading, say: Callable[[str], None])
 def _examples(file: Path, how: Reading, left: Counter[str], say: Callable[[str], None]) -> Iterator[Example]:
     source, examples = Source(str(file), "candidates", how.format).examples(say)
     last = _last_step(file)
-    for place, example in examples:
+    for place, example in counted(examples, file.name):
         if isinstance(example, RowError):
             if not how.skip_bad and example.reason != "empty response":  # a model may say nothing
                 raise UserError(f"{place}: {example}; or leave such rows out with --skip-bad")

@@ -110,7 +110,7 @@ def _people(argv: list[str]) -> int:
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME", help="someone new, with a link")
     parser.add_argument("--new-link", "--new_link", nargs="+", default=[], metavar="NAME", help="in place of the old")
     parser.add_argument("--remove", nargs="+", default=[], metavar="NAME", help="end their links; their votes stay")
-    parser.add_argument("--url", default="http://localhost:8800", metavar="URL", help="what people open")
+    parser.add_argument("--url", metavar="URL", help="what people open (default: where the page was last)")
     options = parser.read(argv)
     store = _store(options.store)
     known = store.people()
@@ -122,8 +122,9 @@ def _people(argv: list[str]) -> int:
             raise UserError(f"--add {person}: there already; --new-link {person} gives them another link")
     for person in options.remove:
         store.dismiss(person)
+    url = options.url or store.remembered("address") or "http://127.0.0.1:8800"
     for person in (*options.add, *options.new_link):
-        say(f"{person}: {options.url.rstrip('/')}/#{store.invite(person, anew=True)}")
+        say(f"{person}: {url.rstrip('/')}/#{store.invite(person, anew=True)}")
     invited = {person for person, _ in store.guests()}
     for person in store.people():
         done = store.progress(person)

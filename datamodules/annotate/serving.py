@@ -33,6 +33,7 @@ def serving(options: argparse.Namespace) -> int:
     try:
         add_files(store, files, how)
         annotation = _annotation(store, options)
+        store.remember("address", address.link("").rstrip("/#"))
         rules = Rules(address.hosts(), f"leyden_{store.name}", store.guests, address.url)
         serve(application(annotation, rules), opened, [*links(store, address, options.people), _stop(store)])
     finally:
@@ -76,7 +77,8 @@ def add_files(store: Store, files: dict[Path, str], how: Reading) -> None:
         return
     name = signature(files, how)
     if store.remembered(name) is None:
-        new = store.add_items(read_items(files, how, say))
+        items = list(read_items(files, how, say))  # all of them first: a bad row adds none, and the store is free
+        new = store.add_items(items)
         store.remember(name, str(new))
         say(f"{store.file}: {new:,} new items of {', '.join(map(str, files))}")
 
@@ -88,8 +90,8 @@ def links(store: Store, address: Address, people: list[str]) -> list[str]:
     if not people and invited <= {default_person()}:
         return [f"{default_person()}: {address.link(store.invite(default_person()))}"]
     lines = []
-    for person in people:
-        if person.strip() in invited:
+    for person in dict.fromkeys(person.strip() for person in people):
+        if person in invited:
             another = f"leyden annotate people {store.file} --new-link {person}"
             lines.append(f"{person}: has a link already; for another: {another}")
         else:

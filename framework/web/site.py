@@ -51,8 +51,8 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
         if person is None:
             return refused("token")
         response = JSONResponse({"person": person})
-        flags = {"secure": rules.is_https, "httponly": True}
-        response.set_cookie(rules.cookie, token, max_age=A_YEAR, samesite="strict", **flags)
+        secure = rules.is_https
+        response.set_cookie(rules.cookie, token, max_age=A_YEAR, secure=secure, httponly=True, samesite="strict")
         return response
 
     async def page(request: Request) -> Response:

@@ -108,11 +108,12 @@ export class Live {
     view.shown();
     talk.measure();
     view.focus(view.keys[0]);
+    this.asked = item.messages.length;
   }
 
   voted() {
     const { messages } = this.page.state();
-    this.told = messages.at(-1)?.role === "assistant" ? "" : say("takenBack");
+    this.told = messages.length > this.asked ? "" : say("takenBack");
     this.show();
   }
 }

@@ -1,6 +1,7 @@
 // Markdown as DOM nodes. Text only ever becomes text nodes, so that whatever an answer holds is shown and never run.
 
-const INLINE = /(`+)([^]*?[^`])\1(?!`)|\*\*(\S(?:[^]*?\S)?)\*\*|__(\S(?:[^]*?\S)?)__(?!\w)|\*(?!\s)([^*]*?[^*\s])\*|(?<!\w)_(?!\s)([^_]*?[^_\s])_(?!\w)|~~(\S(?:[^]*?\S)?)~~|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)|(https?:\/\/[^\s<>"')\]]+[^\s<>"')\].,;:!?])/;
+// Each part has a longest length: without one, an answer of nothing but stars would take minutes to look through.
+const INLINE = /(`{1,9})([^]{0,600}?[^`])\1(?!`)|\*\*(\S(?:[^]{0,600}?\S)?)\*\*|__(\S(?:[^]{0,600}?\S)?)__(?!\w)|\*(?!\s)([^*]{0,600}?[^*\s])\*|(?<!\w)_(?!\s)([^_]{0,600}?[^_\s])_(?!\w)|~~(\S(?:[^]{0,600}?\S)?)~~|\[([^\]\n]{1,300})\]\((https?:\/\/[^\s)]{1,600})\)|(https?:\/\/[^\s<>"')\]]{1,600}[^\s<>"')\].,;:!?])/;
 const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)/;
 const BULLET = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const ROW = /^\s*\|?(.+\|.*?)\|?\s*$/;
