@@ -437,8 +437,8 @@ def test_a_long_conversation_is_cut_by_halving(tiny: Answers, monkeypatch: pytes
         (["tiny", "./missing", "--web"], "./missing: no such model folder"),
         (["tiny", "--web", "--port", "99999"], "--port 99999: give a number from 0 to 65535"),
         (["tiny", "--web", "--url", "chat.example.org"], "--url chat.example.org: give an address that people open"),
-        (["tiny", "--web", "--seed", str(10**20)], "leyden chat --web: seed is a whole number from"),
-        (["tiny", "--web", "--max-new-tokens", "999999"], "leyden chat --web: max_new_tokens is a whole number"),
+        (["tiny", "--web", "--seed", str(10**20)], "--web: seed is a whole number from"),
+        (["tiny", "--web", "--max-new-tokens", "999999"], "--web: max_new_tokens is a whole number"),
         (["tiny", "--web", "--port", "0", "--base", "tiny"], "tiny: no adapter, so it has no base"),
     ],
 )

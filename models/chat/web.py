@@ -229,7 +229,7 @@ def serving(options: Namespace) -> int:
     try:
         sampling = sampling_of({name: getattr(options, name) for name in names})
     except BadRequest as error:
-        raise UserError(f"leyden chat --web: {error}") from None
+        raise UserError(f"--web: {error}") from None
     opened, address = listen(Address(options.host, options.port, options.url))
     try:
         chat = Chat(_loaded(options, sampling), sampling, options.system)
