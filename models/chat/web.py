@@ -184,9 +184,9 @@ def messages_of(given: Any) -> list[dict[str, str]]:
         raise BadRequest(f"send 1 to {MOST_TURNS:,} messages")
     turns = []
     for turn in given:
-        role, content = (turn.get(key) for key in ("role", "content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(content, str) or not content.strip():
-            raise BadRequest("every message has a text")
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str) or not content.strip():
+            raise BadRequest("every message has a role and a text")
         turns.append({"role": role, "content": content.encode("utf-8", "replace").decode()})
     roles = [turn["role"] for turn in turns]
     talk = roles[1:] if roles[0] == "system" else roles
@@ -197,10 +197,10 @@ def messages_of(given: Any) -> list[dict[str, str]]:
 
 def sampling_of(sent: Mapping[str, Any]) -> Sampling:
     """Settings that a page sent. Raises `BadRequest` where a number is missing or out of bounds."""
-    temperature, top_p = (sent.get(name) for name in ("temperature", "top_p"))
-    if not _is_number(temperature) or not 0 <= temperature <= 100:
+    temperature, top_p = _number(sent, "temperature"), _number(sent, "top_p")
+    if not 0 <= temperature <= 100:
         raise BadRequest("temperature is a number from 0 to 100")
-    if not _is_number(top_p) or not 0 < top_p <= 1:
+    if not 0 < top_p <= 1:
         raise BadRequest("top_p is a number above 0, at most 1")
     length, seed = whole(sent, "max_new_tokens", 1, MOST_TOKENS), whole(sent, "seed", -WHOLE, WHOLE)
     return Sampling(length, float(temperature), 0, float(top_p), seed)
@@ -214,8 +214,10 @@ def whole(sent: Mapping[str, Any], name: str, least: int, most: int) -> int:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+def _number(sent: Mapping[str, Any], name: str) -> float:
+    """A number that a page sent; NaN, which is within no bounds, where it is none."""
+    value = sent.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def application(chat: Chat, rules: Rules) -> ASGIApp:
