@@ -415,7 +415,7 @@ def test_a_vote_that_is_sent_twice_is_stored_once(page: Page) -> None:
     sent = ballot(kim.get("/api/next").json()["item"])
     assert [kim.post("/api/vote", json=sent).json()["stored"] for _ in range(3)] == [True, False, False]
     assert len(page.store.votes()) == 1
-    assert page.of("Lee").post("/api/vote", json=sent).status_code == 500  # somebody else's id
+    assert page.of("Lee").post("/api/vote", json=sent).status_code == 503  # somebody else's id
 
 
 def test_the_last_vote_can_be_changed_and_those_before_it(page: Page) -> None:
@@ -427,6 +427,8 @@ def test_the_last_vote_can_be_changed_and_those_before_it(page: Page) -> None:
     last = kim.get("/api/before").json()
     assert last["item"]["id"] == sent[2]["item"]
     assert last["item"]["vote"] == {"ranks": sent[2]["ranks"], "all_bad": False, "reason": "reason 2"}
+    for odd in ("x", "-1", "9" * 30, "²"):
+        assert kim.get("/api/before", params={"before": odd}).json()["item"]["id"] == sent[2]["item"]
     one_before = kim.get("/api/before", params={"before": last["number"]}).json()
     assert one_before["item"]["id"] == sent[1]["item"]
     kim.post("/api/vote", json=sent[1] | {"id": "another vote", "ranks": {}, "all_bad": True})

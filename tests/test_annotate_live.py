@@ -62,10 +62,10 @@ class Chat:
 
 def test_every_turn_is_an_item_and_the_best_answer_goes_on(tmp_path: Path) -> None:
     one, two = Fake("He", "llo"), Fake("Go", " away")
-    chat = Chat(tmp_path, system="be kind", one=one, two=two)
+    chat = Chat(tmp_path, system="be kind", run_a=one, run_b=two)
     assert chat.kim.get("/api/next").json()["live"] is True
     lines = chat.ask("Hi")
-    assert lines[0] == {"slots": 2} and "one" not in json.dumps(lines) and "two" not in json.dumps(lines)
+    assert lines[0] == {"slots": 2} and "run_" not in json.dumps(lines)
     streamed = {slot: "".join(line["text"] for line in lines if line.get("slot") == slot) for slot in (0, 1)}
     shown = lines[-1]["item"]
     assert [answer["text"] for answer in shown["answers"]] == [streamed[0], streamed[1]]
@@ -77,7 +77,7 @@ def test_every_turn_is_an_item_and_the_best_answer_goes_on(tmp_path: Path) -> No
     assert [turn["content"] for turn in two.asked[-1]] == ["be kind", "Hi", "Hello", "And then?"]
     (vote,) = chat.store.votes()
     best = chat.store.items()[0].answers[vote.ranks.index(1)]
-    assert (best.text, best.model, len(chat.store.items())) == ("Hello", "one", 2)
+    assert (best.text, best.model, len(chat.store.items())) == ("Hello", "run_a", 2)
     chat.store.close()
 
 

@@ -352,3 +352,30 @@ def test_a_link_that_is_wrong_is_told_and_leaves_the_address(browser: Any, tmp_p
     page.reload()
     page.wait_for_selector(".card")
     server.end()
+
+
+def test_a_chat_is_ranked_and_goes_on_with_the_best_answer(browser: Any, tmp_path: Path) -> None:
+    server = Server(tmp_path, "Kim", "--models", "tiny", "--max-new-tokens", "12")
+    page = browser.new_context(locale="en-US").new_page()
+    page.set_default_timeout(90_000)
+    page.goto(server.links["Kim"])
+    page.wait_for_selector("#ask")
+    page.keyboard.type("What is 2 plus 3?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#submit")
+    best = page.inner_text(".card >> nth=1")
+    for key in ("2", "1", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#ask")
+    told = page.inner_text(".turn.assistant .text")
+    assert told and told in best
+    page.reload()
+    page.wait_for_selector("#ask")
+    assert page.inner_text(".turn.assistant .text") == told
+    page.click("#anew")
+    page.wait_for_selector(".hello")
+    server.end()
+    store = Store(tmp_path / "votes.db")
+    (item,), (vote,) = store.items(), store.votes()
+    store.close()
+    assert item.answers[vote.ranks.index(1)].text.split() == told.split() and item.answers[0].model == "tiny"

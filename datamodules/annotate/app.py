@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from leyden.datamodules.annotate.queue import Queue
 from leyden.datamodules.annotate.store import Full, Gone, Store
 from leyden.errors import UserError
 from leyden.votes.vote import Item, Vote
-from leyden.web.guard import Rules
+from leyden.web.guard import Rules, refused
 from leyden.web.site import read_json, site
 
 PAGE = Path(__file__).parent / "page"
@@ -60,12 +61,12 @@ class Annotation:
 
     def before(self, person: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """The item of a person's last vote before the one with the number `before`, with what they said of it."""
-        number = sent.get("before", "")
-        found = self.store.vote_before(person, int(number) if str(number).isdecimal() else None)
+        number = str(sent.get("before", ""))
+        found = self.store.vote_before(person, int(number) if re.fullmatch("[0-9]{1,18}", number) else None)
         if found is None:
             return {"item": None}
-        number, place, vote = found
-        return {"item": self.shown(person, place, vote), "number": number}
+        before, place, vote = found
+        return {"item": self.shown(person, place, vote), "number": before}
 
     def vote(self, person: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Store a vote, and give the next item."""
@@ -151,8 +152,8 @@ def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
         return problem(507, "full", "the disk is full; the vote waits on this page")
     except BadVote as error:
         return problem(400, "vote", str(error))
-    except UserError as error:
-        return problem(500, "store", str(error))
+    except UserError:  # of the file of votes, which is no business of who votes
+        return refused("store")
 
 
 def problem(status: int, name: str, text: str) -> JSONResponse:

@@ -31,7 +31,7 @@ function announce(text, aloud = false) {
   }
 }
 
-const wordFor = (problem) => (["offline", "full", "often"].includes(problem.name) ? say(problem.name) : problem.message);
+const wordFor = (problem) => (["offline", "full", "often", "store"].includes(problem.name) ? say(problem.name) : problem.message);
 
 function frame() {
   const { done, total } = state.progress;
