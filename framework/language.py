@@ -28,13 +28,14 @@ def language() -> str:
     return next((known for known in LANGUAGES if re.match(rf"{known}\b|{known}_", name)), "en")
 
 
-def localised(text: str) -> str:
-    """A printed message in the reader's language, line by line; what has no translation stays as it is.
+def localised(text: str, into: str = "") -> str:
+    """A message in the reader's language, or `into` that of whoever reads a page, line by line; what has no translation
+    stays as it is.
 
     A message may be a template within another, such as a place and a colon before it, or a hint that ends it: what
     stands at a `{}` is looked up as well.
     """
-    if language() == "en" or not text:
+    if (into or language()) != "ko" or not text:
         return text
     return "\n".join(_line(line) for line in text.split("\n"))
 

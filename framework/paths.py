@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from leyden.errors import UserError, nearest
@@ -29,6 +30,19 @@ def resolve(path: str) -> str:
         names = [folder.name for folder in parent.iterdir() if folder.is_dir()] if parent.is_dir() else []
         raise UserError(f"{path}: no such model folder{nearest(local.name, names) or '; check the path'}")
     return path
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Name -> path of models that are shown beside each other: as many of a path's last parts as tell it from the
+    others. Raises `UserError` where one stands there twice."""
+    parts = [tuple(part for part in Path(path).parts if part not in ("export", "/")) or (path,) for path in paths]
+    for path, own in zip(paths, parts, strict=True):
+        if parts.count(own) > 1:
+            raise UserError(f"{path}: stands there twice; name it once")
+    size = 1
+    while len({own[-size:] for own in parts}) < len(parts):
+        size += 1
+    return {"/".join(own[-size:]): path for own, path in zip(parts, paths, strict=True)}
 
 
 def _model_in(folder: Path, path: str) -> str:

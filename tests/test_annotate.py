@@ -682,7 +682,7 @@ def test_votes_reach_export_and_report(workplace: Path, capsys: pytest.CaptureFi
 
 
 def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leyden.datamodules.annotate.main.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.web.serve.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leyden\[annotate\]'"):
         main(["serve"])
 

@@ -144,7 +144,7 @@ def test_a_model_streams_what_it_samples_and_stops_when_nobody_reads() -> None:
     model = Answers("tiny", Sampling(24, 0.0))
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 plus 3?"}]
     pieces = list(model.stream(asked))
-    whole = model.policy.generate([model._prompt(asked, model.sampling)], 1, model.sampling, [0])[0][0]
+    whole = model.policy.generate([model._prompt(asked, model.sampling)[0]], 1, model.sampling, [0])[0][0]
     assert len(pieces) > 1 and "".join(pieces) == whole.text
     reading = model.stream(asked, Sampling(100_000, 1.0, seed=1))
     next(reading)

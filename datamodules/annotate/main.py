@@ -6,7 +6,6 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,9 +43,9 @@ def main(argv: list[str]) -> int:
 
 def _serve(argv: list[str]) -> int:
     options = _serve_parser().read(argv)
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"leyden annotate: {missing[0]} is not installed; type pip install 'leyden[annotate]'")
+    from leyden.web.serve import require_packages
+
+    require_packages("leyden annotate")
     _check(options)
     from leyden.datamodules.annotate.serving import serving
 

@@ -14,6 +14,7 @@ from leyden.datamodules.annotate.queue import Queue
 from leyden.datamodules.annotate.store import Store
 from leyden.errors import UserError
 from leyden.language import say
+from leyden.paths import short_names
 from leyden.web.guard import Rules
 from leyden.web.serve import Address, listen, serve
 
@@ -61,14 +62,13 @@ def _annotation(store: Store, options: argparse.Namespace) -> Annotation:
 
 
 def names_of_models(typed: Sequence[str]) -> dict[str, str]:
-    """Name -> path: as many of a path's last parts as tell it from the others. UserError where one stands twice."""
-    parts = [tuple(part for part in Path(path).parts if part not in ("export", "/")) for path in typed]
-    if len(set(parts)) < len(parts):
-        raise UserError("--models: a model stands there twice; give each once, and --samples for more of its answers")
-    size = 1
-    while len({own[-size:] for own in parts}) < len(parts):
-        size += 1
-    return {"/".join(own[-size:]): path for own, path in zip(parts, typed, strict=True)}
+    """Name -> path, see `short_names`. UserError where one stands twice."""
+    try:
+        return short_names(typed)
+    except UserError:
+        raise UserError(
+            "--models: a model stands there twice; give each once, and --samples for more of its answers"
+        ) from None
 
 
 def add_files(store: Store, files: dict[Path, str], how: Reading) -> None:

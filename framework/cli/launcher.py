@@ -28,7 +28,7 @@ OTHER_VERBS = {
     "benchmark": ("leyden.models.benchmark.main", "standard tasks of lm-eval over models, for leyden compare"),
     "plan": ("leyden.models.planner.main", "what a run would hold in memory, before anything is downloaded"),
     "annotate": ("leyden.datamodules.annotate.main", "a web page on which people rank answers, and what comes of it"),
-    "chat": ("leyden.models.chat.main", "talk to a model or adapter in the terminal, or through a pipe"),
+    "chat": ("leyden.models.chat.main", "talk to a model or adapter in the terminal, through a pipe or on a web page"),
     "export": ("leyden.models.export.main", "a trained model as a folder for others: merge its adapter, upload it"),
     "demo": ("leyden.cli.demo", "the whole way from a spreadsheet to aligned models, on the embedded model in minutes"),
 }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -15,6 +17,8 @@ from leyden.errors import UserError
 from leyden.language import say
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from starlette.types import ASGIApp
 
 
@@ -59,6 +63,13 @@ class Address:
         return f"{base}/#{token}"
 
 
+def require_packages(command: str) -> None:
+    """Raise `UserError` if a package is missing that pages need."""
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise UserError(f"{command}: {package} is not installed; type pip install 'leyden[annotate]'")
+
+
 def listen(address: Address) -> tuple[socket.socket, Address]:
     """An open socket at an address, and the address with the port that it has.
 
@@ -81,10 +92,25 @@ def listen(address: Address) -> tuple[socket.socket, Address]:
     return opened, Address(address.host, opened.getsockname()[1], address.url)
 
 
-def serve(app: ASGIApp, opened: socket.socket, lines: Sequence[str]) -> None:
+def serve(
+    app: ASGIApp, opened: socket.socket, lines: Sequence[str], on_stop: Callable[[], None] = lambda: None
+) -> None:
     """Show an application until Ctrl-C or SIGTERM; requests that are under way then have three seconds. Nothing that
-    people ask for is logged."""
+    people ask for is logged.
+
+    Args:
+        app: the application.
+        opened: where it is shown.
+        lines: printed first.
+        on_stop: called at Ctrl-C or SIGTERM, so that long answers can end.
+    """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # requests that end here have not failed
+            on_stop()
+            super().handle_exit(sig, frame)
 
     config = uvicorn.Config(
         app,
@@ -101,7 +127,7 @@ def serve(app: ASGIApp, opened: socket.socket, lines: Sequence[str]) -> None:
         say(line, flush=True)
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn hands signals on once it has ended
     try:
-        uvicorn.Server(config).run(sockets=[opened])
+        Server(config).run(sockets=[opened])
     except KeyboardInterrupt:
         pass
     finally:

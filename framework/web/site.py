@@ -29,6 +29,8 @@ from starlette.types import ASGIApp
 from leyden.web.guard import Guard, Rules, TooLong, refused
 from leyden.web.guests import whose
 
+SHARED = Path(__file__).parent / "page"
+"""What the pages of several commands load, from `/shared/`."""
 A_YEAR = 365 * 24 * 3600
 
 
@@ -67,6 +69,7 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
         Route("/", page),
         Route("/api/enter", enter, methods=["POST"]),
         Mount("/page", StaticFiles(directory=folder)),
+        Mount("/shared", StaticFiles(directory=SHARED)),
     ]
     app = Starlette(routes=[*own, *routes], exception_handlers={HTTPException: failed, TooLong: too_long})
     return Guard(app, rules)

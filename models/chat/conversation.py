@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 
 from leyden.data.chat_template import ChatTemplate
@@ -76,10 +77,9 @@ class Conversation:
     def _prompt(self) -> tuple[list[int], int]:
         previous_first = self.first
         prompt = self._ids(self.first)
-        while self.positions is not None and len(prompt) + self.room > self.positions:
-            if self.first + 2 >= len(self.turns):
-                break
-            self.first += 2
+        if not self._fits(prompt):
+            starts = range(self.first, len(self.turns), 2)  # the longest end that fits, or else the question alone
+            self.first = starts[min(bisect_left(starts, True, key=self._fits_from), len(starts) - 1)]
             prompt = self._ids(self.first)
         if self.positions is not None and len(prompt) >= self.positions:
             self.turns.pop()
@@ -87,6 +87,12 @@ class Conversation:
                 f"this takes {len(prompt):,} tokens and the model has positions for {self.positions:,}; shorten it"
             )
         return prompt, self.first - previous_first
+
+    def _fits_from(self, first: int) -> bool:
+        return self._fits(self._ids(first))
+
+    def _fits(self, prompt: list[int]) -> bool:
+        return self.positions is None or len(prompt) + self.room <= self.positions
 
     def _ids(self, first: int) -> list[int]:
         system = [Message(role="system", content=self.system)] if self.system else []

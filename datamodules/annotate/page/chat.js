@@ -1,8 +1,8 @@
 // A chat with models: the person asks, every model answers, the person ranks, and the best answer goes on.
 
-import { ask, asked } from "./api.js";
+import { ask, asked, linesOf } from "../shared/api.js";
 import { conversation, ItemView } from "./item.js";
-import { element, formatted, languageOf } from "./text.js";
+import { element, formatted, languageOf } from "../shared/text.js";
 import { say } from "./words.js";
 
 const LETTERS = "ABCDEFGH";
@@ -115,17 +115,5 @@ export class Live {
     const { messages } = this.page.state();
     this.told = messages.length > this.asked ? "" : say("takenBack");
     this.show();
-  }
-}
-
-async function* linesOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    const lines = (rest + value).split("\n");
-    rest = lines.pop();
-    yield* lines.filter(Boolean).map((line) => JSON.parse(line));
   }
 }

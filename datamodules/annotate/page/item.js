@@ -2,7 +2,7 @@
 
 import { draggable } from "./drag.js";
 import { Ranking } from "./ranking.js";
-import { element, formatted, languageOf, plain } from "./text.js";
+import { element, formatted, languageOf, plain } from "../shared/text.js";
 import { say } from "./words.js";
 
 const LETTERS = "ABCDEFGH";

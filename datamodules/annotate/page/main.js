@@ -1,9 +1,10 @@
 // The page: who it is, what is asked next, and what happens to votes.
 
-import { asked, enter, Kept, newId, Outbox, Refused } from "./api.js";
+import { asked, enter, Kept, newId, Outbox, Refused } from "../shared/api.js";
 import { ItemView } from "./item.js";
-import { element } from "./text.js";
-import { choose, current, say } from "./words.js";
+import { element } from "../shared/text.js";
+import { choose, current } from "../shared/language.js";
+import { say } from "./words.js";
 
 const part = (name) => document.getElementById(name);
 const main = part("main");

@@ -1,6 +1,8 @@
 // What the page says, in English and Korean.
 
-const WORDS = {
+import { speaking } from "../shared/language.js";
+
+export const say = speaking({
   en: {
     question: "Question", conversation: "Conversation", system: "system", user: "person", assistant: "model", tool: "tool",
     answers: "Answers", answer: "Answer {0}", drag: "Drag into the ranking", rank: "Rank of answer {0}", rankNth: "{0}",
@@ -51,19 +53,4 @@ const WORDS = {
       ["← →", "옆 답변으로"], ["Enter", "다음 항목"], ["X", "모두 나쁨"], ["S", "건너뛰기"], ["Z", "되돌리기, 그다음에는 마지막 투표"],
       ["R", "이유 쓰기 (Esc로 나가기)"], ["O", "펼치기와 접기"], ["T", "원문과 서식"], ["?", "이 도움말"]],
   },
-};
-
-let language = localStorage.getItem("leyden-language") || (navigator.languages ?? []).map((name) => name.slice(0, 2)).find((name) => name in WORDS) || "en";
-
-export const current = () => language;
-
-export function choose(name) {
-  language = name in WORDS ? name : "en";
-  localStorage.setItem("leyden-language", language);
-  document.documentElement.lang = language;
-}
-
-export function say(name, ...values) {
-  const text = WORDS[language][name] ?? WORDS.en[name] ?? name;
-  return typeof text === "string" ? text.replace(/\{(\d)\}/g, (_, place) => values[place] ?? "") : text;
-}
+});

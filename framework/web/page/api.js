@@ -11,8 +11,8 @@ export class Refused extends Error {
   }
 }
 
-export async function ask(path, sent) {
-  const how = { credentials: "same-origin", cache: "no-store" };
+export async function ask(path, sent, signal) {
+  const how = { credentials: "same-origin", cache: "no-store", signal };
   if (sent !== undefined) {
     Object.assign(how, { method: "POST", headers: { "content-type": "application/json", "x-leyden": "1" }, body: JSON.stringify(sent) });
   }
@@ -95,5 +95,18 @@ export class Outbox {
       this.kept.set(this.votes.length ? this.votes : null);
     }
     return last;
+  }
+}
+
+/** The lines of JSON of an answer, as they come. */
+export async function* linesOf(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const lines = (rest + value).split("\n");
+    rest = lines.pop();
+    yield* lines.filter(Boolean).map((line) => JSON.parse(line));
   }
 }
