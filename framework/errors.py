@@ -32,7 +32,7 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The one of `options` that looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
+    """Which of `options` looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
     candidates = list(options)
     folded = {option.lower(): option for option in candidates}
     match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)

@@ -27,7 +27,7 @@ ORDER = {
         checkpoint run wandb
         algorithm on_policy
         evaluation diagnostics
-        votes web
+        trainer votes web
         cli compare
     """,
     "leyden.models": """

@@ -1,8 +1,8 @@
 """What the project makes public, and whether it is documented.
 
-Public is what the packages hand on (`leyden.lazy.EXPORTS`), what users name in YAML by a short name, and the single files
-in `FILES`. Read from the source text by griffe, so that comments under fields count; whether a method has a docstring or
-inherits one is asked of the classes themselves.
+Public is what the packages hand on (`leyden.lazy.EXPORTS`), what users name in YAML by a short name, and the single
+files in `FILES`. Read from the source text by griffe, so that docstrings under fields count; whether a method has a
+docstring or inherits one is asked of the classes themselves.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any, NamedTuple
 import griffe
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ("leyden.losses", "leyden.example", "leyden.errors", "leyden.shapes")
+FILES = ("leyden.trainer", "leyden.losses", "leyden.example", "leyden.errors")
 """Single files that users import from, beside those whose classes have short names."""
 MORE = {
     "leyden.datamodules.formats": ("leyden.datamodules.formats.format.Format",),
-    "leyden.datamodules.sample": ("leyden.datamodules.sample.sample_rows",),
+    "leyden.datamodules.sample": ("leyden.datamodules.sample.sample_rows", "leyden.datamodules.sample.write_sample"),
     "leyden.models.attention": ("leyden.models.attention.backend.Backend",),
 }
 """Room that hands on nothing -> what a user's own part is made of all the same."""
 FIRST = (
-    "algos datamodules models models.engines rewards objectives surrogates advantages corrections divergences losses "
-    "evaluation checkpoint run diagnostics precision sharding cluster wandb algorithm on_policy policy batch data"
+    "trainer algos datamodules models models.engines rewards objectives surrogates advantages corrections divergences "
+    "losses evaluation checkpoint run diagnostics precision sharding cluster wandb algorithm on_policy policy batch data"
 ).split()
 """Rooms in the order in which people look for them; others follow by name."""
 
@@ -88,7 +88,8 @@ def public_names() -> list[Public]:
     rooms |= {file: list(_defined(file)) for file in (*MODULES, *FILES)} | {room: list(p) for room, p in MORE.items()}
     order = {f"leyden.{name}": place for place, name in enumerate(FIRST)}
     ordered = sorted(rooms, key=lambda room: (order.get(room, len(order)), room))
-    return [Public(room, path.rpartition(".")[2], path) for room in ordered for path in sorted(rooms[room], key=str.lower)]
+    paths = [(room, path) for room in ordered for path in sorted(rooms[room], key=str.lower)]
+    return [Public(room, path.rpartition(".")[2], path) for room, path in paths]
 
 
 @cache
@@ -148,7 +149,8 @@ def _arguments(thing: Any) -> Iterator[str]:
             return
     if not getattr(function, "is_function", False):
         return
-    yield from (p.name for p in function.parameters if p.name not in ("self", "cls") and "variadic" not in str(p.kind.value))
+    named = (p.name for p in function.parameters if "variadic" not in str(p.kind.value))
+    yield from (name for name in named if name not in ("self", "cls"))
 
 
 def _is_field(cls: Any, name: str, member: Any) -> bool:

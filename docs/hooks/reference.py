@@ -87,9 +87,9 @@ def _room(room: str) -> str:
 def _index() -> str:
     rows = [f"| [`{room}`]({short(room)}/index.md) | {_first_sentence(room)} |" for room in rooms()]
     head = (
-        "# Reference\n\nEverything that is imported from `leyden` or named in YAML, from its docstrings. A class of your own "
-        "goes wherever one of these does: by its path, `my_file.MyClass`. [Your own algorithm](../your-own-algorithm.md) and "
-        "[your own parts](../your-own-parts.md) write some.\n"
+        "# Reference\n\nEverything that is imported from `leyden` or named in YAML, from its docstrings. A class of "
+        "your own goes wherever one of these does: by its path, `my_file.MyClass`. "
+        "[One guide](../your-own-algorithm.md) writes algorithms, [another](../your-own-parts.md) the other parts.\n"
     )
     return "\n".join([head, "| | |", "|---|---|", *rows, ""])
 

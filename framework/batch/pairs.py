@@ -58,7 +58,11 @@ def pairwise_wins(better: Tensor, worse: Tensor) -> Tensor:
 
 
 def rank_table(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [N] with one row per prompt of `batch`, best response first: values [P, K], and [P, K] bool, False on padding."""
+    """`x` [N] with one row per prompt of `batch`, best response first.
+
+    Returns:
+        Values [P, K], and [P, K] bool, False on padding.
+    """
     numbers = responses_by_prompt(batch)
     most = max(map(len, numbers), default=0)
     rows = [mine + [-1] * (most - len(mine)) for mine in numbers]

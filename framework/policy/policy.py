@@ -65,8 +65,8 @@ def class_name(value: object) -> str:
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
-"""How a policy keeps its reference: the base without its adapter, the adapter's weights before training, or a frozen copy of
-the model. `auto` takes the first that is possible."""
+"""How a policy keeps its reference: the model without its adapter, the adapter's weights before training, or a frozen
+copy of the model. `auto` takes the first that is possible."""
 
 
 class Reference(nn.Module, ABC):
