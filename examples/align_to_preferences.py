@@ -19,7 +19,7 @@ seed_everything(0)
 
 # Rows of prompt, chosen and rejected; one label in ten is wrong, as people's are. Any other form that pairs or rankings
 # come in is recognised, and `leyden data check --kind preference FILE` says what it is read as.
-data = PreferenceData(write_sample("pairs.jsonl", "preference", rows=600))
+data = PreferenceData(write_sample("pairs.jsonl", "preference", rows=500))
 
 # The policy is also its own reference: a frozen copy is made before the first step. β says how far it may move away.
 policy = CausalLM("runs/fine-tuned/export")

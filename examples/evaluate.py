@@ -12,8 +12,8 @@ from leyden.trainer import Trainer
 
 seed_everything(0)
 
-# What is asked, how answers are sampled, who scores them, and whom the model is held against. `Gold` knows the answers to
-# generated questions: 0 for a wrong one, 1 for a right one, up to 2 for a polite and brief one.
+# What is asked, how answers are sampled, who scores them, and which model this one is held against. `Gold` knows the
+# answers to generated questions: 0 for a wrong one, 1 for a right one, up to 2 for a polite and brief one.
 evaluation = Evaluation(
     write_sample("heldout.jsonl", "prompts", rows=60, split="heldout"),
     reward=Gold(),

@@ -14,8 +14,8 @@ from leyden.trainer import Trainer
 
 seed_everything(0)
 
-# 800 generated questions with answers. A file of your own, JSONL, CSV or Parquet, is named in the same place.
-data = InstructionData(write_sample("chat.jsonl", "instruction", rows=800))
+# 600 generated questions with answers. A file of your own, JSONL, CSV or Parquet, is named in the same place.
+data = InstructionData(write_sample("chat.jsonl", "instruction", rows=600))
 
 # `tiny` is the model that comes with Leyden; any hub name or model folder stands in its place. Weights arrive when
 # training begins. The learning rate is the toy's: leave it out for a real model.

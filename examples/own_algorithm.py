@@ -26,8 +26,8 @@ class FocalSFT(SFT):
 
     def loss(self, batch):
         # One log-probability for every token of the row, 0 where no response token stands. Means are written with the
-        # batch's own methods: they divide by what the whole optimizer step holds, so the gradient does not depend on how
-        # a step is cut into micro-batches or spread over devices.
+        # batch's own methods: they divide by what the whole optimizer step holds, so the gradient does not depend on
+        # how a step is cut into micro-batches or spread over devices.
         logp = self.policy(batch).logp
         hard = (1 - logp.exp()) ** self.gamma
         self.note("hard", batch.token_mean(hard.detach()))  # a column of metrics.csv, train/hard
@@ -36,7 +36,7 @@ class FocalSFT(SFT):
 
 if __name__ == "__main__":
     seed_everything(0)
-    data = InstructionData(write_sample("chat.jsonl", "instruction", rows=800))
+    data = InstructionData(write_sample("chat.jsonl", "instruction", rows=600))
     algorithm = FocalSFT(CausalLM("tiny"), gamma=1.0, optimizer=partial(AdamW, lr=1e-3))
     Trainer("runs/focal", gradient_clip_val=1.0).fit(algorithm, data)
 

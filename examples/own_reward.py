@@ -26,15 +26,15 @@ def formal(samples):
 
 seed_everything(0)
 policy = CausalLM("runs/fine-tuned/export")
-data = PromptData(write_sample("prompts.jsonl", "prompts", rows=400), batch_size=32, val_size=16)
+data = PromptData(write_sample("prompts.jsonl", "prompts", rows=300), batch_size=16, val_size=16)
 
-# Four answers to each of 32 prompts are a rollout, which four optimizer steps learn from. The first answer to a prompt is
-# compared with the other three, so no value function is needed.
+# Four answers to each of 16 prompts are a rollout, which two optimizer steps learn from. An answer is judged against the
+# other three to its prompt, so no value function is needed.
 algorithm = GRPO(
     policy,
     reward=formal,
     samples=4,
-    minibatches=4,
+    minibatches=2,
     kl_coef=0.02,
     sampling=Sampling(max_new_tokens=48),
     optimizer=partial(AdamW, lr=1e-4),

@@ -32,7 +32,8 @@ MORE = {
 """Room that hands on nothing -> what a user's own part is made of all the same."""
 FIRST = (
     "trainer algos datamodules models models.engines rewards objectives surrogates advantages corrections divergences "
-    "losses evaluation checkpoint run diagnostics precision sharding cluster wandb algorithm on_policy policy batch data"
+    "losses evaluation checkpoint run diagnostics precision sharding cluster wandb algorithm on_policy policy batch "
+    "data"
 ).split()
 """Rooms in the order in which people look for them; others follow by name."""
 

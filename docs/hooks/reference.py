@@ -5,7 +5,6 @@ The reference is English and built once; Korean pages lead to it.
 
 from __future__ import annotations
 
-import html
 import re
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -94,26 +93,24 @@ def _index() -> str:
     return "\n".join([head, "| | |", "|---|---|", *rows, ""])
 
 
-_CODE = re.compile(r"<code>(?:leyden\.[\w.]+\.)?(\w+)</code>")
+_NAME = re.compile(r"<code>(?:leyden\.[\w.]+\.)?(\w+)</code>|<span title=\"leyden\.[\w.]+\">(\w+)</span>")
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Make links of public names in the text of the reference."""
+    """Make links of public names in the text of the reference, and of types."""
     if not page.file.src_uri.startswith("reference/"):
         return content
     homes: dict[str, Public] = {}
     for public in public_names():
         homes.setdefault(public.name, public)
-    here = page.title
+    root = "../" * page.file.src_uri.count("/")
 
     def link(match: re.Match[str]) -> str:
-        public = homes.get(match[1])
-        before = content[: match.start()]
-        inside = before.rfind("<a ") > before.rfind("</a>") or before.rfind("<h") > before.rfind("</h")
-        if public is None or match[1] == here or inside:
+        name, at = match[1] or match[2], match.start()
+        linked = content.rfind("<a ", 0, at) > content.rfind("</a>", 0, at)
+        heading = content.rfind("<h", 0, at) > content.rfind("</h", 0, at)
+        if name not in homes or name == page.title or linked or heading:
             return match[0]
-        depth = page.file.src_uri.count("/")
-        target = "../" * depth + public.page.removesuffix(".md") + ".html"
-        return f'<a href="{html.escape(target)}">{match[0]}</a>'
+        return f'<a href="{root}{homes[name].page.removesuffix(".md")}.html">{match[0]}</a>'
 
-    return _CODE.sub(link, content)
+    return _NAME.sub(link, content)
