@@ -132,21 +132,20 @@ def test_korean_words_can_be_found(site: Path) -> None:
 
 
 def browser() -> str:
-    found = next(
-        (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-    )
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not found:
         pytest.skip("no Chromium on this machine")
-    return found
+    return found[0]
 
 
-QUIET = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+QUIET += ["--disable-sync", "--no-first-run"]
 
 
 def test_the_search_finds_words_of_both_languages_from_a_disk(site: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser(), args=QUIET.split())
+        chromium = play.chromium.launch(executable_path=browser(), args=QUIET)
         page = chromium.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -164,7 +163,7 @@ def test_no_page_is_wider_than_the_screen(site: Path, width: int) -> None:
     playwright = pytest.importorskip("playwright.sync_api")
     pages = ("index", "algorithms", "preferences", "ko/algorithms", "reference/algos/GRPO", "reference/index")
     with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser(), args=QUIET.split())
+        chromium = play.chromium.launch(executable_path=browser(), args=QUIET)
         page = chromium.new_page(viewport={"width": width, "height": 800})
         for name in pages:
             page.goto((site / f"{name}.html").as_uri())
