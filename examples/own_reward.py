@@ -28,8 +28,8 @@ seed_everything(0)
 policy = CausalLM("runs/fine-tuned/export")
 data = PromptData(write_sample("prompts.jsonl", "prompts", rows=300), batch_size=16, val_size=16)
 
-# Four answers to each of 16 prompts are a rollout, which two optimizer steps learn from. An answer is judged against the
-# other three to its prompt, so no value function is needed.
+# Four answers to each of 16 prompts are a rollout, which two optimizer steps learn from. An answer is judged against
+# the other three to its prompt, so no value function is needed.
 algorithm = GRPO(
     policy,
     reward=formal,

@@ -72,7 +72,9 @@ def package() -> Path:
 @cache
 def source() -> Any:
     """The package as griffe reads it."""
-    return griffe.load("leyden", search_paths=[str(package())], docstring_parser="google")
+    quiet = {"warn_unknown_params": False, "warn_missing_types": False}  # a subclass may explain what it passes on
+    folder = [str(package())]
+    return griffe.load("leyden", search_paths=folder, docstring_parser="google", docstring_options=quiet)
 
 
 @cache
