@@ -119,7 +119,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"\x00{len(kept) - 1}\x00"
 
     text = _LINK.sub(rewrite, _CODE.sub(keep, _TWIN.sub("", markdown, count=1)))
-    return re.sub(r"\x00(\d+)\x00", lambda match: kept[int(match[1])], text)
+    text = re.sub(r"\x00(\d+)\x00", lambda match: kept[int(match[1])], text)
+    return _EQUATION.sub(_as_equation, text)
+
+
+_EQUATION = re.compile(r"(?<=\n\n)((?: {4}\S.*\n)+)(?=\n)")
+
+
+def _as_equation(match: re.Match[str]) -> str:
+    """A block without a fence is an equation; named, it can be set as one."""
+    lines = "\n".join(line[4:] for line in match[1].splitlines())
+    return f"``` {{ .text .equation }}\n{lines}\n```\n"
 
 
 def origin(page: str, now: str) -> str | None:

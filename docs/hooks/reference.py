@@ -93,7 +93,10 @@ def _index() -> str:
     return "\n".join([head, "| | |", "|---|---|", *rows, ""])
 
 
-_NAME = re.compile(r"<code>(?:leyden\.[\w.]+\.)?(\w+)</code>|<span title=\"leyden\.[\w.]+\">(\w+)</span>")
+_NAME = re.compile(
+    r"<code>(?:leyden\.[\w.]+\.)?(\w+)</code>|<autoref[^>]*\bidentifier=\"leyden\.[\w.]*?(\w+)\"[^>]*>(.*?)</autoref>"
+)
+"""A name in backticks, and the type of an argument as mkdocstrings leaves it."""
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -111,6 +114,6 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         heading = content.rfind("<h", 0, at) > content.rfind("</h", 0, at)
         if name not in homes or name == page.title or linked or heading:
             return match[0]
-        return f'<a href="{root}{homes[name].page.removesuffix(".md")}.html">{match[0]}</a>'
+        return f'<a href="{root}{homes[name].page.removesuffix(".md")}.html">{match[3] or match[0]}</a>'
 
     return _NAME.sub(link, content)
