@@ -4,6 +4,7 @@ such files become pages of their own, and at the end every link and anchor of th
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -80,11 +81,19 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
             if page.startswith("project/") and korean == path.endswith(".ko.md"):
                 add(files, config, page.replace(".ko.md", ".md"), text)
             elif page.startswith("source/") and not korean:
-                kind = {".py": "python", ".yaml": "yaml", ".sh": "bash"}.get(file.suffix, "text")
-                add(files, config, page, f"# {path}\n\n`````{kind}\n{text}\n`````\n")
+                add(files, config, page, listing(path, text))
         if file.suffix == ".md":
             folder = posixpath.dirname(path)
             todo += [ROOT / p for _, p in targets(text, folder) if not p.startswith("docs/") and p not in done]
+
+
+def listing(path: str, text: str) -> str:
+    """The page of a file that is no page: a notebook as its cells, anything else as it is."""
+    if path.endswith(".ipynb"):
+        cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+        return "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for source, kind in cells)
+    language = {".py": "python", ".yaml": "yaml", ".sh": "bash"}.get(posixpath.splitext(path)[1], "text")
+    return f"# {path}\n\n`````{language}\n{text}\n`````\n"
 
 
 @event_priority(100)

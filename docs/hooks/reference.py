@@ -67,7 +67,7 @@ def _first_sentence(path: str) -> str:
     """What a docstring begins with, for a table."""
     thing = read(path)
     text = " ".join((thing.docstring.value if thing.docstring else "").partition("\n\n")[0].split())
-    match = re.match(r".*?[^.][.:](?=\s|$)", text)
+    match = re.match(r".*?[^.][.](?=\s|$)", text)
     return (match[0] if match else text).replace("|", "\\|")
 
 
