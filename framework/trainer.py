@@ -117,7 +117,8 @@ class Trainer(LightningTrainer):
             UserError: the folder holds a run already, there is no such checkpoint, or a setting that cannot work.
         """
         if self.folder is None:
-            return super().fit(model, *args, ckpt_path=ckpt_path, **options)
+            super().fit(model, *args, ckpt_path=ckpt_path, **options)
+            return
         dirpath = self._checkpoint.dirpath
         found = resolve_ckpt_path(ckpt_path, "fit", str(self.folder), None if dirpath is None else str(dirpath))
         name = type(model).__name__.lower()
