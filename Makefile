@@ -35,7 +35,7 @@ test-extras: .venv-extras/ready
 
 # The site, in site/; a broken link or a public name without documentation fails.
 docs: .venv-extras/ready
-	.venv-extras/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-extras/bin/mkdocs build --strict
 
 # Every command of README.md and docs/ at the sizes that stand there, each run stopped after its first step.
 commands: .venv/ready

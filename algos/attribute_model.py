@@ -49,6 +49,7 @@ class AttributeModel(WithScalarHead):
 
     @property
     def classifies(self) -> bool:
+        """Whether the labels are classes, and not numbers."""
         return self.policy.labels is not None and self.policy.labels.problem != "regression"
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:

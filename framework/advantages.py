@@ -120,6 +120,10 @@ def leave_one_out(score: Tensor, group: Tensor) -> Tensor:
     """Each response's score less the mean of the other responses to its prompt: [N], [N] -> [N], n > 1 each
     (Kool et al. 2019, eq. 8; RLOO).
 
+    Args:
+        score: [N] of each response.
+        group: [N] number of its prompt.
+
     Raises:
         ValueError: shapes or dtypes do not match.
     """

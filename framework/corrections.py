@@ -27,6 +27,9 @@ LARGEST = 80.0
 def importance_weight(log_ratio: Tensor) -> Tensor:
     """w = π_old / μ of each token: [T] nats -> [T], at most exp(80), without a gradient.
 
+    Args:
+        log_ratio: [T] log w.
+
     Raises:
         ValueError: shapes or dtypes do not match.
     """
@@ -64,6 +67,10 @@ def masked_weight(log_ratio: Tensor, low: float, high: float) -> Tensor:
 
 def summed_over_response(batch: Trajectory, log_ratio: Tensor) -> Tensor:
     """log π_old(y) - log μ(y) of a token's whole response: [T] nats -> [T], 0 on prompts and padding.
+
+    Args:
+        batch: says which tokens are one response.
+        log_ratio: [T] of each token.
 
     Raises:
         ValueError: shapes or dtypes do not match.

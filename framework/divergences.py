@@ -49,7 +49,12 @@ class Divergence(ABC):
 
 
 def apart(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """log a - log b, and 0 of what neither can say: some heads give tokens outside of their vocabulary -inf."""
+    """log a - log b, and 0 of what neither can say: some heads give tokens outside of their vocabulary -inf.
+
+    Args:
+        log_a: log-probs in nats.
+        log_b: the same, of the same shape.
+    """
     return torch.where(log_a == log_b, 0.0, log_a - log_b)
 
 

@@ -16,7 +16,9 @@ class UserError(Exception):
 class RowError(ValueError):
     """A row that cannot be used. The message says `what is wrong; what to do`; the caller adds where the row stands.
 
-    `reason` is the same in a few words, without the row's own: what summaries count by.
+    Args:
+        message: what is wrong, and what to do.
+        reason: the same in a few words, without the row's own: what summaries count by.
     """
 
     def __init__(self, message: str, reason: str = "bad") -> None:
@@ -25,12 +27,12 @@ class RowError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, or the name of its class where it says nothing."""
+    """The first line of what `error`, of a library, says, or the name of its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """The option that looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
+    """Which of `options` looks most like `name`, phrased to end a sentence: `; did you mean 'SFT'?`, or nothing."""
     candidates = list(options)
     folded = {option.lower(): option for option in candidates}
     match = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)

@@ -34,7 +34,7 @@ def negative_log_likelihood(logp: Tensor, mean_logp: Tensor | None = None, smoot
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where it would overflow."""
+    """exp(`loss`), of a mean in nats a token; infinite where it would overflow."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
@@ -99,6 +99,10 @@ def kl_estimate(log_ratio: Tensor, kind: str = "k1") -> Tensor:
     log_ratio^2 / 2 is biased, but is the loss whose gradient is that of the KL. k3 = exp(-log_ratio) - 1 + log_ratio
     is never negative and varies least; its gradient as a loss is that of another divergence (Schulman 2020;
     Tang & Munos 2025).
+
+    Args:
+        log_ratio: [T] log π - log π_ref of each sampled token.
+        kind: k1, k2 or k3.
 
     Raises:
         ValueError: shapes or dtypes do not match, or there is no such estimate.

@@ -39,7 +39,15 @@ class Objective(ABC):
 
 
 def difference(better: Tensor, worse: Tensor) -> Tensor:
-    """d = better - worse: [M], [M] -> [M]. Raises `ValueError` where shapes or dtypes do not match."""
+    """d = better - worse: [M], [M] -> [M].
+
+    Args:
+        better: [M] of the better responses, in nats.
+        worse: [M] of the worse ones.
+
+    Raises:
+        ValueError: shapes or dtypes do not match.
+    """
     check_shapes(better=(better, "M"), worse=(worse, "M"))
     return better - worse
 
@@ -248,8 +256,13 @@ class ORPO(Objective):
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """x - log(1 - e^x) of log-probs x <= 0: [M] -> [M] nats. A probability that rounds to 1 has the odds of the largest
-    one below 1, since its own are infinite."""
+    """x - log(1 - e^x) of log-probs x <= 0: [M] -> [M] nats.
+
+    A probability that rounds to 1 has the odds of the largest one below 1, since its own are infinite.
+
+    Args:
+        logp: [M] x, in nats.
+    """
     x = logp.clamp_max(-torch.finfo(logp.dtype).eps / 2)
     likely = x > -math.log(2)  # each form is exact on its own side; the other is not given x, as its slope may be inf
     log_rest = torch.where(

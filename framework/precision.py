@@ -27,12 +27,15 @@ class Quantization:
     """How frozen linear layers are stored, computed with, and where they are loaded to."""
 
     kind: Literal["nf4", "fp4"]
+    """The sixteen values of four bits"""
     double: bool
     """Whether the scales of blocks are quantised too"""
     compute: torch.dtype
+    """What is multiplied in"""
     keep: tuple[str, ...]
     """Parts of names of layers that stay in float"""
     device: torch.device
+    """Where the weights are loaded to"""
 
 
 _asked: ContextVar[Quantization | None] = ContextVar("quantization", default=None)

@@ -37,7 +37,7 @@ class FSDP2(ModelParallelStrategy):
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether it is the root of weights that are."""
+    """Whether `module` is the root of sharded weights."""
     return isinstance(module, FSDPModule)
 
 
@@ -69,7 +69,7 @@ def shard(policy: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
 
 @contextmanager
 def assembled(module: nn.Module) -> Iterator[None]:
-    """Have all sharded weights in a module on every device, so that forwards inside need not keep step: processes may
+    """Have all sharded weights in `module` on every device, so that forwards inside need not keep step: processes may
     run different numbers of them. To be entered and left on every process. Does nothing where nothing is sharded."""
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
     roots = _outermost(parts)

@@ -54,6 +54,7 @@ def average(batch: Batch, loss: Tensor, over: Average = "tokens", longest: int =
     the gradient of the mean reward, up to a factor: the others divide by what was sampled.
 
     Args:
+        batch: knows the totals of the whole step.
         loss: [T] of each token.
         over: what weighs the same.
         longest: the length limit in tokens.
@@ -181,5 +182,11 @@ class CISPO(Surrogate):
 
 
 def outside(ratio: Tensor, clip: float, clip_high: float | None) -> Tensor:
-    """Whether each ratio is out of [1 - ε, 1 + ε_high]: [T] -> [T] bool."""
+    """Whether each ratio is out of [1 - ε, 1 + ε_high]: [T] -> [T] bool.
+
+    Args:
+        ratio: [T] ρ.
+        clip: ε.
+        clip_high: ε_high; None is ε.
+    """
     return (ratio < 1 - clip) | (ratio > 1 + (clip if clip_high is None else clip_high))

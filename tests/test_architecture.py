@@ -27,7 +27,7 @@ ORDER = {
         checkpoint run wandb trackio
         algorithm on_policy
         evaluation diagnostics
-        votes web
+        trainer votes web
         cli compare
     """,
     "leyden.models": """

@@ -15,10 +15,13 @@ content of questions, then `phrases`, their wording.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
+from leyden.atomic import write_whole
 from leyden.datamodules.sample import phrases
 from leyden.datamodules.sample.corpus import document
 from leyden.datamodules.sample.items import Item
@@ -142,6 +145,27 @@ def sample_rows(
     # A string seeds Python's generator through SHA-512, so it does not depend on the process's hash seed.
     draw = Random(f"{kind} {language} {split} {seed}")
     return itertools.islice(maker(draw, language, split), rows)
+
+
+def write_sample(
+    file: str | Path, kind: str, rows: int = 1000, language: str = "ko", seed: int = 0, split: str = "train"
+) -> str:
+    """Write generated rows to a JSONL file, whose name is returned. See `sample_rows`.
+
+    Args:
+        file: replaced where it exists.
+        kind: `instruction`, `preference`, `unpaired`, `prompts` or `text`.
+        rows: how many, at least 1.
+        language: `ko`, `en`, or `both` mixed evenly.
+        seed: rows of another seed are other draws from the same world.
+        split: `train` or `heldout`.
+
+    Raises:
+        UserError: for a kind, language, split or number that does not exist.
+    """
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows(kind, language, rows, seed, split))
+    write_whole(Path(file), "".join(lines))
+    return str(file)
 
 
 def _checked(kind: str, noise: float | None, responses: int | None) -> tuple[float, int]:

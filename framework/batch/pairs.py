@@ -31,7 +31,11 @@ class Pairs(NamedTuple):
 
 
 def preference_pairs(batch: Batch) -> Pairs:
-    """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs."""
+    """All pairs of responses to one prompt, which stand best first: K responses give K (K - 1) / 2 pairs.
+
+    Args:
+        batch: of prompts with two responses or more.
+    """
     better, worse, share = [], [], []
     for mine in responses_by_prompt(batch):
         pairs = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
@@ -44,12 +48,21 @@ def preference_pairs(batch: Batch) -> Pairs:
 
 
 def pairwise_wins(better: Tensor, worse: Tensor) -> Tensor:
-    """1 where the better response comes out ahead, 0 where the worse does, a half where neither: [M], [M] -> [M]."""
+    """1 where the better response comes out ahead, 0 where the worse does, a half where neither: [M], [M] -> [M].
+
+    Args:
+        better: [M] measure of the better responses.
+        worse: [M] the same of the worse ones.
+    """
     return 0.5 + 0.5 * (better - worse).sign()
 
 
 def rank_table(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [N] with one row per prompt, best response first: values [P, K], and [P, K] bool, False on padding."""
+    """`x` [N] with one row per prompt of `batch`, best response first.
+
+    Returns:
+        Values [P, K], and [P, K] bool, False on padding.
+    """
     numbers = responses_by_prompt(batch)
     most = max(map(len, numbers), default=0)
     rows = [mine + [-1] * (most - len(mine)) for mine in numbers]

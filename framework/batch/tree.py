@@ -21,7 +21,9 @@ class Totals(NamedTuple):
     tokens: float
     """Summed loss weight of the trained tokens."""
     responses: int
+    """Responses that count."""
     prompts: int
+    """Prompts that have some."""
 
     def __add__(self, other: object) -> Totals:
         if not isinstance(other, Totals):
@@ -31,12 +33,16 @@ class Totals(NamedTuple):
 
 @dataclass
 class Tree:
-    """One prompt and its responses, as token ids. `weights` is the loss weight of every response token (default 1)."""
+    """One prompt and its responses, as token ids."""
 
     prompt: list[int]
+    """Token ids of the prompt; empty for plain text, which is one response alone"""
     responses: list[list[int]]
+    """Token ids of each response, for preferences best first"""
     scores: list[float] | None = None
+    """What each response is worth, or the labels of the only one; None where nothing says it"""
     weights: list[list[float]] | None = None
+    """Loss weight of every response token; None is 1 everywhere"""
     row: int = 0
     """A stable id of the example, so that errors and random noise can refer to it."""
 
@@ -56,14 +62,18 @@ class Tree:
 
 
 class Span(NamedTuple):
-    """Where one tree stands in the row: its prompt is [start, cut), its responses follow as (branch, start, stop)."""
+    """Where one tree stands in the row of a batch."""
 
     start: int
+    """Place of the prompt's first token"""
     cut: int
+    """One past the prompt's last token"""
     responses: tuple[tuple[int, int, int], ...]
+    """Of each response its number in the batch (`branch`), the place of its first token, and one past its last"""
 
     @property
     def stop(self) -> int:
+        """One past the tree's last token."""
         return self.responses[-1][2] if self.responses else self.cut
 
 
@@ -136,7 +146,7 @@ def _append(columns: dict[str, list[Any]], tree: Tree) -> Span:
 
 
 def chunk_by_tokens(items: Iterable[S], budget: int) -> Iterator[list[S]]:
-    """Things with a length in tokens, such as trees, in their order: as many at a time as have at most `budget` tokens
+    """`items` with a length in tokens, such as trees, in their order: as many at a time as have at most `budget` tokens
     together; a larger one comes alone."""
     together, tokens = list[S](), 0
     for item in items:

@@ -32,6 +32,8 @@ class Checkpoint(ModelCheckpoint):
     best are kept: SIGTERM, Ctrl-C, `--trainer.max_time`, a callback such as EarlyStopping.
 
     Args:
+        dirpath: where they go; None is `checkpoints` in the run's folder.
+        filename: name of a file, with logged measures in braces.
         monitor: any logged measure, such as val/loss or eval/reward: the best are kept, judged whenever it is new.
         save_last: whether the newest is kept beside them, as last.ckpt (a link to one of them where that will do).
         save_top_k: how many of the best are kept; without a measure 1 (the newest) or -1 (all).
@@ -39,6 +41,10 @@ class Checkpoint(ModelCheckpoint):
         every_n_train_steps: optimizer steps between two checkpoints.
         train_time_interval: time between two: DAYS:HOURS:MINUTES:SECONDS, or without days.
         every_n_epochs: epochs between two.
+        verbose: say when one is saved.
+        save_weights_only: leave out the state that resuming needs.
+        auto_insert_metric_name: put the name of a measure before its number in `filename`.
+        enable_version_counter: number files of the same name, and replace none.
         prune: remove all checkpoints once training has come to its planned end and the export is written: for runs
             that nobody goes on with.
     """

@@ -20,25 +20,23 @@ from leyden import __version__
 from leyden.algorithm.algorithm import Algorithm
 from leyden.algorithm.microbatches import MEMORY_ADVICE, out_of_memory
 from leyden.algorithm.trainer_checks import check_callbacks
-from leyden.checkpoint.callback import Checkpoint, RNGState
+from leyden.checkpoint.callback import Checkpoint
 from leyden.checkpoint.find import AtomicCheckpointIO, resolve_ckpt_path
 from leyden.checkpoint.monitors import Monitors
-from leyden.checkpoint.signals import GracefulStop
 from leyden.cli.check_keys import check_keys, explain
 from leyden.cli.command import Command
-from leyden.cli.console import no_loading_bars, quiet_libraries
 from leyden.cli.hints import kept_rate
 from leyden.cli.replaced import drop_replaced
 from leyden.data.datamodule import DataModule
-from leyden.diagnostics.callback import Diagnostics
 from leyden.errors import UserError, first_line
 from leyden.evaluation.evaluator import Evaluator
 from leyden.precision import advise
-from leyden.run.callbacks import Export, FinalValidation, RunRecord, Throughput
+from leyden.run.console import no_loading_bars, quiet_libraries
 from leyden.run.folder import RunFolder, claim_folder
 from leyden.run.metrics_csv import MetricsCSV
 from leyden.run.predictions import PredictionWriter
-from leyden.run.progress import Progress, RunEstimate, Summary
+from leyden.run.progress import Progress
+from leyden.trainer import DEFAULTS, folder_callbacks, run_callbacks
 
 log = logging.getLogger("leyden")
 # defaults of callbacks are dumped when they are checked, and enumerations among them have no YAML of their own
@@ -106,7 +104,7 @@ class CLI(LightningCLI):
             Algorithm,
             DataModule,
             save_config_callback=None,
-            trainer_defaults={"log_every_n_steps": 1, "use_distributed_sampler": False, "enable_model_summary": False},
+            trainer_defaults=DEFAULTS,
             seed_everything_default=0,
             parser_kwargs=parser_options | {verb: dict(parser_options) for verb in self.subcommands()},
             subclass_mode_model=True,
@@ -231,13 +229,11 @@ class CLI(LightningCLI):
         evaluators = [] if evaluator is None else [evaluator]
         if self.verb != "fit":
             return callbacks + evaluators
-        callbacks += [Summary(), Throughput(), RunEstimate(), RNGState(), FinalValidation(), GracefulStop()]
-        callbacks += [Diagnostics(), *evaluators]
+        callbacks += run_callbacks(evaluator)
         if self.run is not None:
-            checkpoint = self._get(self.config_init, "checkpoint")
-            checkpoint.dirpath = checkpoint.dirpath or str(self.run.folder / "checkpoints")
-            callbacks += [] if config.get("enable_checkpointing") is False else [checkpoint]
-            callbacks += [RunRecord(self.run.folder, self.resolved()), Export(self.run.folder / "export")]
+            saves = config.get("enable_checkpointing") is not False
+            checkpoint = self._get(self.config_init, "checkpoint") if saves else None
+            callbacks += folder_callbacks(self.run.folder, self.resolved(), checkpoint)
         return callbacks
 
     def _loggers(self, config: dict[str, Any]) -> Any:

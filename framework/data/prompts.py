@@ -19,6 +19,7 @@ class Prompt(NamedTuple):
     example: Example
     """Its messages and the row they came from, so that rewards can see answers."""
     tokens: list[int]
+    """Its token ids, up to where the answer begins."""
     answer: list[int] | None = None
     """Token ids of the row's own answer, where the algorithm trains on it (`OnPolicy.needs_answers`)."""
 

@@ -47,10 +47,13 @@ class StepPlan:
     """
 
     steps: list[list[list[int]]]
+    """Step -> micro-batch -> rows."""
     world: int = 1
+    """Number of processes."""
 
     @property
     def accumulate(self) -> int:
+        """Micro-batches of one process in a step."""
         return len(self.steps[0]) // self.world if self.steps else 1
 
 
@@ -196,6 +199,7 @@ class PlannedLoader:
         return hashlib.sha256(repr((2, self.plan.steps, self.plan.world, self.seed)).encode()).hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:
+        """Where the loader is, in an epoch and in its plan."""
         return {
             "epoch": self.epoch,
             "done": self.done,

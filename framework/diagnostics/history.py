@@ -97,10 +97,12 @@ class History:
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        """Plain numbers for a checkpoint."""
         parts = {"points": self._points, "first": self._first}
         return {part: {name: list(points) for name, points in measures.items()} for part, measures in parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
         self._points, self._first = (
             {name: [(int(at), float(value)) for at, value in points] for name, points in state[part].items()}
             for part in ("points", "first")

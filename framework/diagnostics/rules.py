@@ -62,7 +62,9 @@ class Finding:
     """The finding of a rule."""
 
     name: str
+    """Of the rule"""
     value: float
+    """The measure that made it fire, in its own unit"""
     sentence: str
     """With the number, what it means, and what to try"""
     key: str
@@ -70,6 +72,7 @@ class Finding:
 
 
 Rule = Callable[[History], Finding | None]
+"""A rule: called with the history of a run after every rollout, or step, it returns what it finds, or None."""
 
 
 def _finding(name: str, value: float, seen: str, advice: Advice) -> Finding:

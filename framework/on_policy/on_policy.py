@@ -156,6 +156,7 @@ class OnPolicy(WithReference):
 
     @property
     def reward(self) -> Reward | None:
+        """What scores the samples, on this device; None where nothing does."""
         reward = self._reward[0]
         if isinstance(reward, nn.Module):
             reward.to(self.device)  # does nothing once it is there

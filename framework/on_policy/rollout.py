@@ -19,9 +19,11 @@ class AnsweredPrompt:
     """One prompt with its sampled responses, in the order in which they were sampled; a row of rollouts.jsonl."""
 
     prompt: Prompt
+    """What was asked."""
     draw: int
     """Place in the run's sequence of prompts, unique."""
     responses: list[Response]
+    """What the engine answered."""
     scores: list[float] | None = None
     """What each response is worth; None until the reward has said it, and where it failed."""
     terms: dict[str, list[float]] = field(default_factory=dict)
@@ -89,6 +91,7 @@ class Rollout:
     """The prompts of one rollout that this process answered, in the order of their draws, all scored."""
 
     number: int
+    """0 for the first of the run."""
     answered: list[AnsweredPrompt]
     """What is trained on."""
     trajectory: Trajectory | None = None

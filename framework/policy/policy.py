@@ -52,6 +52,7 @@ class Labels:
     """What a score head gives: one number a response, or one for each of K names."""
 
     names: tuple[str, ...] = ("reward",)
+    """Of the K outputs"""
     problem: Literal["regression", "single_label_classification"] = "regression"
     """As transformers calls it: K numbers, or the logits of K classes"""
 
@@ -64,6 +65,8 @@ def class_name(value: object) -> str:
 
 
 ReferenceKind = Literal["auto", "adapter_off", "snapshot", "copy"]
+"""How a policy keeps its reference: the model without its adapter, the adapter's weights before training, or a frozen
+copy of the model. `auto` takes the first that is possible."""
 
 
 class Reference(nn.Module, ABC):
@@ -298,11 +301,12 @@ class Policy(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return next(self.parameters()).device
 
 
 def predictions_of(policy: Policy, out: Outputs) -> Predictions:
-    """The predictions among a policy's outputs, which wanted them.
+    """The predictions among the outputs `out` of `policy`, which wanted them.
 
     Raises:
         UserError: the policy gives none.
@@ -317,7 +321,7 @@ def predictions_of(policy: Policy, out: Outputs) -> Predictions:
 
 @contextmanager
 def eval_mode(module: M) -> Iterator[M]:
-    """Dropout off inside, and every part in the mode that it was in afterwards."""
+    """Dropout of `module` off inside, and every part in the mode that it was in afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -44,8 +44,11 @@ class Parts:
     """The components of one response's score, each from 0 to 1; only `brief` has values between."""
 
     correct: float
+    """Whether the right answer is stated, and no other"""
     polite: float
+    """Whether the manner is polite"""
     brief: float
+    """How little is said beyond the answer"""
 
 
 class Gold(Reward):
@@ -62,6 +65,11 @@ class Gold(Reward):
     Manner without the right answer is worth nothing, so empty, evasive, hedging and merely polite responses score 0.
     With the default weights a score lies between 0 and 2. Rows need the columns `language` (ko or en), `answer` and
     `rivals`, which `leyden data sample` writes.
+
+    Args:
+        correct: w_correct, what a right answer is worth by itself.
+        polite: w_polite, what politeness adds to it.
+        brief: w_brief, what brevity adds to it.
     """
 
     def __init__(self, correct: float = 1.0, polite: float = 0.5, brief: float = 0.5) -> None:

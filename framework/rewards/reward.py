@@ -45,7 +45,11 @@ class Reward(ABC):
 
 
 def name_of(reward: Any) -> str:
-    """The name of a reward in messages and metrics: its `name`, or that of its function or class."""
+    """The name of a reward in messages and metrics: its `name`, or that of its function or class.
+
+    Args:
+        reward: an object or a function.
+    """
     name = getattr(reward, "name", None)
     return name if isinstance(name, str) else str(getattr(reward, "__name__", type(reward).__name__))
 
@@ -57,7 +61,15 @@ def attach(reward: Any, policy: Policy) -> None:
 
 
 def score(reward: Callable[[Sequence[Sample]], Any], samples: Sequence[Sample]) -> Tensor:
-    """Call a reward for the scores of N samples and check them: [N] float32 on the CPU; see `score_with_terms`."""
+    """Call a reward for the scores of N samples and check them: [N] float32 on the CPU.
+
+    Args:
+        reward: an object or a function, called with the samples.
+        samples: N of them; without any the reward is not called.
+
+    Raises:
+        UserError: it raised an error, or gave something else than N finite numbers.
+    """
     return score_with_terms(reward, samples)[0]
 
 

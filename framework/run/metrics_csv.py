@@ -42,6 +42,9 @@ class MetricsCSV(Logger):
 
     `step` counts finished optimizer steps. Numbers logged at the same step share a row; a metric that appears late
     becomes a new column and older rows leave it empty. A row reaches the file when the next step logs, or at the end.
+
+    Args:
+        folder: of the run.
     """
 
     def __init__(self, folder: str | Path) -> None:

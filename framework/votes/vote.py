@@ -16,6 +16,7 @@ class Answer:
     """One of the answers that are ranked. People see its text alone."""
 
     text: str
+    """What is shown."""
     model: str = ""
     """Who wrote it: the name of a run, or of a file."""
     score: float | None = None
@@ -31,6 +32,7 @@ class Item:
     messages: tuple[Mapping[str, Any], ...]
     """The conversation before the answers, `role` and `content` each."""
     answers: tuple[Answer, ...]
+    """In the order that ranks refer to; people see them in another."""
 
     @property
     def id(self) -> str:
@@ -47,6 +49,7 @@ class Vote:
     item: str
     """`Item.id`."""
     person: str
+    """Who voted, by the name that the link was made for."""
     time: float
     """Seconds since 1970."""
     ranks: tuple[int, ...] = ()
@@ -54,6 +57,7 @@ class Vote:
     all_bad: bool = False
     """None of the answers is good; `ranks` may still order them."""
     reason: str = ""
+    """What the person wrote about it; empty for nothing."""
 
     def __post_init__(self) -> None:
         if self.ranks and (min(self.ranks) != 1 or any(type(rank) is not int for rank in self.ranks)):

@@ -53,7 +53,8 @@ class VLLM(Engine):
         requests: most responses that are asked for at the same time, by each process.
         timeout: seconds that the answer to one prompt may take.
         start_timeout: seconds that a server may take to start.
-        host, port: where the server that is started listens: on this machine alone, at a free port.
+        host: address that the server that is started listens at; by default this machine alone can reach it.
+        port: its port; None takes a free one.
         options: more arguments of vLLM's server, such as `tensor_parallel_size: 2`; null leaves one out.
     """
 

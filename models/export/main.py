@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from leyden.atomic import replacing
-from leyden.cli.console import quiet_libraries
 from leyden.cli.parser import Parser
 from leyden.errors import UserError, first_line
 from leyden.language import say
+from leyden.run.console import quiet_libraries
 
 DTYPES = ("float32", "bfloat16", "float16")
 ABOUT = "Write a trained model as a folder that transformers and PEFT load, with a model card; merge and upload it."
