@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leyden.cli.console import no_loading_bars, quiet_libraries
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
 from leyden.language import say
 from leyden.models.benchmark.results import results_folder
 from leyden.paths import resolve
+from leyden.run.console import no_loading_bars, quiet_libraries
 
 if TYPE_CHECKING:
     from leyden.models.benchmark.session import Session
