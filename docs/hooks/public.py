@@ -8,7 +8,6 @@ docstring or inherits one is asked of the classes themselves.
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import re
 import shutil
 import tempfile
@@ -59,11 +58,16 @@ def short(room: str) -> str:
 
 
 @cache
+def setuptools() -> dict[str, Any]:
+    """How pyproject.toml maps folders to packages."""
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"])
+
+
+@cache
 def package() -> Path:
     """A folder to read `leyden` from: a copy, since the package lies in several folders of the repository."""
     folder = Path(tempfile.mkdtemp(prefix="leyden-reference-"))
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    for name, source in setuptools["package-dir"].items():
+    for name, source in setuptools()["package-dir"].items():
         target = folder.joinpath(*name.split("."))
         shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__", "tiny"))
     return folder
@@ -80,13 +84,11 @@ def source() -> Any:
 @cache
 def public_names() -> list[Public]:
     """Everything public, room by room."""
-    import leyden
     from leyden.cli.class_names import MODULES
     from leyden.lazy import EXPORTS
 
-    for module in pkgutil.walk_packages(leyden.__path__, "leyden."):
-        if module.ispkg:
-            import_module(module.name)
+    for name in setuptools()["packages"]:  # an editable install does not list them
+        import_module(name)
     rooms = {room: [f"{room}.{file}.{name}" for name, file in names.items()] for room, names in EXPORTS.items()}
     rooms |= {file: list(_defined(file)) for file in (*MODULES, *FILES)} | {room: list(p) for room, p in MORE.items()}
     order = {f"leyden.{name}": place for place, name in enumerate(FIRST)}
