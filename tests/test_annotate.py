@@ -7,6 +7,7 @@ import re
 import socket
 import sqlite3
 import threading
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,14 @@ def test_a_database_that_is_none_is_told_and_a_copy_kept(tmp_path: Path, what: s
         content = bytearray(file.read_bytes())
         content[4096 * 3 :] = b"\xff" * (len(content) - 4096 * 3)
         file.write_bytes(content)
-    content = file.read_bytes()
-    with pytest.raises(UserError, match=r"no usable database of votes .*a copy is kept as votes\.db\.broken-1"):
-        Store(file)
-    assert (tmp_path / "votes.db.broken-1").read_bytes() == content == file.read_bytes()
+    content, copy = file.read_bytes(), tmp_path / "votes.db.broken-1"
+    ours = what in ("pages", "newer")
+    kept = r"no usable database of votes .*a copy is kept as votes\.db\.broken-1" if ours else "no database of votes"
+    for _ in range(2):  # a copy is made once
+        with pytest.raises(UserError, match=kept):
+            Store(file)
+    assert file.read_bytes() == content and list(tmp_path.glob("*broken-[0-9]")) == ([copy] if ours else [])
+    assert not ours or copy.read_bytes() == content
 
 
 def test_a_store_that_breaks_while_it_is_open_is_told(tmp_path: Path, store: Store, page: Page) -> None:
@@ -200,6 +205,49 @@ def test_a_store_that_breaks_while_it_is_open_is_told(tmp_path: Path, store: Sto
     answers = [kim.get("/api/next") for _ in range(3)]
     assert all(answer.status_code == 503 and answer.json()["error"] == "store" for answer in answers)
     assert [path.name for path in tmp_path.glob("*.broken-[0-9]")] == ["votes.db.broken-1"]
+
+
+def test_an_item_that_is_damaged_is_told(tmp_path: Path, store: Store) -> None:
+    store.rows("UPDATE items SET messages = substr(messages, 1, 20) WHERE place = 3")
+    with pytest.raises(UserError, match=r"an item is damaged: .*a copy is kept"):
+        store.items()
+
+
+def test_names_are_one_however_they_were_typed(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    composed, decomposed = "이순신", unicodedata.normalize("NFD", "이순신")
+    store.invite(composed)
+    store.invite(f" {decomposed} ")
+    assert store.people() == [composed]
+    with pytest.raises(UserError, match="--add 이순신: there already"):
+        main(["people", str(store.file), "--add", f"{decomposed} "])
+    assert len(store.guests()) == 2, "neither link ended"
+    for argv, problem in [(("--add", " "), "--add ' ': give a name"), (("--url", "ftp://x"), "--url ftp://x: give an")]:
+        with pytest.raises(UserError, match=problem):
+            main(["people", str(store.file), *argv])
+
+
+def test_halves_of_characters_are_no_traceback(page: Page) -> None:
+    kim = page.of("Kim")
+    shown = kim.get("/api/next").json()["item"]
+    ranks = {answer["key"]: 1 for answer in shown["answers"]}
+    sent = {"id": "vote \ud800 1", "item": shown["id"], "ranks": ranks, "reason": "why \ud83d", "all_bad": False}
+    headers = {"content-type": "application/json"}
+    assert kim.post("/api/vote", content=json.dumps(sent), headers=headers).status_code == 200
+    gone = kim.post("/api/vote", content=json.dumps(sent | {"item": "\ud800", "id": "vote 2 of Kim"}), headers=headers)
+    assert gone.status_code == 410
+
+
+def test_a_run_without_answers_is_left_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "benchmark.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "runs" / name / "config.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match="no answers in it; give a run"):
+        named_files([str(tmp_path / "runs")], said.append)
+    (tmp_path / "runs/a/rollouts.jsonl").write_text("{}", encoding="utf-8")
+    assert list(named_files([str(tmp_path / "runs")], said.append)) == [tmp_path / "runs/a/rollouts.jsonl"]
+    assert said == [f"{tmp_path / 'runs/b'}: no answers in it; left out"]
 
 
 def test_stores_that_cannot_be_are_told(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_help_lists_only_commands_that_exist(leyden) -> None:
     code, out, err = leyden("--help")
     assert (code, err) == (0, "")
     listed = set(re.findall(r"^  (\w+) {2}", out, re.MULTILINE))
-    others = {"data", "plan", "export", "compare", "annotate", "chat", "demo"}
+    others = {"data", "plan", "export", "compare", "annotate", "benchmark", "chat", "demo"}
     assert {"fit", "validate", "test", "predict"} | others == listed
 
 

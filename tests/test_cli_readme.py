@@ -23,6 +23,8 @@ SHORT = {
 
 
 def blocks(language: str, text: str) -> list[str]:
+    """The blocks of code in a language, but for those that need what a test has not, such as people."""
+    text = re.sub(r"^<!-- needs [^>]*-->\n```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 

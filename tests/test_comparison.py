@@ -30,11 +30,11 @@ def test_every_algorithm_gets_the_same_budget(comparison: Any, leyden: Any, work
             assert samples * config["data"]["init_args"]["batch_size"] == comparison.ANSWERS, name
 
 
-def test_the_table_is_sorted_by_reward_and_says_how_far_seeds_lie_apart(comparison: Any) -> None:
+def test_the_table_is_sorted_by_reward_and_has_an_interval_over_seeds(comparison: Any) -> None:
     def runs(*rewards: float) -> dict[str, Any]:
         return {"rate": "1e-4"} | {name: list(rewards) for name in comparison.FORMS}
 
-    lines = comparison.table({"a": runs(1.0, 1.2), "b": runs(2.0)}).splitlines()
+    lines = comparison.table({"a": runs(1.0, 1.2, 1.4), "b": runs(2.0, 2.0, 2.0)}).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["b", "a"]
-    assert lines[3].split("|")[3].strip() == "1.100 ± 0.100"
+    assert lines[3].split("|")[3].strip() == "1.20 ± 0.50"  # 4.303 times 0.2 / √3

@@ -70,20 +70,31 @@ def named_files(typed: Sequence[str], say: Callable[[str], None]) -> dict[Path, 
     for word in typed:
         path = Path(word).expanduser()
         if path.is_dir() and is_run(path):
-            files |= dict.fromkeys(_of_run(path))
+            files |= dict.fromkeys(_answers_of(path))
         elif path.is_dir() and any(inner.is_dir() and is_run(inner) for inner in path.iterdir()):
-            files |= dict.fromkeys(file for run in find_runs([word]) for file in _of_run(run))
+            runs = {run: _of_run(run) for run in find_runs([word])}
+            for run in (run for run, there in runs.items() if not there and any(runs.values())):
+                say(f"{run}: no answers in it; left out")
+            answers = [file for there in runs.values() for file in there]
+            files |= dict.fromkeys(answers or _answers_of(path))
         else:
             files |= dict.fromkeys(find_files(word, say))
     return _names(list(files))
 
 
 def _of_run(run: Path) -> list[Path]:
-    """The files with the answers of a run; each process of a training has rollouts of its own."""
+    """The files with the answers of a run, if it has any; each process of a training has rollouts of its own."""
     for name in OF_RUNS:
         found = [run / name, *sorted(run.glob(name.replace(".", "-[0-9]*.")))]
         if there := [file for file in found if file.is_file()]:
             return there
+    return []
+
+
+def _answers_of(run: Path) -> list[Path]:
+    """The same of a run that must have some."""
+    if found := _of_run(run):
+        return found
     raise UserError(f"{run}: no answers in it; give a run of --config eval, of leyden predict, or with rollouts.jsonl")
 
 

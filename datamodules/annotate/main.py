@@ -112,6 +112,12 @@ def _people(argv: list[str]) -> int:
     parser.add_argument("--url", metavar="URL", help="what people open (default: where the page was last)")
     options = parser.read(argv)
     store = _store(options.store)
+    from leyden.datamodules.annotate.store import person_name
+    from leyden.web.serve import Address
+
+    for flag in ("add", "new_link", "remove"):
+        names = [person_name(name, f"--{flag.replace('_', '-')}") for name in getattr(options, flag)]
+        setattr(options, flag, list(dict.fromkeys(names)))
     known = store.people()
     for person in options.new_link:
         if person not in known:
@@ -121,6 +127,7 @@ def _people(argv: list[str]) -> int:
             raise UserError(f"--add {person}: there already; --new-link {person} gives them another link")
     for person in options.remove:
         store.dismiss(person)
+    Address("127.0.0.1", 0, options.url or "")  # an address that nobody can open is refused
     url = options.url or store.remembered("address") or "http://127.0.0.1:8800"
     for person in (*options.add, *options.new_link):
         say(f"{person}: {url.rstrip('/')}/#{store.invite(person, anew=True)}")

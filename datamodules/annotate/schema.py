@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import secrets
 import shutil
 import sqlite3
@@ -117,16 +118,19 @@ def _prove(connection: sqlite3.Connection) -> None:
 
 
 def broken(file: Path, reason: object) -> UserError:
-    """The error of a file that is no usable database, after a copy of it was made."""
-    for number in count(1):
-        copy = file.with_name(f"{file.name}.broken-{number}")
-        if not copy.exists():
-            break
+    """The error of a file that is no usable database. A copy of one with votes is kept, once as it is now."""
+    with file.open("rb") as stream:
+        mark = int.from_bytes(stream.read(72)[68:], "big")
+    if mark != MARK:
+        return UserError(f"{file}: no database of votes ({reason}); name another --store")
+    copies = (file.with_name(f"{file.name}.broken-{number}") for number in count(1))
+    copy = next(one for one in copies if not one.exists() or filecmp.cmp(one, file, shallow=False))
     try:
-        shutil.copy2(file, copy)
-        for ending in ("-wal", "-shm"):
-            if (beside := file.with_name(file.name + ending)).exists():
-                shutil.copy2(beside, copy.with_name(copy.name + ending))
+        if not copy.exists():
+            shutil.copy2(file, copy)
+            for ending in ("-wal", "-shm"):
+                if (beside := file.with_name(file.name + ending)).exists():
+                    shutil.copy2(beside, copy.with_name(copy.name + ending))
         kept = f"a copy is kept as {copy.name}"
     except OSError as error:
         kept = f"it could not be copied ({error.strerror}) and stays as it is"

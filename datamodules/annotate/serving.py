@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from leyden.class_paths import import_object
 from leyden.datamodules.annotate.app import Annotation, application
 from leyden.datamodules.annotate.items import MOST, Reading, named_files, read_items, signature
 from leyden.datamodules.annotate.queue import Queue
-from leyden.datamodules.annotate.store import Store
+from leyden.datamodules.annotate.store import Store, person_name
 from leyden.errors import UserError
 from leyden.language import say
 from leyden.paths import short_names
@@ -90,9 +91,9 @@ def links(store: Store, address: Address, people: list[str]) -> list[str]:
     if not people and invited <= {default_person()}:
         return [f"{default_person()}: {address.link(store.invite(default_person()))}"]
     lines = []
-    for person in dict.fromkeys(person.strip() for person in people):
+    for person in dict.fromkeys(map(person_name, people)):
         if person in invited:
-            another = f"leyden annotate people {store.file} --new-link {person}"
+            another = shlex.join(["leyden", "annotate", "people", str(store.file), "--new-link", person])
             lines.append(f"{person}: has a link already; for another: {another}")
         else:
             lines.append(f"{person}: {address.link(store.invite(person))}")

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -92,7 +93,8 @@ class Store:
         row = self.first("SELECT messages, answers FROM items WHERE place = ?", place)
         if row is None:
             raise Gone(place)
-        return _item(*row)
+        with self._told():
+            return _item(*row)
 
     def place(self, item: str) -> int:
         """Where an item stands, from 1. Raises `Gone` where it does not."""
@@ -103,7 +105,9 @@ class Store:
 
     def items(self) -> list[Item]:
         """All items in their order."""
-        return [_item(*row) for row in self.rows("SELECT messages, answers FROM items ORDER BY place")]
+        rows = self.rows("SELECT messages, answers FROM items ORDER BY place")
+        with self._told():
+            return [_item(*row) for row in rows]
 
     def remember(self, name: str, value: str) -> None:
         """Keep a text under a name."""
@@ -199,10 +203,7 @@ class Store:
             person: their name.
             anew: whether their other tokens end.
         """
-        name = person.strip()
-        if not name or len(name) > 80 or not name.isprintable():
-            raise UserError(f"--people {person!r}: give a name of 1 to 80 letters")
-        token = new_token()
+        name, token = person_name(person), new_token()
         with self._writing() as database:
             database.execute("INSERT OR IGNORE INTO people VALUES (?, ?)", (name, time.time()))
             if anew:
@@ -260,6 +261,18 @@ class Store:
             raise self._broken from error
 
 
+def person_name(typed: str, flag: str = "--people") -> str:
+    """A name without blanks around it, and with each Hangul syllable in one piece, as keyboards differ.
+
+    Raises:
+        UserError: nothing is left of it, or it is long.
+    """
+    name = unicodedata.normalize("NFC", typed).strip()
+    if not name or len(name) > 80 or not name.isprintable():
+        raise UserError(f"{flag} {typed!r}: give a name of 1 to 80 letters")
+    return name
+
+
 def spread_of(item: Item) -> float:
     """How far the members of an ensemble are apart on the answer on which they differ most; 0 without one."""
     return max((answer.spread or 0.0 for answer in item.answers), default=0.0)
@@ -270,7 +283,10 @@ def _text(value: Sequence[Any]) -> str:
 
 
 def _item(messages: str, answers: str) -> Item:
-    return Item(tuple(json.loads(messages)), tuple(Answer(**answer) for answer in json.loads(answers)))
+    try:
+        return Item(tuple(json.loads(messages)), tuple(Answer(**answer) for answer in json.loads(answers)))
+    except (ValueError, TypeError) as error:
+        raise sqlite3.DatabaseError(f"an item is damaged: {error}") from error
 
 
 def _vote(item: str, person: str, when: float, ranks: str, all_bad: int, reason: str) -> Vote:

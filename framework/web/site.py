@@ -76,9 +76,10 @@ def site(folder: Path, routes: Sequence[BaseRoute], rules: Rules) -> ASGIApp:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """The object that a request sends. Raises `HTTPException` 400 where it is none."""
+    """The object that a request sends, with ? for halves of characters. Raises `HTTPException` 400 where it is none."""
     try:
         body = json.loads(await request.body())
+        body = json.loads(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
