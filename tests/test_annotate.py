@@ -418,6 +418,19 @@ def test_a_vote_that_is_sent_twice_is_stored_once(page: Page) -> None:
     assert page.of("Lee").post("/api/vote", json=sent).status_code == 503  # somebody else's id
 
 
+def test_what_a_page_shows_to_someone_else_is_refused(page: Page) -> None:
+    lee = page.of("Lee")  # whose link was opened last in this browser
+    sent = ballot(lee.get("/api/next").json()["item"])
+    for answer in (
+        lee.post("/api/vote", json=sent | {"person": "Kim"}),
+        lee.get("/api/next", params={"person": "Kim"}),
+        lee.get("/api/before", params={"person": "Kim"}),
+    ):
+        assert (answer.status_code, answer.json()["error"], answer.json()["person"]) == (409, "person", "Lee")
+    assert page.store.votes() == []
+    assert lee.post("/api/vote", json=sent | {"person": "Lee"}).json()["stored"] is True
+
+
 def test_the_last_vote_can_be_changed_and_those_before_it(page: Page) -> None:
     kim = page.of("Kim")
     sent = []

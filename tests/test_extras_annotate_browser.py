@@ -224,6 +224,28 @@ def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser
     assert [sorted(vote.ranks) for vote in votes(tmp_path)] == [[1, 2], [1, 2]]
 
 
+def test_a_tab_of_someone_else_keeps_its_vote_until_its_link_is_opened_again(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim", "Lee")
+    kim = opened(browser, server.links["Kim"])
+    lee = kim.context.new_page()
+    lee.goto(server.links["Lee"])
+    lee.wait_for_selector(".card")
+    for key in ("1", "2", "Enter"):
+        kim.keyboard.press(key)
+    kim.wait_for_selector("#notice.waiting")
+    assert kim.inner_text("#notice").startswith("This browser is now Lee.") and kim.inner_text("#person") == "Kim"
+    ranked(lee, "2", "1")
+    assert [vote.person for vote in votes(tmp_path)] == ["Lee"]
+    lee.goto("about:blank")
+    lee.goto(server.links["Kim"])
+    lee.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
+    kim.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
+    kim.wait_for_function("() => document.querySelector('#notice').hidden")
+    server.end()
+    assert [vote.person for vote in votes(tmp_path)] == ["Lee", "Kim"]
+
+
 def test_keys_alone(browser: Any, tmp_path: Path) -> None:
     items(tmp_path, 4, answers=4)
     server = Server(tmp_path, "Kim")

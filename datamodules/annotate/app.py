@@ -144,6 +144,8 @@ def answering(handler: Handler) -> Callable[[Request], Any]:
 
 def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
     """What a function answers, or what went wrong, with a name that pages translate."""
+    if (other := someone_else(person, sent)) is not None:
+        return other
     try:
         return JSONResponse(handler(person, sent))
     except Gone:
@@ -156,9 +158,19 @@ def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
         return refused("store")
 
 
-def problem(status: int, name: str, text: str) -> JSONResponse:
+def someone_else(person: str, sent: Mapping[str, Any]) -> JSONResponse | None:
+    """What a page is answered that shows someone else than the cookie names; None where they are the same.
+
+    All tabs of a browser have one cookie, so the link that was opened last says who asks in each of them.
+    """
+    if sent.get("person", person) == person:
+        return None
+    return problem(409, "person", "this browser is now someone else's; open your own link again", person=person)
+
+
+def problem(status: int, name: str, text: str, **more: str) -> JSONResponse:
     """An answer that says what went wrong."""
-    return JSONResponse({"error": name, "text": text}, status)
+    return JSONResponse({"error": name, "text": text} | more, status)
 
 
 def application(annotation: Annotation, rules: Rules) -> ASGIApp:

@@ -31,7 +31,13 @@ function announce(text, aloud = false) {
   }
 }
 
-const wordFor = (problem) => (["offline", "full", "often", "store"].includes(problem.name) ? say(problem.name) : problem.message);
+/** Said with each request: the cookie alone may be someone else's by now, whose link was opened in another tab. */
+const me = () => ({ person: state.person });
+
+const wordFor = (problem) => (problem.name === "person" ? say("person", problem.person, state.person) : ["offline", "full", "often", "store"].includes(problem.name) ? say(problem.name) : problem.message);
+
+/** The line for a request that is tried again. */
+const waiting = (problem) => (problem.name === "person" ? wordFor(problem) : say("waiting", wordFor(problem)));
 
 function frame() {
   const { done, total } = state.progress;
@@ -79,7 +85,7 @@ function finished() {
 
 async function send(vote) {
   view.wait(true);
-  outbox.add({ id: newId(), ...vote });
+  outbox.add({ id: newId(), ...me(), ...vote });
   await delivered(await outbox.flush());
 }
 
@@ -97,7 +103,7 @@ async function delivered(answer) {
 async function goBack() {
   let found;
   try {
-    found = await asked(`/api/before${before === null ? "" : `?before=${before}`}`);
+    found = await asked(`/api/before?${new URLSearchParams({ ...me(), ...(before === null ? {} : { before }) })}`);
   } catch (problem) {
     return announce(wordFor(problem), true);
   }
@@ -113,23 +119,23 @@ async function load() {
   let tries = 0;
   for (;;) {
     try {
-      state = await asked("/api/next");
+      state = await asked(`/api/next${state ? `?${new URLSearchParams(me())}` : ""}`);
       break;
     } catch (problem) {
       if (problem instanceof Refused && ["token", "host"].includes(problem.name)) return stranger(problem.name);
-      notice(say("waiting", wordFor(problem)), "bad");
+      notice(waiting(problem), "bad");
       await new Promise((done) => setTimeout(done, 1000 * Math.min(15, 2 ** tries++)));
     }
   }
   notice("");
   outbox ??= new Outbox(new Kept("votes", state.store, state.person), "/api/vote",
-    (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(say("waiting", wordFor(problem)), "bad waiting")),
+    (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(waiting(problem), "bad waiting")),
     (problem) => notice(problem.name === "gone" ? say("gone") : say("refused", problem.message), "bad kept"));
   draft ??= new Kept("draft", state.store, state.person);
   if (outbox.votes.length) return delivered(await outbox.flush());
   if (state.live) {
     const { Live } = await import("./chat.js");
-    live ??= new Live({ main, frame, notice, announce, send, wordFor, setView: (shown) => (view = shown), state: () => state });
+    live ??= new Live({ main, frame, notice, announce, send, wordFor, me, setView: (shown) => (view = shown), state: () => state });
     frame();
     return live.show();
   }

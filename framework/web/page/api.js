@@ -2,12 +2,13 @@
 
 const WAITS = [1, 2, 4, 8, 15];
 
-/** What a request was refused with; `name` is one of the page's words. */
+/** What a request was refused with; `name` is one of the page's words, and `person` who the browser is, where that matters. */
 export class Refused extends Error {
-  constructor(name, text, status) {
+  constructor(name, text, status, person) {
     super(text || name);
     this.name = name;
     this.status = status;
+    this.person = person;
   }
 }
 
@@ -24,7 +25,7 @@ export async function ask(path, sent, signal) {
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
-  throw new Refused(told.error ?? "offline", told.text, answer.status);
+  throw new Refused(told.error ?? "offline", told.text, answer.status, told.person);
 }
 
 export const asked = async (path, sent) => (await ask(path, sent)).json();
