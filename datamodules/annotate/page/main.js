@@ -1,6 +1,6 @@
 // The page: who it is, what is asked next, and what happens to votes.
 
-import { asked, enter, Kept, newId, Outbox, Refused } from "../shared/api.js";
+import { asked, enter, Kept, Outbox, Refused } from "../shared/api.js";
 import { ItemView } from "./item.js";
 import { element } from "../shared/text.js";
 import { choose, current } from "../shared/language.js";
@@ -85,7 +85,7 @@ function finished() {
 
 async function send(vote) {
   view.wait(true);
-  outbox.add({ id: newId(), ...me(), ...vote });
+  outbox.add(vote);
   await delivered(await outbox.flush());
 }
 
@@ -128,7 +128,7 @@ async function load() {
     }
   }
   notice("");
-  outbox ??= new Outbox(new Kept("votes", state.store, state.person), "/api/vote",
+  outbox ??= new Outbox(state.store, state.person, "/api/vote",
     (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(waiting(problem), "bad waiting")),
     (problem) => notice(problem.name === "gone" ? say("gone") : say("refused", problem.message), "bad kept"));
   draft ??= new Kept("draft", state.store, state.person);
