@@ -202,6 +202,24 @@ def test_a_store_that_breaks_while_it_is_open_is_told(tmp_path: Path, store: Sto
     assert [path.name for path in tmp_path.glob("*.broken-[0-9]")] == ["votes.db.broken-1"]
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_no_vote_is_confirmed_into_a_file_that_is_no_longer_there(
+    tmp_path: Path, store: Store, page: Page, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kim = page.of("Kim")
+    sent = ballot(kim.get("/api/next").json()["item"])
+    store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    file, away = tmp_path / "votes.db", tmp_path / "away.db"
+    file.rename(away)
+    if how == "replaced":
+        file.write_bytes(away.read_bytes())
+    answers = [kim.post("/api/vote", json=sent) for _ in range(3)]
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [(503, "store")] * 3
+    assert capsys.readouterr().err.count("deleted, moved or replaced") == 1  # not with each try of a page
+    away.replace(file)
+    assert kim.post("/api/vote", json=sent).status_code == 200 and len(store.votes()) == 1
+
+
 def test_stores_that_cannot_be_are_told(tmp_path: Path) -> None:
     for file, problem in [
         (tmp_path / "no" / "votes.db", "there is no folder"),

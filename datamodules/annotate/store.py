@@ -43,8 +43,11 @@ class Store:
         self.file = Path(file).expanduser()
         self._database = connect(self.file, make)
         self._lock = RLock()
+        self._opened = _identity(self.file)
         self._broken: UserError | None = None
         """What is wrong with the file, where it broke while it was open."""
+        self._is_lost = False
+        """Whether it was told that the file is no longer there."""
 
     def close(self) -> None:
         """Close the file."""
@@ -237,10 +240,25 @@ class Store:
             try:
                 yield self._database
                 self._database.execute("COMMIT")
+                self._check_place()
             except BaseException:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+
+    def _check_place(self) -> None:
+        """Raise `UserError` where the file is no longer at its path: SQLite goes on writing to one that was deleted."""
+        if _identity(self.file) == self._opened:
+            self._is_lost = False
+            return
+        error = UserError(
+            f"{self.file}: it was deleted, moved or replaced while it was open, so nothing is stored; "
+            "put it back, or end this program and start it again"
+        )
+        if not self._is_lost:
+            say(f"error: {error}", file=sys.stderr, flush=True)
+        self._is_lost = True
+        raise error
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -258,6 +276,15 @@ class Store:
                 self._broken = broken(self.file, error)
                 say(f"error: {self._broken}", file=sys.stderr, flush=True)
             raise self._broken from error
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def spread_of(item: Item) -> float:
