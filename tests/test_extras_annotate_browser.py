@@ -255,6 +255,20 @@ def test_two_tabs_keep_a_vote_each_and_send_them_in_their_order(browser: Any, tm
     assert [vote.reason for vote in votes(tmp_path)] == ["the first", "the second"]
 
 
+def test_a_vote_with_an_id_of_another_one_is_told_and_holds_up_nothing(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim")
+    page = opened(browser, server.links["Kim"])
+    page.evaluate("() => { crypto.getRandomValues = (bytes) => bytes.fill(7); }")
+    ranked(page, "1", "2")
+    for key in ("1", "2", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#notice.kept")
+    assert page.inner_text("#notice").startswith("A vote was not taken") and waiting(page) == 0
+    server.end()
+    assert len(votes(tmp_path)) == 1
+
+
 def test_a_tab_of_someone_else_keeps_its_vote_until_its_link_is_opened_again(browser: Any, tmp_path: Path) -> None:
     items(tmp_path, 3)
     server = Server(tmp_path, "Kim", "Lee")

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from leyden.datamodules.annotate.queue import Queue
-from leyden.datamodules.annotate.store import Full, Gone, Store
+from leyden.datamodules.annotate.store import Full, Gone, Store, Used
 from leyden.errors import UserError
 from leyden.votes.vote import Item, Vote
 from leyden.web.guard import Rules, refused
@@ -154,6 +154,8 @@ def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
         return problem(507, "full", "the disk is full; the vote waits on this page")
     except BadVote as error:
         return problem(400, "vote", str(error))
+    except Used:  # sent again it would be refused again, and votes behind it would wait for ever
+        return problem(400, "used", "another vote has this id")
     except UserError:  # of the file of votes, which is no business of who votes
         return refused("store")
 

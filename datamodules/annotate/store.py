@@ -24,6 +24,10 @@ class Gone(LookupError):
     """A vote for an item that is not there."""
 
 
+class Used(UserError):
+    """A vote whose id another vote has."""
+
+
 class Full(OSError):
     """The disk has no room for a vote."""
 
@@ -133,7 +137,8 @@ class Store:
         Raises:
             Gone: there is no such item.
             Full: the disk is full; nothing was changed.
-            UserError: the ranks are not one for each answer, or another vote has this id.
+            Used: another vote, for another item or of someone else, has this id.
+            UserError: the ranks are not one for each answer.
         """
         with self._writing() as database:
             known = database.execute(
@@ -141,7 +146,7 @@ class Store:
             ).fetchone()
             if known is not None:
                 if known != (vote.item, vote.person):
-                    raise UserError("another vote has this id")
+                    raise Used("another vote has this id")
                 return False
             place = self.place(vote.item)
             if vote.ranks and len(vote.ranks) != len(self.item(place).answers):

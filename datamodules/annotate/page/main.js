@@ -23,6 +23,9 @@ function notice(text, kind = "") {
   box.className = `notice ${kind}`;
 }
 
+/** Take the line away, unless it is one that stays for a while. */
+const quiet = () => part("notice").classList.contains("kept") || notice("");
+
 function announce(text, aloud = false) {
   part("said").textContent = text;
   if (aloud) {
@@ -93,7 +96,7 @@ async function send(vote) {
 async function delivered(answer) {
   before = null;
   draft.set(null);
-  if (!part("notice").classList.contains("kept")) notice("");
+  quiet();
   if (!answer) return load();
   state = { ...state, ...answer };
   if (state.live) return live.voted(answer);
@@ -127,10 +130,10 @@ async function load() {
       await new Promise((done) => setTimeout(done, 1000 * Math.min(15, 2 ** tries++)));
     }
   }
-  notice("");
+  quiet();
   outbox ??= new Outbox(state.store, state.person, "/api/vote",
     (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(waiting(problem), "bad waiting")),
-    (problem) => notice(problem.name === "gone" ? say("gone") : say("refused", problem.message), "bad kept"));
+    (problem) => notice(["gone", "used"].includes(problem.name) ? say(problem.name) : say("refused", problem.message), "bad kept"));
   draft ??= new Kept("draft", state.store, state.person);
   if (outbox.votes.length) return delivered(await outbox.flush());
   if (state.live) {
