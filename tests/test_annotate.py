@@ -250,6 +250,24 @@ def test_a_run_without_answers_is_left_out(tmp_path: Path) -> None:
     assert said == [f"{tmp_path / 'runs/b'}: no answers in it; left out"]
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_no_vote_is_confirmed_into_a_file_that_is_no_longer_there(
+    tmp_path: Path, store: Store, page: Page, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kim = page.of("Kim")
+    sent = ballot(kim.get("/api/next").json()["item"])
+    store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    file, away = tmp_path / "votes.db", tmp_path / "away.db"
+    file.rename(away)
+    if how == "replaced":
+        file.write_bytes(away.read_bytes())
+    answers = [kim.post("/api/vote", json=sent) for _ in range(3)]
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [(503, "store")] * 3
+    assert capsys.readouterr().err.count("deleted, moved or replaced") == 1  # not with each try of a page
+    away.replace(file)
+    assert kim.post("/api/vote", json=sent).status_code == 200 and len(store.votes()) == 1
+
+
 def test_stores_that_cannot_be_are_told(tmp_path: Path) -> None:
     for file, problem in [
         (tmp_path / "no" / "votes.db", "there is no folder"),
@@ -463,7 +481,23 @@ def test_a_vote_that_is_sent_twice_is_stored_once(page: Page) -> None:
     sent = ballot(kim.get("/api/next").json()["item"])
     assert [kim.post("/api/vote", json=sent).json()["stored"] for _ in range(3)] == [True, False, False]
     assert len(page.store.votes()) == 1
-    assert page.of("Lee").post("/api/vote", json=sent).status_code == 503  # somebody else's id
+    others = kim.get("/api/next").json()["item"]
+    for answer in (page.of("Lee").post("/api/vote", json=sent), kim.post("/api/vote", json=ballot(others))):
+        assert (answer.status_code, answer.json()["error"]) == (400, "used")  # which the page does not send again
+    assert len(page.store.votes()) == 1
+
+
+def test_what_a_page_shows_to_someone_else_is_refused(page: Page) -> None:
+    lee = page.of("Lee")  # whose link was opened last in this browser
+    sent = ballot(lee.get("/api/next").json()["item"])
+    for answer in (
+        lee.post("/api/vote", json=sent | {"person": "Kim"}),
+        lee.get("/api/next", params={"person": "Kim"}),
+        lee.get("/api/before", params={"person": "Kim"}),
+    ):
+        assert (answer.status_code, answer.json()["error"], answer.json()["person"]) == (409, "person", "Lee")
+    assert page.store.votes() == []
+    assert lee.post("/api/vote", json=sent | {"person": "Lee"}).json()["stored"] is True
 
 
 def test_the_last_vote_can_be_changed_and_those_before_it(page: Page) -> None:

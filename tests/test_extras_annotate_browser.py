@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -197,6 +196,11 @@ def wait_for(done: Any, seconds: float = 90.0) -> None:
         time.sleep(0.05)
 
 
+def waiting(page: Any) -> int:
+    """Votes that a browser keeps until they are sent."""
+    return int(page.evaluate("Object.keys(localStorage).filter(key => key.startsWith('leyden vote ')).length"))
+
+
 def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser: Any, tmp_path: Path) -> None:
     items(tmp_path, 3)
     server = Server(tmp_path, "Kim")
@@ -205,7 +209,7 @@ def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser
     for key in ("1", "2", "Enter"):
         page.keyboard.press(key)
     page.wait_for_selector("#notice.waiting")
-    assert len(json.loads(page.evaluate("Object.entries(localStorage).find(([key]) => key.includes('votes'))[1]"))) == 1
+    assert waiting(page) == 1
     server.start()
     page.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
     page.wait_for_function("() => document.querySelector('#notice').hidden")
@@ -222,6 +226,69 @@ def test_a_vote_that_cannot_be_sent_waits_on_the_page_and_is_stored_once(browser
     page.wait_for_function("() => document.querySelector('#count').textContent === '2 of 3'")
     server.end()
     assert [sorted(vote.ranks) for vote in votes(tmp_path)] == [[1, 2], [1, 2]]
+
+
+def test_two_tabs_keep_a_vote_each_and_send_them_in_their_order(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim")
+    first = opened(browser, server.links["Kim"])
+    context = first.context
+    second = context.new_page()
+    second.goto(f"http://127.0.0.1:{server.port}/")
+    second.wait_for_selector(".card")
+    server.end(signal.SIGKILL)
+    for page, reason in ((first, "the first"), (second, "the second")):
+        page.keyboard.press("r")
+        page.keyboard.type(reason)
+        page.keyboard.press("Escape")
+        for key in ("1", "2", "Enter"):
+            page.keyboard.press(key)
+        page.wait_for_selector("#notice.waiting")
+    assert waiting(second) == 2
+    first.close(), second.close()
+    server.start()
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    page.wait_for_selector(".card")
+    wait_for(lambda: waiting(page) == 0)
+    server.end()
+    assert [vote.reason for vote in votes(tmp_path)] == ["the first", "the second"]
+
+
+def test_a_vote_with_an_id_of_another_one_is_told_and_holds_up_nothing(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim")
+    page = opened(browser, server.links["Kim"])
+    page.evaluate("() => { crypto.getRandomValues = (bytes) => bytes.fill(7); }")
+    ranked(page, "1", "2")
+    for key in ("1", "2", "Enter"):
+        page.keyboard.press(key)
+    page.wait_for_selector("#notice.kept")
+    assert page.inner_text("#notice").startswith("A vote was not taken") and waiting(page) == 0
+    server.end()
+    assert len(votes(tmp_path)) == 1
+
+
+def test_a_tab_of_someone_else_keeps_its_vote_until_its_link_is_opened_again(browser: Any, tmp_path: Path) -> None:
+    items(tmp_path, 3)
+    server = Server(tmp_path, "Kim", "Lee")
+    kim = opened(browser, server.links["Kim"])
+    lee = kim.context.new_page()
+    lee.goto(server.links["Lee"])
+    lee.wait_for_selector(".card")
+    for key in ("1", "2", "Enter"):
+        kim.keyboard.press(key)
+    kim.wait_for_selector("#notice.waiting")
+    assert kim.inner_text("#notice").startswith("This browser is now Lee.") and kim.inner_text("#person") == "Kim"
+    ranked(lee, "2", "1")
+    assert [vote.person for vote in votes(tmp_path)] == ["Lee"]
+    lee.goto("about:blank")
+    lee.goto(server.links["Kim"])
+    lee.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
+    kim.wait_for_function("() => document.querySelector('#count').textContent === '1 of 3'")
+    kim.wait_for_function("() => document.querySelector('#notice').hidden")
+    server.end()
+    assert [vote.person for vote in votes(tmp_path)] == ["Lee", "Kim"]
 
 
 def test_keys_alone(browser: Any, tmp_path: Path) -> None:

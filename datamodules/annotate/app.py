@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from leyden.datamodules.annotate.queue import Queue
-from leyden.datamodules.annotate.store import Full, Gone, Store
+from leyden.datamodules.annotate.store import Full, Gone, Store, Used
 from leyden.errors import UserError
 from leyden.votes.vote import Item, Vote
 from leyden.web.guard import Rules, refused
@@ -144,6 +144,8 @@ def answering(handler: Handler) -> Callable[[Request], Any]:
 
 def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
     """What a function answers, or what went wrong, with a name that pages translate."""
+    if (other := someone_else(person, sent)) is not None:
+        return other
     try:
         return JSONResponse(handler(person, sent))
     except Gone:
@@ -152,13 +154,25 @@ def told(handler: Handler, person: str, sent: Mapping[str, Any]) -> Response:
         return problem(507, "full", "the disk is full; the vote waits on this page")
     except BadVote as error:
         return problem(400, "vote", str(error))
+    except Used:  # sent again it would be refused again, and votes behind it would wait for ever
+        return problem(400, "used", "another vote has this id")
     except UserError:  # of the file of votes, which is no business of who votes
         return refused("store")
 
 
-def problem(status: int, name: str, text: str) -> JSONResponse:
+def someone_else(person: str, sent: Mapping[str, Any]) -> JSONResponse | None:
+    """What a page is answered that shows someone else than the cookie names; None where they are the same.
+
+    All tabs of a browser have one cookie, so the link that was opened last says who asks in each of them.
+    """
+    if sent.get("person", person) == person:
+        return None
+    return problem(409, "person", "this browser is now someone else's; open your own link again", person=person)
+
+
+def problem(status: int, name: str, text: str, **more: str) -> JSONResponse:
     """An answer that says what went wrong."""
-    return JSONResponse({"error": name, "text": text}, status)
+    return JSONResponse({"error": name, "text": text} | more, status)
 
 
 def application(annotation: Annotation, rules: Rules) -> ASGIApp:

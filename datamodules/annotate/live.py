@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
-from leyden.datamodules.annotate.app import Annotation, answering, problem
+from leyden.datamodules.annotate.app import Annotation, answering, problem, someone_else
 from leyden.datamodules.annotate.queue import Queue
 from leyden.datamodules.annotate.store import Store
 from leyden.errors import first_line
@@ -107,7 +107,10 @@ class LiveAnnotation(Annotation):
 
     async def ask(self, request: Request) -> Response:
         """Put a question to all models: lines of JSON, `{"slot": k, "text": …}` while they write, and the item."""
-        person, text = request.scope["person"], (await read_json(request)).get("text")
+        person, sent = request.scope["person"], await read_json(request)
+        if (other := someone_else(person, sent)) is not None:
+            return other
+        text = sent.get("text")
         if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_QUESTION:
             return problem(400, "vote", f"say something of at most {LONGEST_QUESTION:,} characters")
         return StreamingResponse(self._lines(person, text.strip()), media_type="application/x-ndjson")

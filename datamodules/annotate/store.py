@@ -25,6 +25,10 @@ class Gone(LookupError):
     """A vote for an item that is not there."""
 
 
+class Used(UserError):
+    """A vote whose id another vote has."""
+
+
 class Full(OSError):
     """The disk has no room for a vote."""
 
@@ -44,8 +48,11 @@ class Store:
         self.file = Path(file).expanduser()
         self._database = connect(self.file, make)
         self._lock = RLock()
+        self._opened = _identity(self.file)
         self._broken: UserError | None = None
         """What is wrong with the file, where it broke while it was open."""
+        self._is_lost = False
+        """Whether it was told that the file is no longer there."""
 
     def close(self) -> None:
         """Close the file."""
@@ -134,7 +141,8 @@ class Store:
         Raises:
             Gone: there is no such item.
             Full: the disk is full; nothing was changed.
-            UserError: the ranks are not one for each answer, or another vote has this id.
+            Used: another vote, for another item or of someone else, has this id.
+            UserError: the ranks are not one for each answer.
         """
         with self._writing() as database:
             known = database.execute(
@@ -142,7 +150,7 @@ class Store:
             ).fetchone()
             if known is not None:
                 if known != (vote.item, vote.person):
-                    raise UserError("another vote has this id")
+                    raise Used("another vote has this id")
                 return False
             place = self.place(vote.item)
             if vote.ranks and len(vote.ranks) != len(self.item(place).answers):
@@ -238,10 +246,25 @@ class Store:
             try:
                 yield self._database
                 self._database.execute("COMMIT")
+                self._check_place()
             except BaseException:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+
+    def _check_place(self) -> None:
+        """Raise `UserError` where the file is no longer at its path: SQLite goes on writing to one that was deleted."""
+        if _identity(self.file) == self._opened:
+            self._is_lost = False
+            return
+        error = UserError(
+            f"{self.file}: it was deleted, moved or replaced while it was open, so nothing is stored; "
+            "put it back, or end this program and start it again"
+        )
+        if not self._is_lost:
+            say(f"error: {error}", file=sys.stderr, flush=True)
+        self._is_lost = True
+        raise error
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -271,6 +294,15 @@ def person_name(typed: str, flag: str = "--people") -> str:
     if not name or len(name) > 80 or not name.isprintable():
         raise UserError(f"{flag} {typed!r}: give a name of 1 to 80 letters")
     return name
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def spread_of(item: Item) -> float:

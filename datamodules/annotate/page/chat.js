@@ -42,7 +42,7 @@ export class Live {
 
   async #anew() {
     try {
-      Object.assign(this.page.state(), await asked("/api/new", {}));
+      Object.assign(this.page.state(), await asked("/api/new", this.page.me()));
     } catch (problem) {
       return this.page.announce(this.page.wordFor(problem), true);
     }
@@ -57,7 +57,7 @@ export class Live {
     this.page.main.replaceChildren(element("div", { className: "item" }, talk.box, grid));
     talk.measure();
     try {
-      const answer = await ask("/api/ask", { text });
+      const answer = await ask("/api/ask", { text, ...this.page.me() });
       const result = await this.#read(answer.body, grid);
       if (!result) throw new Error(say("offline"));
       if (result.ended === "busy") throw new Error(say("busy"));

@@ -1,6 +1,6 @@
 // The page: who it is, what is asked next, and what happens to votes.
 
-import { asked, enter, Kept, newId, Outbox, Refused } from "../shared/api.js";
+import { asked, enter, Kept, Outbox, Refused } from "../shared/api.js";
 import { ItemView } from "./item.js";
 import { element } from "../shared/text.js";
 import { choose, current } from "../shared/language.js";
@@ -23,6 +23,9 @@ function notice(text, kind = "") {
   box.className = `notice ${kind}`;
 }
 
+/** Take the line away, unless it is one that stays for a while. */
+const quiet = () => part("notice").classList.contains("kept") || notice("");
+
 function announce(text, aloud = false) {
   part("said").textContent = text;
   if (aloud) {
@@ -31,7 +34,13 @@ function announce(text, aloud = false) {
   }
 }
 
-const wordFor = (problem) => (["offline", "full", "often", "store"].includes(problem.name) ? say(problem.name) : problem.message);
+/** Said with each request: the cookie alone may be someone else's by now, whose link was opened in another tab. */
+const me = () => ({ person: state.person });
+
+const wordFor = (problem) => (problem.name === "person" ? say("person", problem.person, state.person) : ["offline", "full", "often", "store"].includes(problem.name) ? say(problem.name) : problem.message);
+
+/** The line for a request that is tried again. */
+const waiting = (problem) => (problem.name === "person" ? wordFor(problem) : say("waiting", wordFor(problem)));
 
 function frame() {
   const { done, total } = state.progress;
@@ -79,7 +88,7 @@ function finished() {
 
 async function send(vote) {
   view.wait(true);
-  outbox.add({ id: newId(), ...vote });
+  outbox.add(vote);
   await delivered(await outbox.flush());
 }
 
@@ -87,7 +96,7 @@ async function send(vote) {
 async function delivered(answer) {
   before = null;
   draft.set(null);
-  if (!part("notice").classList.contains("kept")) notice("");
+  quiet();
   if (!answer) return load();
   state = { ...state, ...answer };
   if (state.live) return live.voted(answer);
@@ -97,7 +106,7 @@ async function delivered(answer) {
 async function goBack() {
   let found;
   try {
-    found = await asked(`/api/before${before === null ? "" : `?before=${before}`}`);
+    found = await asked(`/api/before?${new URLSearchParams({ ...me(), ...(before === null ? {} : { before }) })}`);
   } catch (problem) {
     return announce(wordFor(problem), true);
   }
@@ -113,23 +122,23 @@ async function load() {
   let tries = 0;
   for (;;) {
     try {
-      state = await asked("/api/next");
+      state = await asked(`/api/next${state ? `?${new URLSearchParams(me())}` : ""}`);
       break;
     } catch (problem) {
       if (problem instanceof Refused && ["token", "host"].includes(problem.name)) return stranger(problem.name);
-      notice(say("waiting", wordFor(problem)), "bad");
+      notice(waiting(problem), "bad");
       await new Promise((done) => setTimeout(done, 1000 * Math.min(15, 2 ** tries++)));
     }
   }
-  notice("");
-  outbox ??= new Outbox(new Kept("votes", state.store, state.person), "/api/vote",
-    (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(say("waiting", wordFor(problem)), "bad waiting")),
-    (problem) => notice(problem.name === "gone" ? say("gone") : say("refused", problem.message), "bad kept"));
+  quiet();
+  outbox ??= new Outbox(state.store, state.person, "/api/vote",
+    (problem) => (["token", "host"].includes(problem.name) ? notice(say(problem.name), "bad") : notice(waiting(problem), "bad waiting")),
+    (problem) => notice(["gone", "used"].includes(problem.name) ? say(problem.name) : say("refused", problem.message), "bad kept"));
   draft ??= new Kept("draft", state.store, state.person);
   if (outbox.votes.length) return delivered(await outbox.flush());
   if (state.live) {
     const { Live } = await import("./chat.js");
-    live ??= new Live({ main, frame, notice, announce, send, wordFor, setView: (shown) => (view = shown), state: () => state });
+    live ??= new Live({ main, frame, notice, announce, send, wordFor, me, setView: (shown) => (view = shown), state: () => state });
     frame();
     return live.show();
   }

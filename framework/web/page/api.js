@@ -2,12 +2,13 @@
 
 const WAITS = [1, 2, 4, 8, 15];
 
-/** What a request was refused with; `name` is one of the page's words. */
+/** What a request was refused with; `name` is one of the page's words, and `person` who the browser is, where that matters. */
 export class Refused extends Error {
-  constructor(name, text, status) {
+  constructor(name, text, status, person) {
     super(text || name);
     this.name = name;
     this.status = status;
+    this.person = person;
   }
 }
 
@@ -24,7 +25,7 @@ export async function ask(path, sent, signal) {
   }
   if (answer.ok) return answer;
   const told = await answer.json().catch(() => ({}));
-  throw new Refused(told.error ?? "offline", told.text, answer.status);
+  throw new Refused(told.error ?? "offline", told.text, answer.status, told.person);
 }
 
 export const asked = async (path, sent) => (await ask(path, sent)).json();
@@ -39,10 +40,10 @@ export async function enter() {
 
 export const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** Something of one person and store that outlives a reload. */
+/** Something of one store that outlives a reload: whose it is, or what. */
 export class Kept {
-  constructor(kind, store, person) {
-    this.key = `leyden ${kind} ${store} ${person}`;
+  constructor(kind, store, name) {
+    this.key = `leyden ${kind} ${store} ${name}`;
   }
   get(otherwise) {
     try {
@@ -61,14 +62,39 @@ export class Kept {
   }
 }
 
-/** Votes on their way. Each has an id of its own, so that one which is sent twice is stored once. */
+/** Votes of a person on their way. Each has an id of its own, so that one which is sent twice is stored once; it is kept under
+ * that id, so that no tab overwrites what another one keeps. */
 export class Outbox {
-  constructor(kept, path, onWaiting, onRefused) {
-    Object.assign(this, { kept, path, onWaiting, onRefused, votes: kept.get([]), tries: 0, sending: null });
+  constructor(store, person, path, onWaiting, onRefused) {
+    Object.assign(this, { store, person, path, onWaiting, onRefused, own: new Map(), tries: 0, sending: null });
+  }
+  #kept(id) {
+    return new Kept("vote", this.store, id);
+  }
+  /** What waits, the oldest first, also what other tabs of this person keep: a later vote replaces an earlier one. */
+  get votes() {
+    const all = new Map(this.own);
+    const start = this.#kept("").key;
+    let keys = [];
+    try {
+      keys = Object.keys(localStorage).filter((key) => key.startsWith(start));
+    } catch {
+      // A browser that keeps nothing.
+    }
+    for (const id of keys.map((key) => key.slice(start.length))) {
+      const vote = this.#kept(id).get(null);
+      if (vote?.person === this.person) all.set(id, { ...vote, id });
+    }
+    return [...all.values()].sort((one, other) => one.at - other.at);
   }
   add(vote) {
-    this.votes.push(vote);
-    this.kept.set(this.votes);
+    const made = { id: newId(), person: this.person, at: Date.now(), ...vote };
+    this.own.set(made.id, made);
+    this.#kept(made.id).set(made);
+  }
+  #remove(id) {
+    this.own.delete(id);
+    this.#kept(id).set(null);
   }
   /** Send all of them, however long it takes; gives the server's answer to the last one. */
   flush() {
@@ -77,9 +103,9 @@ export class Outbox {
   }
   async #flush() {
     let last = null;
-    while (this.votes.length) {
+    for (let vote = this.votes[0]; vote; vote = this.votes[0]) {
       try {
-        last = await asked(this.path, this.votes[0]);
+        last = await asked(this.path, vote);
         this.tries = 0;
       } catch (problem) {
         if (![400, 410, 413].includes(problem.status)) {
@@ -91,8 +117,7 @@ export class Outbox {
         this.onRefused(problem);
         last = null;
       }
-      this.votes.shift();
-      this.kept.set(this.votes.length ? this.votes : null);
+      this.#remove(vote.id);
     }
     return last;
   }
