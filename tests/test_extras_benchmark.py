@@ -13,11 +13,12 @@ import torch
 import transformers
 from architectures import tiny_config
 from small import save_llama
-from tasks import answer_task, choice_task, text_task
+from tasks import answer_task, choice_task, choices, text_task
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: make test-extras")
 
-from lm_eval import evaluator  # noqa: E402
+from jinja2.exceptions import SecurityError, UndefinedError  # noqa: E402
+from lm_eval import evaluator, utils  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
@@ -28,6 +29,7 @@ from leyden.models import CausalLM  # noqa: E402
 from leyden.models.benchmark.evaluate import Settings, prepare, seeded  # noqa: E402
 from leyden.models.benchmark.lm import PolicyLM  # noqa: E402
 from leyden.models.benchmark.tasks import load  # noqa: E402
+from leyden.models.benchmark.templates import sandboxed  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval's and its libraries' making
 CLOSE = 1e-4
@@ -338,6 +340,45 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
     assert code == 2 and "a task named mine, as in" in error and error.count("\n") == 1
     (tmp_path / "helper.py").write_text("def run(rows):\n    return rows\n", encoding="utf-8")
     assert leyden("benchmark", "tiny", "--tasks", "code.yaml", "--allow_code", "--output", "o")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cycler.__init__.__globals__.os.system('touch PWNED')",
+        "question.format.__self__.__class__.__base__.__subclasses__()",
+        "cycler|attr('__init__')",
+        "'{0.__class__.__base__}'.format(question)",
+    ],
+)
+def test_a_template_runs_no_python_unless_it_may(leyden: Any, tmp_path: Path, code: str) -> None:
+    later = f"{{% if question == {choices(4)[3]['question']!r} %}}{{{{ {code} }}}}{{% endif %}}"
+    for name, template in {"first": f"{{{{ {code} }}}}", "later": later}.items():
+        file = choice_task(tmp_path, name, 4, doc_to_text=template + " {{question}}")
+        status, _, error = leyden("benchmark", "tiny", "--tasks", str(file))
+        assert status == 2 and error.count("\n") == 1, error
+        assert f"{name}: a template of it would run Python" in error and "--allow_code" in error
+    assert not Path("PWNED").exists()
+    status, _, error = leyden("benchmark", "tiny", "--tasks", str(file), "--allow_code")
+    assert status == 0 and Path("PWNED").exists() == ("PWNED" in code), error
+
+
+def test_the_sandbox_renders_as_lm_eval_does() -> None:
+    doc = {"question": "What?", "choices": ["a", "b"], "more": {"items": 3, "name": "x"}, "n": 2}
+    template = (
+        "{% set seen = namespace(n=0) %}{% for one in choices %}{{'ABCD'[loop.index0]}}. {{one.upper()}} "
+        "{{ loop.cycle('x', 'y') }}{% set seen.n = seen.n + 1 %}\n{% endfor %}{{ seen.n }}{{ more['items'] }}"
+        "{{ more.name | regex_replace('x', 'y') }}{{ question.replace('W', 'w').split('a')[0] }}{{ '%02d' % n }}"
+        "{{ choices.index('b') }}{% for key, value in more.items() %}{{ key }}{% endfor %}{{ '{} b'.format(n) }}\n"
+    )
+    plain, theirs = utils.apply_template(template, doc), utils.env
+    with sandboxed():
+        assert utils.env is not theirs and utils.apply_template(template, doc) == plain
+        with pytest.raises(UndefinedError):
+            utils.apply_template("{{ gone }}", doc)
+        with pytest.raises(SecurityError):
+            utils.apply_template("{{ picture.touch() }}", {"picture": Path("PWNED")})
+    assert utils.env is theirs and not Path("PWNED").exists()
 
 
 def test_an_unknown_task_has_its_nearest_names() -> None:

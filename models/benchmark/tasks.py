@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2.exceptions import SecurityError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -20,6 +21,7 @@ from lm_eval.tasks._index import Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from leyden.errors import UserError, first_line
+from leyden.models.benchmark.templates import stopped
 
 SHIPPED = Path(str(__import__("lm_eval").__file__)).parent / "tasks"
 
@@ -289,6 +291,8 @@ def _problem(spec: str, error: Exception) -> UserError:
     """What kept a task from being loaded, in one line."""
     name, data = _source(error) or (spec, "")
     chain = list(_causes(error))
+    if (unsafe := next((one for one in chain if isinstance(one, SecurityError)), None)) is not None:
+        return stopped(name, unsafe)
     missing = next((one for one in chain if isinstance(one, ImportError)), None)
     if missing is not None:
         command = re.search(r"pip install [\w.\-]+(?:\[[\w,]+\])?", str(missing).replace("`", ""))
