@@ -316,6 +316,7 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         "nameless.yaml": "dataset_path: json\n",
         "away.yaml": "task: away\ndataset_path: nobody/nothing-here\ntest_split: test\ndoc_to_text: x\n",
         "gone.yaml": text.replace("mine.jsonl", "gone.jsonl"),
+        "data.jsonl": '{"question": "What?"}\n',
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -329,6 +330,8 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         "away.yaml": ["nobody/nothing-here", "cannot be reached", "datasets.load_dataset('nobody/nothing-here')"],
         "gone.yaml": ["gone.jsonl", "cannot be found"],
         "missing.yaml": ["no such file"],
+        "data.jsonl": ["--tasks data.jsonl: no YAML file of a task", "such as data.yaml"],
+        "./data.jsonl": ["no YAML file of a task"],
         "./empty": ["no YAML file in it"],
     }
     for name, parts in expected.items():

@@ -69,6 +69,11 @@ def load(typed: Sequence[str], allow_code: bool = False) -> Loaded:
 def _local(word: str) -> Path | None:
     """The path of a file or folder. A word without a slash or an ending is a name."""
     path = Path(word).expanduser()
+    if path.is_file() and path.suffix not in ("", ".yaml", ".yml"):
+        raise UserError(
+            f"--tasks {word}: no YAML file of a task; write one that says what to ask of these data, such as "
+            f"{path.with_suffix('.yaml')}"
+        )
     is_path = path.suffix in (".yaml", ".yml") or "/" in word or os.sep in word or word.startswith((".", "~"))
     if is_path and not path.exists():
         raise UserError(f"--tasks {word}: no such file or folder; give a YAML file, or the name of a task")
