@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -400,6 +401,21 @@ def test_the_korean_suites_are_known_and_say_what_to_download(name: str, data: s
     """All members of each suite are found; without a network one line says what is missing."""
     with pytest.raises(UserError, match=f"its data {data}.*cannot be reached.*load_dataset"):
         load([name])
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_data_that_cannot_be_reached_are_one_line(tmp_path: Path, offline: str) -> None:
+    """Nothing answers at the address of the hub; retries are not waited for, and not shown."""
+    code = "import sys, time\ntime.sleep = lambda _: None\nfrom leyden.cli.launcher import main\n"
+    code += "sys.exit(main(sys.argv[1:]))"
+    told = {"HF_HUB_OFFLINE": offline, "HF_DATASETS_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", code, "benchmark", "tiny", "--tasks", "arc_easy"]
+    env = os.environ | told | {"HF_HOME": str(tmp_path), "LEYDEN_LANG": "en"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("reading tasks")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert "arc_easy: its data allenai/ai2_arc ARC-Easy cannot be reached (Couldn't reach" in lines[0]
+    assert "datasets.load_dataset('allenai/ai2_arc', 'ARC-Easy')" in lines[0] and "None" not in lines[0]
 
 
 def test_code_that_a_model_writes_runs_only_where_it_may() -> None:
