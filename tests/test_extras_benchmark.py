@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 import transformers
 from architectures import tiny_config
 from small import save_llama
-from tasks import answer_task, choice_task, text_task
+from tasks import answer_task, choice_task, choices, text_task
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: make test-extras")
 
-from lm_eval import evaluator  # noqa: E402
+from jinja2.exceptions import SecurityError, UndefinedError  # noqa: E402
+from lm_eval import evaluator, utils  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
@@ -28,6 +30,7 @@ from leyden.models import CausalLM  # noqa: E402
 from leyden.models.benchmark.evaluate import Settings, prepare, seeded  # noqa: E402
 from leyden.models.benchmark.lm import PolicyLM  # noqa: E402
 from leyden.models.benchmark.tasks import load  # noqa: E402
+from leyden.models.benchmark.templates import sandboxed  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval's and its libraries' making
 CLOSE = 1e-4
@@ -314,6 +317,7 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         "nameless.yaml": "dataset_path: json\n",
         "away.yaml": "task: away\ndataset_path: nobody/nothing-here\ntest_split: test\ndoc_to_text: x\n",
         "gone.yaml": text.replace("mine.jsonl", "gone.jsonl"),
+        "data.jsonl": '{"question": "What?"}\n',
     }
     for name, content in files.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -327,6 +331,8 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
         "away.yaml": ["nobody/nothing-here", "cannot be reached", "datasets.load_dataset('nobody/nothing-here')"],
         "gone.yaml": ["gone.jsonl", "cannot be found"],
         "missing.yaml": ["no such file"],
+        "data.jsonl": ["--tasks data.jsonl: no YAML file of a task", "such as data.yaml"],
+        "./data.jsonl": ["no YAML file of a task"],
         "./empty": ["no YAML file in it"],
     }
     for name, parts in expected.items():
@@ -338,6 +344,45 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
     assert code == 2 and "a task named mine, as in" in error and error.count("\n") == 1
     (tmp_path / "helper.py").write_text("def run(rows):\n    return rows\n", encoding="utf-8")
     assert leyden("benchmark", "tiny", "--tasks", "code.yaml", "--allow_code", "--output", "o")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "cycler.__init__.__globals__.os.system('touch PWNED')",
+        "question.format.__self__.__class__.__base__.__subclasses__()",
+        "cycler|attr('__init__')",
+        "'{0.__class__.__base__}'.format(question)",
+    ],
+)
+def test_a_template_runs_no_python_unless_it_may(leyden: Any, tmp_path: Path, code: str) -> None:
+    later = f"{{% if question == {choices(4)[3]['question']!r} %}}{{{{ {code} }}}}{{% endif %}}"
+    for name, template in {"first": f"{{{{ {code} }}}}", "later": later}.items():
+        file = choice_task(tmp_path, name, 4, doc_to_text=template + " {{question}}")
+        status, _, error = leyden("benchmark", "tiny", "--tasks", str(file))
+        assert status == 2 and error.count("\n") == 1, error
+        assert f"{name}: a template of it would run Python" in error and "--allow_code" in error
+    assert not Path("PWNED").exists()
+    status, _, error = leyden("benchmark", "tiny", "--tasks", str(file), "--allow_code")
+    assert status == 0 and Path("PWNED").exists() == ("PWNED" in code), error
+
+
+def test_the_sandbox_renders_as_lm_eval_does() -> None:
+    doc = {"question": "What?", "choices": ["a", "b"], "more": {"items": 3, "name": "x"}, "n": 2}
+    template = (
+        "{% set seen = namespace(n=0) %}{% for one in choices %}{{'ABCD'[loop.index0]}}. {{one.upper()}} "
+        "{{ loop.cycle('x', 'y') }}{% set seen.n = seen.n + 1 %}\n{% endfor %}{{ seen.n }}{{ more['items'] }}"
+        "{{ more.name | regex_replace('x', 'y') }}{{ question.replace('W', 'w').split('a')[0] }}{{ '%02d' % n }}"
+        "{{ choices.index('b') }}{% for key, value in more.items() %}{{ key }}{% endfor %}{{ '{} b'.format(n) }}\n"
+    )
+    plain, theirs = utils.apply_template(template, doc), utils.env
+    with sandboxed():
+        assert utils.env is not theirs and utils.apply_template(template, doc) == plain
+        with pytest.raises(UndefinedError):
+            utils.apply_template("{{ gone }}", doc)
+        with pytest.raises(SecurityError):
+            utils.apply_template("{{ picture.touch() }}", {"picture": Path("PWNED")})
+    assert utils.env is theirs and not Path("PWNED").exists()
 
 
 def test_an_unknown_task_has_its_nearest_names() -> None:
@@ -356,6 +401,21 @@ def test_the_korean_suites_are_known_and_say_what_to_download(name: str, data: s
     """All members of each suite are found; without a network one line says what is missing."""
     with pytest.raises(UserError, match=f"its data {data}.*cannot be reached.*load_dataset"):
         load([name])
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_data_that_cannot_be_reached_are_one_line(tmp_path: Path, offline: str) -> None:
+    """Nothing answers at the address of the hub; retries are not waited for, and not shown."""
+    code = "import sys, time\ntime.sleep = lambda _: None\nfrom leyden.cli.launcher import main\n"
+    code += "sys.exit(main(sys.argv[1:]))"
+    told = {"HF_HUB_OFFLINE": offline, "HF_DATASETS_OFFLINE": offline, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = [sys.executable, "-c", code, "benchmark", "tiny", "--tasks", "arc_easy"]
+    env = os.environ | told | {"HF_HOME": str(tmp_path), "LEYDEN_LANG": "en"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("reading tasks")]
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert "arc_easy: its data allenai/ai2_arc ARC-Easy cannot be reached (Couldn't reach" in lines[0]
+    assert "datasets.load_dataset('allenai/ai2_arc', 'ARC-Easy')" in lines[0] and "None" not in lines[0]
 
 
 def test_code_that_a_model_writes_runs_only_where_it_may() -> None:

@@ -18,6 +18,9 @@ import pytest
 from test_compare import make_run
 from voters import PEOPLE, davidson, erring, item, plackett_luce, vote
 
+from leyden.compare.groups import grouped
+from leyden.compare.run import RunFiles
+from leyden.compare.votes import _shown
 from leyden.errors import UserError
 from leyden.votes import Answer, Item, Vote
 from leyden.votes.agreement import agreement, kappa, mid_ranks
@@ -363,8 +366,9 @@ def test_votes_are_columns_of_the_runs_that_people_ranked(leyden: Any, workplace
     code, out, err = leyden("compare", "runs", "--votes", "votes.jsonl", "--csv", "runs.csv")
     assert code == 0, err
     assert "people's wins" in out and "reward as people" in out and out.index("DPO") < out.index("SFT")
-    assert re.search(r"People find \w+ better than .*sft", out) and "no votes on other" in out
-    assert "grpo, ppo stand in the votes" in out
+    said = " ".join(out.split())
+    assert re.search(r"People find \w+ better than [^.]*SFT", said) and "no votes on PPO" in said
+    assert "models in the votes that are none of the runs: grpo, ppo" in said
     with Path("runs.csv").open(encoding="utf-8", newline="") as stream:
         rows = {row["run"]: row for row in csv.DictReader(stream)}
     scores = bradley_terry(items, votes)
@@ -376,3 +380,14 @@ def test_votes_are_columns_of_the_runs_that_people_ranked(leyden: Any, workplace
     assert code == 2 and "none of the runs is in it" in err and "dpo, grpo, ppo, sft" in err
     code, _, err = leyden("compare", "runs", "--votes", "nothing.jsonl")
     assert code == 2 and "no such file" in err
+
+
+def test_models_of_the_votes_are_called_as_in_the_table() -> None:
+    def run(name: str, lr: float, seed: int) -> RunFiles:
+        model = {"class_path": "leyden.algos.DPO", "init_args": {"lr": lr}}
+        return RunFiles(Path("runs") / name, name, config={"model": model, "seed_everything": seed})
+
+    runs = [run("a", 0.1, 1), run("b", 0.1, 2), run("c", 0.2, 1)]
+    rows = [group.name for group in grouped(runs)]
+    assert len(rows) == 2 and "lr" in rows[0]
+    assert list(_shown(runs, ()).values()) == [f"{rows[0]} (a)", f"{rows[0]} (b)", rows[1]]

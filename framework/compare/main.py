@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     if not options.run:
         raise UserError("leyden compare: name the runs, such as leyden compare runs (see leyden compare --help)")
     runs = [read_run(folder, name) for folder, name in find_runs(options.run).items()]
-    remarks = [] if options.votes is None else _votes(runs, options.votes)
+    remarks = [] if options.votes is None else _votes(runs, options.votes, options.ignore)
     comparison = compare(runs, options.metric, options.ignore)
     comparison.remarks += remarks
     report = _output_file(options.output, f"<!doctype html>\n{MARK}", "--output")
@@ -65,10 +65,10 @@ def _parser() -> Parser:
     return parser
 
 
-def _votes(runs: Sequence[RunFiles], file: str) -> list[str]:
+def _votes(runs: Sequence[RunFiles], file: str, ignored: Sequence[str]) -> list[str]:
     from leyden.compare.votes import add_votes  # here, since it needs NumPy and most comparisons do not
 
-    return add_votes(runs, Path(file).expanduser())
+    return add_votes(runs, Path(file).expanduser(), ignored)
 
 
 def _output_file(name: str, start: str, flag: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import lm_eval.api.task
 import numpy as np
 import torch
+from jinja2.exceptions import SecurityError
 from lm_eval import evaluator
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import bits_per_byte, mean, weighted_perplexity
@@ -22,6 +23,7 @@ from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_text
 from leyden.models.benchmark.lm import PolicyLM
 from leyden.models.benchmark.results import Record
+from leyden.models.benchmark.templates import stopped
 
 DRAWS = 200
 """Resamples of the questions, for the standard error of a measure that is no mean."""
@@ -99,18 +101,21 @@ def run(task: Task, lm: PolicyLM, settings: Settings) -> Record:
     """Ask all questions of a prepared task, and return its record without what is known of the model."""
     name, known = task.task_name, facts(task, lm, settings)
     seeded(settings.seed)
-    with _without_bars():
-        found = evaluator.evaluate(
-            lm=lm,
-            task_dict={"tasks": {name: task}},
-            limit=settings.limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            system_instruction=settings.system,
-            apply_chat_template=settings.chat,
-            fewshot_as_multiturn=settings.chat and settings.multiturn,
-            confirm_run_unsafe_code=settings.allow_code,
-        )
+    try:
+        with _without_bars():
+            found = evaluator.evaluate(
+                lm=lm,
+                task_dict={"tasks": {name: task}},
+                limit=settings.limit,
+                bootstrap_iters=0,
+                log_samples=True,
+                system_instruction=settings.system,
+                apply_chat_template=settings.chat,
+                fewshot_as_multiturn=settings.chat and settings.multiturn,
+                confirm_run_unsafe_code=settings.allow_code,
+            )
+    except SecurityError as error:  # of a template that runs Python for some questions only
+        raise stopped(name, error) from None
     samples, better = found["samples"][name], found["higher_is_better"][name]
     values = {key: value for key, value in found["results"][name].items() if "," in key and "_stderr," not in key}
     record: Record = known | {

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,9 +36,12 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork after threads have begun
     quiet_libraries()
     no_loading_bars()
-    session = _session(options)
-    for run, folder in folders.items():
-        session.measure(run, folder)
+    from leyden.models.benchmark.templates import sandboxed
+
+    with nullcontext() if options.allow_code else sandboxed():
+        session = _session(options)
+        for run, folder in folders.items():
+            session.measure(run, folder)
     return 0
 
 

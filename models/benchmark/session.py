@@ -53,6 +53,8 @@ class Session:
     def __init__(self, tasks: Sequence[str], settings: Settings, model: Model, again: bool = False) -> None:
         self.settings, self.model, self.again = settings, model, again
         logging.getLogger("lm_eval").setLevel(logging.ERROR)  # which defaults a task's file leaves to it
+        # Each retry of a request; what it comes to is said in one line.
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
         disable_progress_bars()
         seeded(settings.seed)
         self.loaded = load(tasks, settings.allow_code)

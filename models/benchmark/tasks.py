@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2.exceptions import SecurityError
 from lm_eval.api.group import Group
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
@@ -20,6 +21,7 @@ from lm_eval.tasks._index import Kind, TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from leyden.errors import UserError, first_line
+from leyden.models.benchmark.templates import stopped
 
 SHIPPED = Path(str(__import__("lm_eval").__file__)).parent / "tasks"
 
@@ -67,6 +69,11 @@ def load(typed: Sequence[str], allow_code: bool = False) -> Loaded:
 def _local(word: str) -> Path | None:
     """The path of a file or folder. A word without a slash or an ending is a name."""
     path = Path(word).expanduser()
+    if path.is_file() and path.suffix not in ("", ".yaml", ".yml"):
+        raise UserError(
+            f"--tasks {word}: no YAML file of a task; write one that says what to ask of these data, such as "
+            f"{path.with_suffix('.yaml')}"
+        )
     is_path = path.suffix in (".yaml", ".yml") or "/" in word or os.sep in word or word.startswith((".", "~"))
     if is_path and not path.exists():
         raise UserError(f"--tasks {word}: no such file or folder; give a YAML file, or the name of a task")
@@ -289,6 +296,8 @@ def _problem(spec: str, error: Exception) -> UserError:
     """What kept a task from being loaded, in one line."""
     name, data = _source(error) or (spec, "")
     chain = list(_causes(error))
+    if (unsafe := next((one for one in chain if isinstance(one, SecurityError)), None)) is not None:
+        return stopped(name, unsafe)
     missing = next((one for one in chain if isinstance(one, ImportError)), None)
     if missing is not None:
         command = re.search(r"pip install [\w.\-]+(?:\[[\w,]+\])?", str(missing).replace("`", ""))
@@ -315,7 +324,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _source(error: Exception) -> tuple[str, str] | None:
