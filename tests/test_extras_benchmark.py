@@ -312,6 +312,8 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
     files = {
         "code.yaml": text + "process_docs: !function helper.run\n",
         "by_class.yaml": "task: x\nclass: !function helper.Task\n",
+        "script.yaml": "task: y\nmetric_list:\n  - metric: ./evil\n",
+        "hub.yaml": "task: z\nmetric_list:\n  - {metric: acc, hf_evaluate: true}\n",
         "including.yaml": "include: code.yaml\ntask: other\n",
         "broken.yaml": "task: [\n",
         "nameless.yaml": "dataset_path: json\n",
@@ -325,6 +327,8 @@ def test_mistakes_in_tasks_are_one_line(leyden: Any, folder: Path, tmp_path: Pat
     expected = {
         "code.yaml": ["runs Python of its own (helper.run)", "--allow_code"],
         "by_class.yaml": ["helper.Task"],
+        "script.yaml": ["runs Python of its own (metric ./evil)", "--allow_code"],
+        "hub.yaml": ["metric acc"],
         "including.yaml": ["helper.run"],
         "broken.yaml": ["broken.yaml:2", "no YAML"],
         "nameless.yaml": ["task: nameless"],

@@ -129,10 +129,10 @@ def run(task: Task, lm: PolicyLM, settings: Settings) -> Record:
     for key, value in values.items():
         metric, chosen = key.split(",", 1)
         items = [one[metric] for one in samples if one["filter"] == chosen and metric in one]
-        kind, error, outcomes = _spread(task.aggregation().get(metric, mean), items)
+        kind, deviation, outcomes = _spread(task.aggregation().get(metric, mean), items)
         best = "least" if better.get(metric) is False else "most"
         named = metric if chosen == "none" else f"{metric}:{chosen}"
-        record["metrics"][named] = {"value": float(value), "error": error, "best": best, "kind": kind}
+        record["metrics"][named] = {"value": float(value), "error": deviation, "best": best, "kind": kind}
         if outcomes is not None:
             record["outcomes"][named] = outcomes
     record["metric"] = next(iter(record["metrics"]))

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from jinja2.exceptions import SecurityError
 from lm_eval.api.group import Group
+from lm_eval.api.registry import metric_registry
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._index import Kind, TaskIndex
@@ -108,7 +109,8 @@ def _check_files(path: Path, allow_code: bool) -> None:
 
 
 def _python_in(file: Path, seen: set[Path]) -> Iterator[str]:
-    """What a YAML file and those that it includes name by `!function` or `class`."""
+    """What a YAML file and those that it includes name by `!function` or `class`, and measures that are none of
+    lm-eval's, for which it runs a script that it finds in a folder or on the hub."""
     if file in seen or not file.is_file():
         return
     seen.add(file)
@@ -119,6 +121,7 @@ def _python_in(file: Path, seen: set[Path]) -> Iterator[str]:
         place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
         raise UserError(f"{place}: no YAML ({getattr(error, 'problem', None) or first_line(error)}); mend it") from None
     yield from (str(node.value) for node in _nodes(root) if node.tag == "!function")
+    yield from _scripts(root)
     for key, value in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value == "class":
             yield str(value.value)
@@ -126,6 +129,15 @@ def _python_in(file: Path, seen: set[Path]) -> Iterator[str]:
             names = [value] if isinstance(value, yaml.ScalarNode) else value.value
             for one in names:
                 yield from _python_in(file.parent / str(one.value), seen)
+
+
+def _scripts(root: Any) -> Iterator[str]:
+    """The measures of tasks that are none of lm-eval's own."""
+    for node in (node for node in _nodes(root) if isinstance(node, yaml.MappingNode)):
+        told = {key.value: value.value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
+        metric = told.get("metric")
+        if isinstance(metric, str) and ("hf_evaluate" in told or metric not in metric_registry):
+            yield f"metric {metric}"
 
 
 def _nodes(node: Any) -> Iterator[Any]:
