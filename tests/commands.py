@@ -174,6 +174,7 @@ def run_page(page: Path, folder: Path, earlier: Sequence[Path]) -> list[str]:
 def main(names: Sequence[str]) -> int:
     began = time.monotonic()
     os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # in pipes
     chosen = [page for page in pages() if not names or page.name == "README.md" or page.name in names]
     with tempfile.TemporaryDirectory() as place:
         os.environ["LEYDEN_CACHE"] = str(Path(place, "cache"))
