@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -12,14 +11,11 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from leyden.atomic import write_whole
-from leyden.errors import UserError, first_line
-from leyden.run.metrics_csv import Tracker
-from leyden.run.trackers import COLUMNS, cells
-
-log = logging.getLogger("leyden")
+from leyden.errors import UserError
+from leyden.run.trackers import COLUMNS, GuardedTracker, cells
 
 
-class Trackio(Tracker):
+class Trackio(GuardedTracker):
     """Logs what metrics.csv holds under the same names and steps, the resolved configuration with what the run is made
     from, and samples. A run that goes on from a checkpoint goes on in trackio. Where trackio fails, training goes on.
 
@@ -31,6 +27,8 @@ class Trackio(Tracker):
         samples: most answers that each evaluation adds as a table.
     """
 
+    called = "trackio"
+
     def __init__(
         self,
         project: str = "leyden",
@@ -39,30 +37,18 @@ class Trackio(Tracker):
         space: str | None = None,
         samples: int = 20,
     ) -> None:
-        super().__init__()
-        if samples < 0:
-            raise UserError(f"--trainer.logger.samples {samples}: give 0 or more")
+        super().__init__(project, samples)
         try:
             import trackio  # noqa: F401
         except ImportError as error:
             raise UserError("--trainer.logger leyden.trackio.Trackio: not installed; pip install trackio") from error
-        self.project, self.run_name, self.group, self.space = project, name, group, space
-        self.most_samples = samples
-        self.run: Any = None
+        self.run_name, self.group, self.space = name, group, space
         self._rows: list[dict[str, Any]] = []
         """Rows that are not sent yet, the last of which can still grow."""
-        self._off = False
-
-    @property
-    def name(self) -> str:
-        return self.project
 
     @property
     def version(self) -> str | None:
         return None if self.run is None else str(self.run.name)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `begin` is given the whole configuration."""
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def begin(self, folder: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -115,16 +101,6 @@ class Trackio(Tracker):
         for row in rows:
             values = {name: value if name == "eval/samples" else float(value) for name, value in row.items()}
             self._try(lambda values=values: self.run.log(values, step=int(values.pop("step"))))  # type: ignore[misc]
-
-    def _try(self, call: Callable[[], Any]) -> None:
-        """Do something with trackio; if that fails, say so once and leave it alone from then on."""
-        if self._off:
-            return
-        try:
-            call()
-        except Exception as error:  # whatever is wrong with it, training goes on
-            self._off = True
-            log.warning("trackio: %s; training goes on without it", first_line(error)[:200])
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def finalize(self, status: str) -> None:

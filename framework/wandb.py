@@ -7,23 +7,21 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from leyden.atomic import write_whole
-from leyden.errors import UserError, first_line
-from leyden.run.metrics_csv import Tracker
-from leyden.run.trackers import COLUMNS, cells
+from leyden.run.trackers import COLUMNS, GuardedTracker, brief, cells
 
 log = logging.getLogger("leyden")
 AXES = ("train/tokens", "train/samples", "train/seconds")
 """What runs can be compared over beside optimizer steps; every row has them."""
 
 
-class WandB(Tracker):
+class WandB(GuardedTracker):
     """Logs what metrics.csv holds, the resolved configuration, what the run is made from, samples, and the adapter.
 
     The job type is the algorithm, and the x axis the optimizer step; tokens, samples and seconds of training stand in
@@ -42,6 +40,8 @@ class WandB(Tracker):
         patience: seconds to wait for W&B when the run begins, before it goes on offline.
     """
 
+    called = "W&B"
+
     def __init__(
         self,
         project: str = "leyden",
@@ -54,30 +54,18 @@ class WandB(Tracker):
         artifact: bool = True,
         patience: float = 30.0,
     ) -> None:
-        super().__init__()
-        if samples < 0:
-            raise UserError(f"--trainer.logger.samples {samples}: give 0 or more")
-        self.project, self.entity, self.group, self.run_name, self.tags = project, entity, group, name, list(tags)
-        self.mode, self.most_samples, self.artifact = mode, samples, artifact
-        self.patience = patience
-        self.run: Any = None
+        super().__init__(project, samples)
+        self.entity, self.group, self.run_name, self.tags = entity, group, name, list(tags)
+        self.mode, self.artifact, self.patience = mode, artifact, patience
         self._table: Any = None
         self._row: dict[str, Any] = {}
         self._axes = dict.fromkeys(AXES, 0.0)
         self._early: list[dict[str, Any]] = []
         """Rows from before the run began."""
-        self._off = False
-
-    @property
-    def name(self) -> str:
-        return self.project
 
     @property
     def version(self) -> str | None:
         return None if self.run is None else str(self.run.id)
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `begin` is given the whole configuration."""
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -105,7 +93,7 @@ class WandB(Tracker):
                 break
             except Exception as error:  # whatever is wrong with it, training goes on
                 number = secrets.token_hex(4)  # the first one counts as in use
-                log.warning("W&B (%s): %s", chosen, _brief(error))
+                log.warning("W&B (%s): %s", chosen, brief(error))
         else:
             self._off = True
             return
@@ -123,16 +111,6 @@ class WandB(Tracker):
         for name in AXES:
             self.run.define_metric(name, step_metric="step")
         self.run.define_metric("*", step_metric="step")
-
-    def _try(self, call: Callable[[], Any]) -> None:
-        """Do something with W&B; if that fails, say so once and leave it alone from then on."""
-        if self._off:
-            return
-        try:
-            call()
-        except Exception as error:
-            self._off = True
-            log.warning("W&B: %s; training goes on without it", _brief(error))
 
     # -- numbers, samples, files -------------------------------------------------------------------------------------
 
@@ -194,11 +172,6 @@ class WandB(Tracker):
             log.warning("W&B: not reached for a minute; wandb sync %s sends the rest", Path(self.run.dir).parent)
         self.run = None
         self._off = True
-
-
-def _brief(error: Exception) -> str:
-    """The first line of an error, or its kind where it says nothing."""
-    return first_line(error)[:200]
 
 
 def _logged_in() -> bool:

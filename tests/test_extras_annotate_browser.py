@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,29 +17,13 @@ from typing import Any, ClassVar
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api")
+from browsers import chromium, least_contrast, needs_chromium  # noqa: E402
+
 from leyden.datamodules.annotate.store import Store  # noqa: E402
 from leyden.votes.vote import Answer, Item, current  # noqa: E402
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium, Chrome or chromium-browser is installed")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-ARGUMENTS += ["--disable-sync", "--no-first-run"]
+pytestmark = needs_chromium
 ALL = "[...document.querySelectorAll"
-CONTRAST = """() => {
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
-  const behind = (box) => {
-    const color = parse(getComputedStyle(box).backgroundColor);
-    return color.length < 4 || color[3] > 0.99 ? color : behind(box.parentElement);
-  };
-  const all = [...document.querySelectorAll("p, button, span, code, th, td, label, kbd, li")];
-  const shown = all.filter((box) => box.offsetParent && box.textContent.trim() && !box.matches("[aria-disabled=true]"));
-  return Math.min(...shown.map((box) => {
-    const [dim, bright] = [light(parse(getComputedStyle(box).color)), light(behind(box))].sort((x, y) => x - y);
-    return (bright + 0.05) / (dim + 0.05);
-  }));
-}"""
 TANGLE = "".join(mark * 4000 for mark in ("**a", "[b](", "`", "_c", "~~", "|", "> ", "- ", "\n#", "\n1. "))
 SCRIPT = "<script>document.title = 'hacked'</script><img src=x onerror=\"document.title = 'hacked'\">"
 
@@ -85,10 +68,8 @@ def _no_server_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 def items(folder: Path, count: int, answers: int = 2, texts: dict[int, str] | None = None) -> list[Item]:
@@ -146,19 +127,18 @@ class Person(threading.Thread):
         self.is_killed = False
 
     def run(self) -> None:
-        with playwright.sync_playwright() as play:
-            started = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-            processes = started.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
-            self.browser = next(int(process["id"]) for process in processes if process["type"] == "browser")
-            try:
+        try:
+            with chromium() as started:
+                processes = started.new_browser_cdp_session().send("SystemInfo.getProcessInfo")["processInfo"]
+                self.browser = next(int(process["id"]) for process in processes if process["type"] == "browser")
                 page = opened(started, self.link)
                 page.set_default_timeout(90_000)
                 while page.query_selector(".card"):
                     ranked(page, "1", "2")
                     self.told += 1
-            except playwright.Error:
-                if not self.is_killed:
-                    raise
+        except playwright.Error:
+            if not self.is_killed:
+                raise
 
     def kill(self) -> None:
         self.is_killed = True
@@ -402,8 +382,8 @@ def test_it_fits_and_can_be_read(browser: Any, tmp_path: Path, width: int, schem
 
 
 def contrast(page: Any) -> float:
-    """The least contrast of text against what is behind it, as WCAG 2 has it."""
-    return float(page.evaluate(CONTRAST))
+    boxes = ":is(p, button, span, code, th, td, label, kbd, li):not([aria-disabled=true])"
+    return least_contrast(page, boxes)
 
 
 def test_a_link_that_is_wrong_is_told_and_leaves_the_address(browser: Any, tmp_path: Path) -> None:

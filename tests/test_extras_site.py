@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsers import chromium, needs_chromium
 
 for name in ("mkdocs", "material", "mkdocstrings", "mkdocs_static_i18n"):
     pytest.importorskip(name)
@@ -133,22 +133,11 @@ def test_korean_words_can_be_found(site: Path) -> None:
     assert json.loads(text(site / "search" / "search_index.json"))["config"]["lang"] == ["en"]
 
 
-def browser() -> str:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
-        pytest.skip("no Chromium on this machine")
-    return found[0]
-
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-QUIET += ["--disable-sync", "--no-first-run"]
-
-
+@needs_chromium
 def test_the_search_finds_words_of_both_languages_from_a_disk(site: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser(), args=QUIET)
-        page = chromium.new_page()
+    pytest.importorskip("playwright.sync_api")
+    with chromium() as browser:
+        page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         for start, query, found in (("ko/index.html", "보상", "보상"), ("index.html", "max_new_tokens", "Sampling")):
@@ -158,18 +147,16 @@ def test_the_search_finds_words_of_both_languages_from_a_disk(site: Path) -> Non
             result = page.locator(".md-search-result__item").filter(has_text=found).first
             result.wait_for(timeout=60_000)
         assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:", "about:"))]
-        chromium.close()
 
 
+@needs_chromium
 @pytest.mark.parametrize("width", [380, 1360])
 def test_no_page_is_wider_than_the_screen(site: Path, width: int) -> None:
-    playwright = pytest.importorskip("playwright.sync_api")
+    pytest.importorskip("playwright.sync_api")
     pages = ("index", "algorithms", "preferences", "ko/algorithms", "reference/algos/GRPO", "reference/index")
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=browser(), args=QUIET)
-        page = chromium.new_page(viewport={"width": width, "height": 800})
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 800})
         for name in pages:
             page.goto((site / f"{name}.html").as_uri())
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert over <= 0, name
-        chromium.close()

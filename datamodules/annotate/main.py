@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leyden.cli.parser import Parser
+from leyden.cli.parser import Parser, run_verb
 from leyden.errors import UserError, nearest
 from leyden.language import localised, say
 from leyden.paths import resolve
@@ -25,20 +24,7 @@ OF_MODELS = ("samples", "system", "temperature", "max_new_tokens")
 
 def main(argv: list[str]) -> int:
     """Run one verb and return the exit code. Raises `UserError` for what the user can mend."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        say(_help())
-        return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        raise UserError(f"annotate: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
-    try:
-        return VERBS[verb](rest)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        sys.stderr.close()
-        return 0
+    return run_verb("annotate", VERBS, _help, argv)
 
 
 def _serve(argv: list[str]) -> int:

@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leyden.cli.parser import Parser
-from leyden.errors import UserError, nearest
+from leyden.cli.parser import Parser, run_verb
+from leyden.errors import UserError
 from leyden.language import say
 
 if TYPE_CHECKING:
@@ -23,20 +23,7 @@ KINDS = ("instruction", "preference", "unpaired", "prompts", "candidates")
 
 def main(argv: list[str]) -> int:
     """Run one data verb and return the exit code. Raises `UserError` for what the user can mend."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        say(_help())
-        return 0
-    verb, *rest = argv
-    if verb not in VERBS:
-        raise UserError(f"data: no verb '{verb}'{nearest(verb, VERBS) or '; use ' + ', '.join(VERBS)}")
-    try:
-        return VERBS[verb](rest)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        sys.stderr.close()
-        return 0
+    return run_verb("data", VERBS, _help, argv)
 
 
 class _Parser(Parser):

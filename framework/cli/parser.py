@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from leyden.errors import UserError, nearest
-from leyden.language import localised
+from leyden.language import localised, say
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,3 +63,38 @@ class Parser(argparse.ArgumentParser):
             return value
 
         self.add_argument(flag, type=one_of, default=default, metavar="|".join(options), help=help)
+
+
+def show_every_character() -> None:
+    """Let a terminal that cannot show a character show its number, and not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_verb(
+    command: str, verbs: Mapping[str, Callable[[list[str]], int]], help: Callable[[], str], argv: list[str]
+) -> int:
+    """Run one verb of a command that has several, or print its help, and return the exit code.
+
+    Args:
+        command: its name, `data`.
+        verbs: what each verb runs, given the arguments behind it.
+        help: makes the text for --help.
+        argv: the verb and its arguments.
+
+    Raises:
+        UserError: there is no such verb, or the user can mend what it says.
+    """
+    show_every_character()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        say(help())
+        return 0
+    verb, *rest = argv
+    if verb not in verbs:
+        raise UserError(f"{command}: no verb '{verb}'{nearest(verb, verbs) or '; use ' + ', '.join(verbs)}")
+    try:
+        return verbs[verb](rest)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+        sys.stderr.close()
+        return 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from leyden.atomic import write_whole
-from leyden.cli.parser import Parser
+from leyden.cli.parser import Parser, show_every_character
 from leyden.compare.comparison import compare
 from leyden.compare.export import FIRST, as_csv
 from leyden.compare.finding import find_runs
@@ -23,9 +22,7 @@ from leyden.language import say
 
 def main(argv: Sequence[str]) -> int:
     """Compare runs and return 0. Raises `UserError` for a mistake that the user can mend."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # terminals that cannot show every character
+    show_every_character()
     parser = _parser()
     options = parser.read(argv)
     if not options.run:

@@ -10,12 +10,12 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from leyden.errors import first_line
+from leyden.errors import UserError, first_line
 from leyden.run.folder import flattened
 from leyden.run.metrics_csv import MetricsCSV, Tracker
 
@@ -24,6 +24,47 @@ COLUMNS = ("step", "row", "prompt", "response", "reward", "reference", "referenc
 """Columns of a table of samples."""
 SAMPLES = 20
 """Most samples of each evaluation that Lightning's own loggers are given; samples.jsonl has all."""
+
+
+class GuardedTracker(Tracker):
+    """A tracker that fails without ending the run: the first time that it does, that is said, and it is left alone.
+
+    A subclass sets `run` where its run begins.
+    """
+
+    called: ClassVar[str]
+    """What the service is called."""
+
+    def __init__(self, project: str, samples: int) -> None:
+        super().__init__()
+        if samples < 0:
+            raise UserError(f"--trainer.logger.samples {samples}: give 0 or more")
+        self.project, self.most_samples = project, samples
+        self.run: Any = None
+        """The service's own, between beginning and end"""
+        self._off = False
+
+    @property
+    def name(self) -> str:
+        return self.project
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `begin` is given the whole configuration."""
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        """Do something with the service; if that fails, say so once and leave it alone from then on."""
+        if self._off:
+            return
+        try:
+            call()
+        except Exception as error:  # whatever is wrong with it, training goes on
+            self._off = True
+            log.warning("%s: %s; training goes on without it", self.called, brief(error))
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error, or its kind where it says nothing."""
+    return first_line(error)[:200]
 
 
 def cells(row: Mapping[str, Any]) -> list[Any]:
@@ -81,4 +122,4 @@ def _try(logger: Logger, call: Callable[[], Any]) -> None:
     try:
         call()
     except Exception as error:  # whatever is wrong with a logger of other people
-        log.warning("%s: %s; training goes on", type(logger).__name__, first_line(error)[:200])
+        log.warning("%s: %s; training goes on", type(logger).__name__, brief(error))

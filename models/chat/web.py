@@ -11,12 +11,12 @@ import json
 import math
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -33,7 +33,7 @@ from leyden.web.serve import Address, listen, serve
 from leyden.web.site import read_json, site
 
 if TYPE_CHECKING:
-    from leyden.models.chat.answers import Written
+    from leyden.models.chat.answers import Answers, Written
 
 PAGE = Path(__file__).parent / "page"
 MOST_WAITING = 32
@@ -43,26 +43,6 @@ MOST_TOKENS = 1 << 17
 """Of an answer, at most."""
 WHOLE = 1 << 53
 """Browsers know whole numbers up to here."""
-
-
-class Model(Protocol):
-    """Something that answers: `leyden.models.chat.answers.Answers`."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of its parameters."""
-        ...
-
-    def write(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        show: Callable[[str, int], None],
-        sampling: Sampling | None = None,
-        number: int | None = None,
-        is_stopped: Callable[[], bool] = ...,
-    ) -> Written:
-        """Answer a conversation, and show the answer while it is written."""
-        ...
 
 
 class BadRequest(ValueError):
@@ -78,7 +58,7 @@ class Chat:
         system: the system prompt that a page begins with; empty for none.
     """
 
-    def __init__(self, models: Mapping[str, Model], sampling: Sampling, system: str = "") -> None:
+    def __init__(self, models: Mapping[str, Answers], sampling: Sampling, system: str = "") -> None:
         self.names, self.models = list(models), list(models.values())
         self.sampling, self.system = sampling, system
         self.queues = [list[asyncio.Event]() for _ in models]
@@ -244,11 +224,11 @@ def serving(options: Namespace) -> int:
     return 0
 
 
-def _loaded(options: Namespace, sampling: Sampling) -> dict[str, Model]:
+def _loaded(options: Namespace, sampling: Sampling) -> dict[str, Answers]:
     """Name -> model. Raises `UserError` for one that cannot chat, or has no place for the system prompt."""
     from leyden.models.chat.answers import Answers
 
-    models = dict[str, Model]()
+    models = dict[str, Answers]()
     for name, path in short_names(options.model).items():
         say(f"{name}: loading", flush=True)
         how = (options.dtype, options.chat_template, options.base, options.chat_template_args)
