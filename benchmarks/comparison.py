@@ -4,10 +4,11 @@
 
 One SFT model on generated questions, the exact reward `Gold`, the same prompts, the same budget of scored answers for
 each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four to
-a prompt, ranked by the same reward. Each learning rate of a sweep is run once (seed 100) at half of the budget, and the
-one with the most reward on one half of the held-out questions is kept. Then three other seeds are run, and measured on
-the other half at temperature 1: reward, win rate against the SFT model, KL from it (nats summed over an answer), length
-in tokens, the loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all.
+a prompt, ranked by the same reward. A sweep of learning rates runs each once (seed 100) at half of the budget, three
+to begin with, until the one with the most reward on one half of the held-out questions lies between two others; that
+one is kept. Then three other seeds are run, and measured on the other half at temperature 1: reward, win rate against
+the SFT model, KL from it (nats summed over an answer), length in tokens, the loss on general text (what was forgotten),
+tokens trained on, and seconds of processor time, all in all.
 Runs that FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no
 reward.
 """
@@ -33,8 +34,8 @@ PACKAGES = ("leyden", "torch", "transformers", "lightning")
 ANSWERS, ROLLOUTS, EPOCHS = 256, 6, 2
 """Scored answers a rollout, and rollouts: the budget is their product. Epochs over as many answers that are given."""
 SEEDS, TRIAL = (0, 1, 2), 100
-RATES = ("3e-5", "1.5e-4", "7e-4")
-"""The sweep, the same for each algorithm, at half of the budget."""
+RATES = ("6e-6", "3e-5", "1.5e-4", "7e-4", "3e-3")
+"""Learning rates of the sweep, of which the three in the middle are tried for each algorithm."""
 GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]
 SAMPLED: dict[str, list[object]] = {
     "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1],
@@ -147,6 +148,12 @@ def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: i
     return result
 
 
+def untried(rewards: Mapping[str, float]) -> list[str]:
+    """Rates that a sweep runs next: those beside the best so far, the middle three at first."""
+    at = RATES.index(max(rewards, key=rewards.__getitem__)) if rewards else 2
+    return [rate for rate in RATES[max(0, at - 1) : at + 2] if rate not in rewards]
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean of a few seeds, and half of its 95 % interval by Student's t."""
     quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}.get(len(values), math.nan)
@@ -199,17 +206,20 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = prepare(folder, options.heldout)
     with ThreadPoolExecutor(options.jobs) as pool:
-        trials = {(n, r): pool.submit(train, folder, files, n, r, TRIAL) for n in options.only for r in RATES}
-        best: dict[str, str] = {}
-        for name in options.only:
-            rewards = {rate: trials[name, rate].result()["reward"] for rate in RATES}
-            best[name] = max(rewards, key=rewards.__getitem__)
-            print(json.dumps({"sweep": name, "rewards": rewards}), flush=True)
+        sweeps: dict[str, dict[str, float]] = {name: {} for name in options.only}
+        while asked := [(name, rate) for name, rewards in sweeps.items() for rate in untried(rewards)]:
+            trials = [pool.submit(train, folder, files, name, rate, TRIAL) for name, rate in asked]
+            for (name, rate), trial in zip(asked, trials, strict=True):
+                sweeps[name][rate] = trial.result()["reward"]
+                print(json.dumps({"sweep": name, "rate": rate, "reward": sweeps[name][rate]}), flush=True)
+        best = {name: max(rewards, key=rewards.__getitem__) for name, rewards in sweeps.items()}
         runs = {(n, s): pool.submit(train, folder, files, n, best[n], s) for n in options.only for s in SEEDS}
         results: dict[str, dict[str, Any]] = {}
         for name in options.only:
             each = [runs[name, seed].result() for seed in SEEDS]
-            results[name] = {"rate": best[name]} | {m: [one[m] for one in each if m in one] for m in FORMS}
+            results[name] = {"rate": best[name], "sweep": sweeps[name]} | {
+                m: [one[m] for one in each if m in one] for m in FORMS
+            }
             print(json.dumps({name: results[name]}), flush=True)
     before = next(iter(runs.values())).result()["reward_before"]
     print(f"\nthe SFT model: {before:.3f}; {ROLLOUTS * ANSWERS} scored answers each\n\n{table(results)}\n")

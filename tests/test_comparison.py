@@ -38,3 +38,11 @@ def test_the_table_is_sorted_by_reward_and_has_an_interval_over_seeds(comparison
     assert len({line.count("|") for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["b", "a"]
     assert lines[3].split("|")[3].strip() == "1.20 ± 0.50"  # 4.303 times 0.2 / √3
+
+
+def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(comparison: Any) -> None:
+    assert comparison.untried({}) == ["3e-5", "1.5e-4", "7e-4"]
+    assert comparison.untried({"3e-5": 1.0, "1.5e-4": 3.0, "7e-4": 2.0}) == []
+    assert comparison.untried({"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0}) == ["3e-3"]
+    assert comparison.untried({"3e-5": 3.0, "1.5e-4": 2.0, "7e-4": 1.0}) == ["6e-6"]
+    assert comparison.untried({"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0, "3e-3": 4.0}) == []  # the end of the sweep
