@@ -6,10 +6,10 @@ One SFT model on generated questions, the exact reward `Gold`, the same prompts,
 each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four to
 a prompt, ranked by the same reward. A sweep of learning rates runs each once (seed 100) at half of the budget, three
 to begin with, until the one with the most reward on one half of the held-out questions lies between two others; that
-one is kept. Then three other seeds are run, and measured on the other half at temperature 1: reward, win rate against
+one is kept. Then five other seeds are run, and measured on the other half at temperature 1: reward, win rate against
 the SFT model, KL from it (nats summed over an answer), length in tokens, the loss on general text (what was forgotten),
-tokens trained on, and seconds of processor time, all in all.
-Runs that FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no
+tokens trained on, and seconds of processor time, all in all. Runs that FOLDER has from an earlier call are not run again.
+Distillation is not here, since it has a teacher and no
 reward.
 """
 
@@ -33,7 +33,7 @@ import baseline
 PACKAGES = ("leyden", "torch", "transformers", "lightning")
 ANSWERS, ROLLOUTS, EPOCHS = 256, 6, 2
 """Scored answers a rollout, and rollouts: the budget is their product. Epochs over as many answers that are given."""
-SEEDS, TRIAL = (0, 1, 2), 100
+SEEDS, TRIAL = (0, 1, 2, 3, 4), 100
 RATES = ("6e-6", "3e-5", "1.5e-4", "7e-4", "3e-3")
 """Learning rates of the sweep, of which the three in the middle are tried for each algorithm."""
 GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]

@@ -300,7 +300,7 @@ class Engine:
         known = {"prompt_logprobs": self.likely(model, asked["prompt"])} if "prompt_logprobs" in asked else {}
         choices = []
         for k, (mine, said) in enumerate(zip(tokens, logp, strict=True)):
-            ended = "stop" if mine[-1] in asked["stop_token_ids"] else "length"
+            ended = "stop" if self.has_ended(mine, asked) else "length"
             choices.append({"index": k, "text": "", "finish_reason": ended, "token_ids": mine,
                             "logprobs": {"token_logprobs": said}, **known})  # fmt: skip
         return {"object": "text_completion", "model": asked["model"], "choices": choices[::-1]}
@@ -326,7 +326,7 @@ class Engine:
 
     def sample(self, model: Llama, asked: Mapping[str, Any]) -> tuple[list[list[int]], list[list[float]]]:
         """Token ids and their log-probs, of n samples: each by its own noise, whatever else is being sampled."""
-        n, stop = asked["n"], set(asked["stop_token_ids"])
+        n = asked["n"]
         noise = [np.random.default_rng(asked["seed"] + k) for k in range(n)]
         logits, keys = self.read(model, asked["model"], asked["prompt"])
         logits, keys = np.repeat(logits, n, 0), np.repeat(keys, n, 2)
@@ -337,13 +337,22 @@ class Engine:
             drawn = [int(np.argmax(row)) if asked["temperature"] == 0 else draw(row, one)
                      for row, one in zip(logp, noise, strict=True)]  # fmt: skip
             for k, token in enumerate(drawn):
-                if not tokens[k] or tokens[k][-1] not in stop:
+                if not tokens[k] or not self.has_ended(tokens[k], asked):
                     tokens[k].append(token)
                     said[k].append(float(logp[k, token]))
-            if all(mine[-1] in stop for mine in tokens):
+            if all(self.has_ended(mine, asked) for mine in tokens):
                 break
             logits, keys = model(np.array(drawn)[:, None], keys)
         return tokens, said
+
+    def has_ended(self, tokens: list[int], asked: Mapping[str, Any]) -> bool:
+        """Whether a response ends with a stop token, or has a stop string."""
+        if tokens[-1] in asked["stop_token_ids"] or not asked.get("stop"):
+            return tokens[-1] in asked["stop_token_ids"]
+        from tokenizers import Tokenizer  # only where texts are asked for
+
+        text = Tokenizer.from_file(f"{self.given.model}/tokenizer.json").decode(tokens)
+        return any(stop in text for stop in asked["stop"])
 
     def likely(self, model: Llama, prompt: list[int]) -> list[Any]:
         """What it says of each token of a prompt, but for the first."""

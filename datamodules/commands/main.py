@@ -135,7 +135,7 @@ def _sample(argv: list[str]) -> int:
 
 
 def _label(argv: list[str]) -> int:
-    from leyden.datamodules.commands.reward_flags import flags_as_text, reward_from, split_flags
+    from leyden.cli.class_flags import flags_as_text, maker, split_flags
 
     parser = _Parser("label", "Turn several responses to each prompt into preferences, by a reward.")
     parser.add_argument("source", metavar="IN", help="rows of prompts with responses: a file, a folder or a glob")
@@ -151,15 +151,21 @@ def _label(argv: list[str]) -> int:
     parser.add_argument("--format", default="auto", metavar="NAME", help="force a format by name")
     parser.columns("prompt", "response", "responses")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that exists")
-    rest, flags = split_flags(argv)
+    rest, flags = split_flags(argv, "reward")
     args = parser.read(rest)
-    reward = reward_from(flags)
+    reward = maker(flags, "reward", _reward_class)
     from leyden.datamodules.commands.label import Labels, label
     from leyden.datamodules.source import Source
 
     labels = Labels(args.pairs, args.min_gap, args.max_responses, args.batch_size, args.overwrite)
     source = Source(args.source, "candidates", args.format, _columns(args))
     return label(source, args.output, reward, flags_as_text(flags), labels)
+
+
+def _reward_class() -> type:
+    from leyden.rewards.reward import Reward
+
+    return Reward
 
 
 def _cell(value: object) -> object:

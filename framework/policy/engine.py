@@ -30,6 +30,9 @@ class Engine(ABC):
     """Whether it can sample while this process trains."""
     room: int | None = None
     """Most tokens of a prompt and its response, where that is less than `start` was told."""
+    stop_strings: Sequence[str] = ()
+    """Texts of which the caller wants nothing that comes after. An engine that can ends a response there, with the
+    tokens of the text as part of it; others sample on."""
 
     def servers(self) -> Sequence[Engine]:
         """What it is made of, each to be proven by itself after a sync; as many on every process."""

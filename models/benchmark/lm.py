@@ -23,7 +23,8 @@ from leyden.errors import UserError
 from leyden.models.benchmark.scores import Request, Score, score
 from leyden.models.causal_lm import CausalLM
 from leyden.models.generation.generate import generate
-from leyden.policy.policy import Sampling
+from leyden.policy.engine import Engine
+from leyden.policy.policy import Response, Sampling
 
 LOOKBACK = 8
 """Tokens beside those of a stop string in which it is looked for: it may begin and end inside of others."""
@@ -48,6 +49,8 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         seed: of sampled answers.
         forward: the context of forward passes, such as autocast.
         on_progress: called with a kind of request, how many of them were just done, and how many there are.
+        engine: what samples answers, given the most tokens of a question and its answer; None is the policy itself.
+            Log-probabilities are the policy's own in any case.
     """
 
     backend = "causal"
@@ -61,9 +64,10 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         seed: int = 0,
         forward: Callable[[], Any] = nullcontext,
         on_progress: Callable[[str, int, int], None] = lambda kind, done, total: None,
+        engine: Callable[[int], Engine] | None = None,
     ) -> None:
         super().__init__()
-        self.policy, self.batch_tokens, self.seed = policy, batch_tokens, seed
+        self.policy, self.batch_tokens, self.seed, self.engine = policy, batch_tokens, seed, engine
         self.add_bos_token, self.forward, self.on_progress = add_bos_token, forward, on_progress
         self.cut = 0
         """Requests that were too long and lost their beginning"""
@@ -198,11 +202,25 @@ class PolicyLM(TemplateLM):  # type: ignore[misc]
         def report(done: int) -> None:
             self.on_progress("answers", done, total)
 
-        ended = self._ended(until)
         with self.forward():
-            groups = generate(self.policy, self.policy.backbone, prompts, 1, sampling, keys, report, ended=ended)
+            groups = self._sampled(prompts, sampling, keys, report, until)
         texts = (self.tokenizer.decode(group[0].tokens, skip_special_tokens=True) for group in groups)
         return [postprocess_generated_text(text, until, None) for text in texts]
+
+    def _sampled(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        keys: list[int],
+        report: Callable[[int], None],
+        until: list[str],
+    ) -> list[list[Response]]:
+        if self.engine is None:
+            ended = self._ended(until)
+            return generate(self.policy, self.policy.backbone, prompts, 1, sampling, keys, report, ended=ended)
+        engine = self.engine(self.max_length)
+        engine.stop_strings = until
+        return engine.generate(prompts, 1, sampling, keys, report)
 
     def _sampling(self, kwargs: dict[str, Any]) -> Sampling:
         """How answers are sampled. Raises `UserError` for what Leyden's sampler does not have."""

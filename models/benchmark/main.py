@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leyden.cli.class_flags import flags_as_text, maker, split_flags
 from leyden.cli.parser import Parser
 from leyden.errors import UserError
 from leyden.language import say
@@ -19,6 +20,7 @@ from leyden.run.console import no_loading_bars, quiet_libraries
 
 if TYPE_CHECKING:
     from leyden.models.benchmark.session import Session
+    from leyden.policy.engine import Engine
 
 ABOUT = """Ask models the questions of lm-eval's tasks; results go to benchmark.json in each run's folder.
 Tasks that are in it already, asked in the same way of the same weights, are not asked again."""
@@ -26,11 +28,13 @@ Tasks that are in it already, asked in the same way of the same weights, are not
 
 def main(argv: list[str]) -> int:
     """Run the command and return the exit code. Raises `UserError` for mistakes that the user can fix."""
-    options = _parser().read(argv)
+    words, engine = split_flags(argv, "engine")
+    options = _parser().read(words)
     _check(options)
     for run in options.run if options.checkpoint is None else ():
         resolve(run)  # a mistake is said before the libraries are there
     folders = _folders(options)
+    make = maker(engine, "engine", _engine_class) if engine else None
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("leyden benchmark: lm-eval is not installed; type pip install 'leyden[benchmark]'")
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # lm-eval would fork after threads have begun
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
     from leyden.models.benchmark.templates import sandboxed
 
     with nullcontext() if options.allow_code else sandboxed():
-        session = _session(options)
+        session = _session(options, make, flags_as_text(engine) if engine else None)
         for run, folder in folders.items():
             session.measure(run, folder)
     return 0
@@ -74,6 +78,8 @@ def _parser() -> Parser:
     parser.add_argument("--checkpoint", metavar="last|best|FILE", help="the model as it was then (default: at the end)")
     text = "folder of the results (default: the run's; of another model runs/benchmark-NAME)"
     parser.add_argument("--output", metavar="FOLDER", help=text)
+    text = "what samples answers, VLLM or another; --engine.KEY VALUE for what it takes (default: the model itself)"
+    parser.add_argument("--engine", metavar="CLASS", help=text)
     parser.add_argument("--again", action="store_true", help="ask tasks again that were asked already")
     text = "run the Python that a task brings, and the code that a model writes for it"
     parser.add_argument("--allow_code", "--allow-code", action="store_true", help=text)
@@ -121,7 +127,13 @@ def _flag(flag: str) -> Callable[[str], bool]:
     return read
 
 
-def _session(options: Namespace) -> Session:
+def _engine_class() -> type:
+    from leyden.policy.engine import Engine
+
+    return Engine
+
+
+def _session(options: Namespace, engine: Callable[[], Engine] | None, engine_as_text: str | None) -> Session:
     """Tasks are loaded once, for all models, and before any model is."""
     from leyden.models.benchmark.evaluate import Settings
     from leyden.models.benchmark.session import Model, Session
@@ -142,6 +154,8 @@ def _session(options: Namespace) -> Session:
         batch_tokens=options.batch_tokens,
         max_length=options.max_length,
         add_bos_token=options.add_bos_token,
+        engine=engine,
+        engine_as_text=engine_as_text,
     )
     say("reading tasks and their data")
     return Session(options.tasks, settings, model, options.again)

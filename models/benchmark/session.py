@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from leyden.models.benchmark.logged import log_results
 from leyden.models.benchmark.opening import Opened, opened
 from leyden.models.benchmark.results import Record, Results
 from leyden.models.benchmark.tasks import load
+from leyden.policy.engine import Engine
+from leyden.policy.engine_session import EngineSession
 
 EVERY = 30.0
 """Seconds between two lines of progress in a log file."""
@@ -38,6 +41,9 @@ class Model:
     batch_tokens: int | None = None
     max_length: int | None = None
     add_bos_token: bool | None = None
+    engine: Callable[[], Engine] | None = None
+    """Makes what samples answers."""
+    engine_as_text: str | None = None
 
 
 class Session:
@@ -66,10 +72,29 @@ class Session:
         results = Results(folder)
         results.read()  # a damaged file is said before hours of work
         one = opened(typed, self.model.dtype, self.model.base, self.model.checkpoint)
+        with self._engine(one, results.file.parent) as engine:
+            self._ask(typed, one, results, engine)
+
+    @contextmanager
+    def _engine(self, one: Opened, folder: Path) -> Iterator[Callable[[int], Engine] | None]:
+        """What gives the engine with the model's weights, which is started when it is first asked for, and ended."""
+        if self.model.engine is None:
+            yield None
+            return
+        session = EngineSession(self.model.engine())
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield lambda longest: session.sync(one.policy, 0, folder, longest)
+        except UserError as error:  # it names the flags of `fit`
+            raise UserError(str(error).replace("--model.engine", "--engine")) from None
+        finally:
+            session.stop()
+
+    def _ask(self, typed: str, one: Opened, results: Results, engine: Callable[[int], Engine] | None) -> None:
         progress = Progress(typed)
         lm = PolicyLM(
             one.policy, self.model.batch_tokens, self.model.max_length, self.model.add_bos_token, self.settings.seed,
-            one.forward, progress.add,
+            one.forward, progress.add, engine,
         )  # fmt: skip
         if self.settings.chat and not lm.tokenizer.chat_template:
             raise UserError(f"{typed}: it has no chat template; leave out --apply_chat_template")
@@ -102,6 +127,8 @@ class Session:
         """What is known of the model, the same in all its records."""
         dtype = "4 bits" if one.four_bits else str(one.policy.dtype).removeprefix("torch.")
         read = {"dtype": dtype, "max_length": lm.max_length, "add_bos_token": lm.add_bos_token}
+        if self.model.engine_as_text is not None:
+            read["engine"] = self.model.engine_as_text
         return {"model": one.fingerprint(), "path": one.name, "settings": read, "leyden": __version__}
 
     def _place(self, name: str) -> Record:

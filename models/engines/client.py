@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -143,7 +144,14 @@ class Client:
 
 
 def completion(
-    model: str, prompt: list[int], n: int, sampling: Sampling, seed: int, room: int, stop: frozenset[int]
+    model: str,
+    prompt: list[int],
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    room: int,
+    stop: frozenset[int],
+    stop_strings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The body of a request for `n` samples.
 
@@ -155,8 +163,10 @@ def completion(
         seed: of the first sample; vLLM gives sample k the seed + k.
         room: most tokens of an answer that the model has positions for.
         stop: token ids that end an answer; the one that did is part of it.
+        stop_strings: texts that end one; see `Engine.stop_strings`.
     """
-    return {
+    texts = {"stop": list(stop_strings), "include_stop_str_in_output": True} if stop_strings else {}
+    return texts | {
         "model": model,
         "prompt": prompt,
         "n": n if sampling.temperature > 0 else 1,  # all would be the same, and vLLM refuses to

@@ -103,6 +103,7 @@ class Requests:
         lives: whether a server that does not answer may come back.
         patience: seconds that it may take to.
         again: what makes a server ready that did; None where it is at once.
+        stop_strings: texts that end a response.
     """
 
     def __init__(
@@ -114,10 +115,11 @@ class Requests:
         lives: Callable[[], bool],
         patience: float,
         again: Callable[[Client], None] | None = None,
+        stop_strings: Sequence[str] = (),
     ) -> None:
         self.policy, self.replicas, self.model, self.responses = policy, replicas, model, responses
         self.lives, self.patience, self.again = lives, patience, again
-        self.stop = policy.stop
+        self.stop, self.stop_strings = policy.stop, stop_strings
 
     def stream(
         self,
@@ -214,7 +216,8 @@ class Requests:
             raise UserError(
                 f"a prompt of {len(prompt)} tokens leaves no position for an answer of {self.policy.positions}"
             )
-        return completion(self.model, prompt, n, sampling, request_seed(sampling.seed, key), room, self.stop)
+        seed = request_seed(sampling.seed, key)
+        return completion(self.model, prompt, n, sampling, seed, room, self.stop, self.stop_strings)
 
     def _group(self, answer: Any, n: int) -> list[Response]:
         """The n responses of an answer, in the order of their samples; a greedy one came once."""

@@ -296,8 +296,9 @@ class VLLM(Engine):
     ) -> Iterator[list[tuple[int, list[Response]]]]:
         assert self._policy is not None
         asking = Requests(
-            self._policy, self._replicas, self._model, self.requests, self._lives, self.start_timeout, self._again()
-        )
+            self._policy, self._replicas, self._model, self.requests, self._lives, self.start_timeout, self._again(),
+            self.stop_strings,
+        )  # fmt: skip
         return asking.stream(prompts, n, sampling, keys, on_progress or (lambda count: None))
 
     def servers(self) -> Sequence[Engine]:
