@@ -8,9 +8,8 @@ a prompt, ranked by the same reward. A sweep of learning rates runs each once (s
 to begin with, until the one with the most reward on one half of the held-out questions lies between two others; that
 one is kept. Then five other seeds are run, and measured on the other half at temperature 1: reward, win rate against
 the SFT model, KL from it (nats summed over an answer), length in tokens, the loss on general text (what was forgotten),
-tokens trained on, and seconds of processor time, all in all. Runs that FOLDER has from an earlier call are not run again.
-Distillation is not here, since it has a teacher and no
-reward.
+tokens trained on, and seconds of processor time, all in all. Runs that FOLDER has from an earlier call are not run
+again. Distillation is not here, since it has a teacher and no reward.
 """
 
 from __future__ import annotations
