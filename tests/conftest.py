@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ranks import Ranks
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}
 os.environ["LEYDEN_LANG"] = "en"  # whatever language the machine speaks
@@ -38,6 +39,14 @@ def _no_seed_of_another_test() -> None:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No tokenised data from another test, or from the user's own runs."""
     monkeypatch.setenv("LEYDEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes for all tests of a worker: each import of torch and Lightning takes seconds."""
+    pool = Ranks()
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

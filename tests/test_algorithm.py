@@ -56,13 +56,6 @@ def off(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.fixture(scope="session")
-def ranks() -> Any:
-    pool = Ranks()
-    yield pool
-    pool.close()
-
-
 @pytest.mark.parametrize("kind", [SFT, Mixed])
 def test_any_split_of_a_step_takes_the_same_step(kind: type[Algorithm], ranks: Ranks) -> None:
     whole = gradient(kind, 1)

@@ -134,13 +134,6 @@ def on_one_rank(accumulate: int, classes: bool) -> tuple[Tensor, float]:
     return step(accumulate, classes, 2)
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    pool = Ranks()
-    yield pool
-    pool.close()
-
-
 @pytest.mark.parametrize("classes", [False, True])
 def test_any_split_of_a_step_takes_the_same_step(classes: bool, ranks: Ranks) -> None:
     whole, loss = step(1, classes)

@@ -241,14 +241,10 @@ def rollout_numbers(trainer: Any) -> dict[str, float]:
     return {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(("rollout/corr", "rollout/mism"))}
 
 
-def test_two_processes_correct_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_correct_as_one_does(ranks: Ranks, tmp_path: Path) -> None:
     one = algorithm(GRPO, STEPS, engine=Noisy(), correction=TIS(cap=1.5))
     trainer = fit(one, Questions(), max_epochs=2)
-    ranks = Ranks()
-    try:
-        first, second = ranks(on_rank, str(tmp_path))
-    finally:
-        ranks.close()
+    first, second = ranks(on_rank, str(tmp_path))
     torch.testing.assert_close(first[0], second[0], atol=0, rtol=0)
     torch.testing.assert_close(first[0], weights_of(one.policy), atol=2e-5, rtol=0)
     alone = rollout_numbers(trainer)

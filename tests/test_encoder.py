@@ -158,13 +158,6 @@ def on_one_rank(path: str, accumulate: int) -> tuple[Tensor, float]:
     return step(path, accumulate, 2)
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    pool = Ranks()
-    yield pool
-    pool.close()
-
-
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_any_split_of_a_step_takes_the_same_step(kind: str, folders: dict[str, str], ranks: Ranks) -> None:
     whole, loss = step(folders[kind], 1)

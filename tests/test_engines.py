@@ -266,13 +266,6 @@ class DeepTwin(Twin):
         self.twin.build(dropout=False)
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    group = Ranks()
-    yield group
-    group.close()
-
-
 def deep(path: str, lag: int, value: dict[str, Any], engine: Engine | None) -> Any:
     kind = PPO if value else GRPO
     options = dict(samples=2, minibatches=2, epochs=1, lag=lag, sampling=SHORT, reward=evens, lr_scheduler=None)

@@ -215,14 +215,10 @@ def measured(kind: str, folder: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", ["SFT", "PPO"])
-def test_two_processes_measure_what_one_does(kind: str, tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(kind: str, ranks: Ranks, tmp_path: Path) -> None:
     algorithm, data = made({"SFT": SFT, "PPO": PPO}[kind])
     trainer = fit(algorithm, data, callbacks=[Fixed(), FinalValidation()], default_root_dir=tmp_path / "one")
-    ranks = Ranks()
-    try:
-        first, second = ranks(measured, kind, str(tmp_path / "two"))
-    finally:
-        ranks.close()
+    first, second = ranks(measured, kind, str(tmp_path / "two"))
     assert first == second
     for name in NAMES:
         assert first[name] == pytest.approx(float(trainer.callback_metrics[name]), abs=2e-4), name

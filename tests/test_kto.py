@@ -34,13 +34,6 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    pool = Ranks()
-    yield pool
-    pool.close()
-
-
 class Points(Callback):
     """Keeps the point that each step was taken with, and its loss and gradient."""
 

@@ -142,13 +142,6 @@ class Watched(PPO):
         self.weights = [*getattr(self, "weights", []), weights_of(self.policy)]
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    group = Ranks()
-    yield group
-    group.close()
-
-
 # -- prompts and trajectories --------------------------------------------------------------------------------------
 
 

@@ -134,13 +134,10 @@ def on_rank(most: int | None) -> torch.Tensor:
     return weights_of(found.policy)
 
 
-def test_parts_on_two_processes_are_wholes_on_one() -> None:
-    one, ranks = algorithm(DPO, 10**9), Ranks()
+def test_parts_on_two_processes_are_wholes_on_one(ranks: Ranks) -> None:
+    one = algorithm(DPO, 10**9)
     fit(one, data_for(DPO), max_epochs=2)
-    try:
-        two = ranks(on_rank, 20)
-    finally:
-        ranks.close()
+    two = ranks(on_rank, 20)
     assert torch.equal(two[0], two[1])
     torch.testing.assert_close(two[0], weights_of(one.policy), atol=2e-5, rtol=0)
 

@@ -277,13 +277,10 @@ def on_rank(folder: str, strategy: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in found.policy.parameters() if p.requires_grad])
 
 
-def test_two_processes_learn_what_one_does(folder: str) -> None:
-    one, ranks = algorithm(SFT, folder), Ranks()
+def test_two_processes_learn_what_one_does(folder: str, ranks: Ranks) -> None:
+    one = algorithm(SFT, folder)
     train(one, SFT, max_epochs=2)
-    try:
-        two = ranks(on_rank, folder, "ddp")
-    finally:
-        ranks.close()
+    two = ranks(on_rank, folder, "ddp")
     mine = torch.cat([p.detach().flatten() for p in one.policy.parameters() if p.requires_grad])
     assert torch.equal(two[0], two[1])
     torch.testing.assert_close(two[0], mine, rtol=0, atol=2e-5)

@@ -260,13 +260,6 @@ def on_one_rank(accumulate: int, options: dict[str, Any]) -> tuple[Tensor, float
     return step(accumulate, 2, options)
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Any:
-    pool = Ranks()
-    yield pool
-    pool.close()
-
-
 @pytest.mark.parametrize("options", [{"margin": 0.5, "centre": 0.1}, {"ranking": "plackett_luce"}])
 def test_any_split_of_a_step_takes_the_same_step(options: dict[str, Any], ranks: Ranks) -> None:
     whole, loss = step(1, options=options)
