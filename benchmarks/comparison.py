@@ -22,7 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -172,24 +172,51 @@ def table(results: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: Mapping[str, dict[str, Any]], file: Path) -> None:
-    """Reward against KL, every seed a point, with a name at the mean."""
+def plot(results: Mapping[str, dict[str, Any]], before: float, file: Path) -> None:
+    """Reward against KL, on the left of algorithms that sample, on the right of those that learn from given answers:
+    every seed a point, the mean a larger one, and those of the other side grey."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for name, found in results.items():
-        marker = "o" if name in SAMPLED else "s"
-        (points,) = axes.plot(found["kl"], found["reward"], marker, markersize=4, alpha=0.6)
-        at = statistics.fmean(found["kl"]), statistics.fmean(found["reward"])
-        axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=8, color=points.get_color())
-    axes.set_xlabel("KL from the SFT model (nats an answer)")
-    axes.set_ylabel("gold reward")
-    axes.set_title("circles sample, squares learn from given answers; one point a seed")
+    figure, both = pyplot.subplots(1, 2, figsize=(11, 5.5), sharex=True, sharey=True)
+    for axes, group, title in zip(
+        both, (SAMPLED, GIVEN), ("learn from what they sample", "learn from given answers"), strict=True
+    ):
+        means = {n: (statistics.fmean(f["kl"]), statistics.fmean(f["reward"])) for n, f in results.items()}
+        others = [at for name, at in means.items() if name not in group]
+        axes.scatter(*zip(*others, strict=True), s=12, color="0.8", zorder=1) if others else None
+        names = sorted((name for name in results if name in group), key=lambda name: means[name][1])
+        heights = spread_out([means[name][1] for name in names], 0.012)
+        for number, (name, height) in enumerate(zip(names, heights, strict=True)):
+            colour = f"C{number % 10}"
+            axes.scatter(results[name]["kl"], results[name]["reward"], s=14, color=colour, alpha=0.5, linewidths=0)
+            axes.scatter(*means[name], s=40, color=colour, zorder=3)
+            axes.annotate(
+                name, means[name], (1.02, height), xycoords="data", textcoords=axes.get_yaxis_transform(), fontsize=8,
+                color=colour, va="center", arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.6},
+            )  # fmt: skip
+        axes.axhline(before, color="0.6", lw=0.8, ls=":")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("KL from the SFT model (nats an answer)")
+    both[0].set_ylabel("gold reward (dotted: the SFT model)")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
+
+
+def spread_out(heights: Sequence[float], apart: float) -> list[float]:
+    """Heights in ascending order, moved as little as lets neighbours lie so far apart."""
+    blocks: list[list[float]] = []  # each is [sum of what its heights would be without the distance, how many]
+    for number, height in enumerate(heights):
+        blocks.append([height - number * apart, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    free = [total / count for total, count in blocks for _ in range(int(count))]
+    return [height + number * apart for number, height in enumerate(free)]
 
 
 def main() -> None:
@@ -226,7 +253,7 @@ def main() -> None:
     if options.table is not None:
         options.table.write_text(json.dumps({"before": before, "results": results}, indent=1) + "\n", encoding="utf-8")
     if options.plot is not None:
-        plot(results, options.plot)
+        plot(results, before, options.plot)
 
 
 if __name__ == "__main__":

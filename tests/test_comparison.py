@@ -46,3 +46,14 @@ def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(comparison:
     assert comparison.untried({"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0}) == ["3e-3"]
     assert comparison.untried({"3e-5": 3.0, "1.5e-4": 2.0, "7e-4": 1.0}) == ["6e-6"]
     assert comparison.untried({"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0, "3e-3": 4.0}) == []  # the end of the sweep
+
+
+def test_names_in_the_picture_lie_apart_and_near_what_they_name(comparison: Any) -> None:
+    assert comparison.spread_out([1.0, 2.0, 4.0], 0.5) == [1.0, 2.0, 4.0]
+    assert comparison.spread_out([1.0, 1.0, 1.0, 9.0], 1.0) == [0.0, 1.0, 2.0, 9.0]
+
+
+def test_a_picture_has_every_algorithm(comparison: Any, tmp_path: Path) -> None:
+    results = {name: {"kl": [0.1, 0.2], "reward": [1.0, 1.1]} for name in ("ppo", "dpo")}
+    comparison.plot(results, 1.0, tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 10_000
