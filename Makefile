@@ -9,15 +9,16 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/leyden demo
 
-# Two workers: a test takes one thread, and those of a file share what is slow to make.
+# A worker a core, up to eight: a test takes one thread, and those of a file share what is slow to make.
+WORKERS := -n auto --maxprocesses 8 --dist loadfile
 test: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 # The core at the oldest versions that pyproject.toml allows; torch 2.10 from the package index is a CUDA build of 3 GB.
 CORE := algorithm attention chat cli cli_run dpo evaluation export files formats generate instruction merge on_policy \
 	fsdp2 policy_gradient preference prompts qlora reward_model static_decoder template varlen wandb
 test-oldest: .venv-oldest/ready
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(CORE:%=tests/test_%.py)
+	.venv-oldest/bin/python -m pytest $(WORKERS) -W ignore::DeprecationWarning $(CORE:%=tests/test_%.py)
 
 # vLLM for processors, in an environment that has Leyden as well: to try --config vllm without a GPU, and for its tests.
 # Its companions for pictures and sound are of other builds of torch, and break the import of transformers.
@@ -31,7 +32,7 @@ test-ray: .venv-ray/ready
 
 # What needs more packages than training does: pages in a browser (Chromium, from the system), lm-eval, trackers, the site.
 test-extras: .venv-extras/ready
-	.venv-extras/bin/python -m pytest -n 2 --dist loadfile tests/test_extras_*.py
+	.venv-extras/bin/python -m pytest $(WORKERS) tests/test_extras_*.py
 
 # The site, in site/; a broken link or a public name without documentation fails.
 docs: .venv-extras/ready
