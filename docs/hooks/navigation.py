@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,8 +12,6 @@ from mkdocs.structure.nav import Link, Navigation, Section
 from pages import ENGLISH, KOREAN, language
 from public import ROOT, rooms, short
 
-LATER = ("annotate.md", "benchmarks.md", "comparison.md")
-"""Pages that are shown as soon as they exist."""
 PROJECT = {
     "examples/README.md": "Examples",
     "benchmarks/README.md": "Measured",
@@ -27,18 +24,12 @@ _written: list[Any] = []
 @event_priority(100)
 def on_config(config: MkDocsConfig) -> None:
     _written.extend(config.nav or [] if not _written else [])
-    config.nav = _existing(deepcopy(_written), Path(config.docs_dir))
+    config.nav = deepcopy(_written)
     if language(config) == ENGLISH:
         pages = [{short(room): found} for room, found in rooms().items()]
         config.nav.append({"Reference": ["reference/index.md", *pages]})
     shown = [{title: _page(path)} for path, title in PROJECT.items() if _is_shown(path, config)]
     config.nav += [{"Project": shown}] if shown else []
-
-
-def _existing(nav: list[Any], docs: Path) -> list[Any]:
-    """The navigation without the pages that are still to come."""
-    kept = [item for item in nav if item not in LATER or (docs / item).is_file()]
-    return [{k: _existing(v, docs) for k, v in item.items()} if isinstance(item, dict) else item for item in kept]
 
 
 def _page(path: str) -> str:
