@@ -143,6 +143,9 @@ def test_over_a_folder_that_is_quantised_already(bits: int, bases: dict[bool, st
     packed.save_pretrained(tmp_path / "packed")
     AutoTokenizer.from_pretrained(bases[False]).save_pretrained(tmp_path / "packed")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map={"": "cpu"})
+    for layer in again.modules():  # bitsandbytes' kernel for such processors rounds, and takes no layer so narrow
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     shaken(peft.get_peft_model(again, KINDS["lora"])).save_pretrained(tmp_path / "adapter")
     AutoTokenizer.from_pretrained(bases[False]).save_pretrained(tmp_path / "adapter")
     policy, _ = merged(str(tmp_path / "adapter"), "float32")

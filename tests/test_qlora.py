@@ -33,7 +33,9 @@ ADAPTER: dict[str, Any] = dict(r=4, target_modules="all-linear", init_lora_weigh
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Llama with weights large enough that what is lost in four bits shows."""
-    return saved(tmp_path_factory.mktemp("model"), WIDE, noise=0.1)
+    path = saved(tmp_path_factory.mktemp("model"), WIDE, noise=0.1)
+    saved(Path(path) / "teacher", WIDE, noise=0.2)
+    return path
 
 
 def policy_of(folder: str, adapter: bool = True, **options: Any) -> CausalLM:
@@ -57,7 +59,7 @@ def algorithm(kind: Any, folder: str, **options: Any) -> Any:
     if kind in (PPO, GRPO, RejectionSampling, OnlineDPO, Distillation):
         given |= dict(reward=evens, sampling=Sampling(max_new_tokens=5), keep_rollouts=False, samples=2)
     if kind is Distillation:
-        given |= dict(teacher=policy_of(folder, adapter=False, attention="rows"))
+        given |= dict(teacher=policy_of(f"{folder}/teacher", adapter=False, attention="rows"))
     return kind(policy_of(folder), **(given | options))
 
 
