@@ -186,7 +186,7 @@ def plot(results: Mapping[str, dict[str, Any]], before: float, file: Path) -> No
     ):
         means = {n: (statistics.fmean(f["kl"]), statistics.fmean(f["reward"])) for n, f in results.items()}
         others = [at for name, at in means.items() if name not in group]
-        axes.scatter(*zip(*others, strict=True), s=12, color="0.8", zorder=1) if others else None
+        axes.scatter([kl for kl, _ in others], [reward for _, reward in others], s=12, color="0.8", zorder=1)
         names = sorted((name for name in results if name in group), key=lambda name: means[name][1])
         heights = spread_out([means[name][1] for name in names], 0.012)
         for number, (name, height) in enumerate(zip(names, heights, strict=True)):

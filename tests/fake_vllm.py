@@ -347,8 +347,10 @@ class Engine:
 
     def has_ended(self, tokens: list[int], asked: Mapping[str, Any]) -> bool:
         """Whether a response ends with a stop token, or has a stop string."""
-        if tokens[-1] in asked["stop_token_ids"] or not asked.get("stop"):
-            return tokens[-1] in asked["stop_token_ids"]
+        if tokens[-1] in asked["stop_token_ids"]:
+            return True
+        if not asked.get("stop"):
+            return False
         from tokenizers import Tokenizer  # only where texts are asked for
 
         text = Tokenizer.from_file(f"{self.given.model}/tokenizer.json").decode(tokens)

@@ -73,7 +73,7 @@ class Ranks:
     def __call__(self, function: Callable[..., Any], *arguments: Any, timeout: float = 240.0) -> list[Any]:
         if not self.processes:
             self._start()
-        own = {name: os.environ[name] for name in ("LEYDEN_CACHE",) if name in os.environ}
+        own = {"LEYDEN_CACHE": os.environ["LEYDEN_CACHE"]}  # every test has one of its own
         for connection in self.connections:
             connection.send((function.__module__, function.__name__, arguments, own))
         answers, failures = [], []

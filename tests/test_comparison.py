@@ -55,5 +55,6 @@ def test_names_in_the_picture_lie_apart_and_near_what_they_name(comparison: Any)
 
 def test_a_picture_has_every_algorithm(comparison: Any, tmp_path: Path) -> None:
     results = {name: {"kl": [0.1, 0.2], "reward": [1.0, 1.1]} for name in ("ppo", "dpo")}
-    comparison.plot(results, 1.0, tmp_path / "frontier.png")
-    assert (tmp_path / "frontier.png").stat().st_size > 10_000
+    comparison.plot(results, 1.0, tmp_path / "frontier.svg")
+    drawn = (tmp_path / "frontier.svg").read_text(encoding="utf-8")
+    assert "<!-- ppo -->" in drawn and "<!-- dpo -->" in drawn
