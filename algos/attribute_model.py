@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from leyden.algorithm import WithScalarHead
-from leyden.algorithm.labels import LabelledData, attribute_metrics, attribute_sums, class_metrics, class_sums
+from leyden.algorithm.labels import Attributes, Classes, Target, labels_of
 from leyden.batch import Batch
-from leyden.errors import UserError
-from leyden.policy import Labels
 
 
 class AttributeModel(WithScalarHead):
@@ -27,61 +24,34 @@ class AttributeModel(WithScalarHead):
     """
 
     def setup(self, stage: str) -> None:
-        self.policy.labels = self._labels()
+        self.policy.labels = labels_of(self.data, type(self).__name__)
         super().setup(stage)
 
-    def _labels(self) -> Labels:
-        data = self.data
-        if not isinstance(data, LabelledData):
-            raise UserError(
-                f"{type(self).__name__}: {type(data).__name__} has no labels; give --data AttributeData with "
-                "--data.attributes [NAME, …]"
-            )
-        if data.classes is not None:
-            return Labels(tuple(data.classes), "single_label_classification")
-        return Labels(tuple(data.attributes))
-
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the attributes or classes."""
+    def target(self) -> Target:
         assert self.policy.labels is not None
-        return self.policy.labels.names
-
-    @property
-    def classifies(self) -> bool:
-        """Whether the labels are classes, and not numbers."""
-        return self.policy.labels is not None and self.policy.labels.problem != "regression"
+        kind = Attributes if self.policy.labels.problem == "regression" else Classes
+        return kind(self.policy.labels.names)
 
     def outputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the head gives [N, K] and the labels of the responses: [N, K], or the number of the class, [N] int64."""
+        """What the head gives [N, K] and the labels of the responses: [N, K], or [N, 1], the number of the class."""
         data: Any = self.data
         labels = data.labels(batch.row.tolist()).to(batch.group.device)[batch.group]
-        outputs = self.rewards(batch).reshape(len(labels), len(self.names))
-        return outputs, labels[:, 0].long() if self.classifies else labels
-
-    def errors(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """[N] loss of each response."""
-        if self.classifies:
-            return F.cross_entropy(outputs, labels, reduction="none")
-        return (outputs - labels).square().mean(-1)
+        return self.rewards(batch).reshape(len(labels), len(self.target.names)), labels
 
     def loss(self, batch: Batch) -> Tensor:
-        outputs, labels = self.outputs(batch)
-        if self.classifies:
-            self.note("accuracy", batch.response_mean((outputs.argmax(-1) == labels).float()))
-        return batch.response_mean(self.errors(outputs, labels))
+        outputs = self.outputs(batch)
+        for name, values in self.target.shown(*outputs).items():
+            self.note(name, batch.response_mean(values))
+        return batch.response_mean(self.target.errors(*outputs))
 
     def validation_sums(self, batch: Batch) -> dict[str, Tensor]:
-        outputs, labels = self.outputs(batch)
-        measured = class_sums if self.classifies else attribute_sums
-        return {"loss": batch.response_mean(self.errors(outputs, labels))} | measured(outputs, labels, self.names)
+        outputs = self.outputs(batch)
+        return {"loss": batch.response_mean(self.target.errors(*outputs))} | self.target.sums(*outputs)
 
     def validation_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        measured = class_metrics if self.classifies else attribute_metrics
-        return {"loss": sums["loss"]} | measured(sums, self.names) if sums else {}
+        return {"loss": sums["loss"]} | self.target.metrics(sums) if sums else {}
 
     def written(self, rewards: Tensor) -> list[Any]:
-        """For each response a number by name: of attributes what the head gives, of classes their probability."""
-        outputs = rewards.reshape(len(rewards), len(self.names))
-        values = outputs.softmax(-1) if self.classifies else outputs
-        return [{name: round(v, 6) for name, v in zip(self.names, row, strict=True)} for row in values.tolist()]
+        values = self.target.values(rewards.reshape(len(rewards), len(self.target.names))).tolist()
+        return [{name: round(v, 6) for name, v in zip(self.target.names, row, strict=True)} for row in values]

@@ -7,11 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from leyden.batch import Batch, Trajectory
-from leyden.divergences import Divergence, ReverseKL
-from leyden.errors import UserError
 from leyden.losses import score_function
 from leyden.on_policy import WithGivenAnswers, WithTeacher
-from leyden.policy import Policy, predictions_of
+from leyden.policy import predictions_of
 from leyden.rewards import Reward
 
 
@@ -26,8 +24,7 @@ class Distillation(WithTeacher, WithGivenAnswers):
     prompt, not for each batch; both distributions are those at the temperature of sampling.
 
     Args:
-        teacher, teacher_system: see `WithTeacher`.
-        divergence: D; None is ReverseKL.
+        teacher, teacher_system, divergence: see `WithTeacher`.
         given: share of prompts whose row's own answer is trained on and not a sample, 1 - λ in the paper.
         reward: scores answers, to be logged; nothing is learnt from it.
     """
@@ -35,23 +32,8 @@ class Distillation(WithTeacher, WithGivenAnswers):
     kl_responses = 1
     needs_reward = False
 
-    def __init__(
-        self, *args: Any, divergence: Divergence | None = None, reward: Reward | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, reward: Reward | None = None, **kwargs: Any) -> None:
         super().__init__(*args, reward=reward, **kwargs)
-        self.divergence = divergence or ReverseKL()
-        if self.divergence.sampled and (self.given or not self.sampling.is_full):
-            raise UserError(
-                f"--model.divergence {type(self.divergence).__name__}: it is estimated from samples of the policy; "
-                "leave out --model.given, top_k, top_p and a temperature of 0, or set --model.divergence ReverseKL"
-            )
-
-    def check_teacher(self, teacher: Policy) -> None:
-        if teacher.samples_only and not (self.divergence.sampled and self.temperature == 1):
-            raise UserError(
-                f"--model.teacher {type(teacher).__name__}: it gives log-probs of sampled tokens alone, at temperature "
-                "1; set --model.divergence SampledReverseKL and --model.sampling.temperature 1"
-            )
 
     def loss(self, batch: Batch) -> Tensor:
         assert isinstance(batch, Trajectory)

@@ -1,15 +1,19 @@
-"""Which algorithm? All of them on the embedded model, from one fine-tuned model, under one definition of everything.
+"""Which algorithm? All of them from one model, under one definition of everything.
 
-    python benchmarks/comparison.py FOLDER [--only ppo dpo …] [--jobs 2] [--table docs/comparison.json] [--plot FILE]
+    python benchmarks/comparison.py FOLDER [--only ppo dpo …] [--jobs 2] [--table FILE] [--plot FILE]
+    python benchmarks/comparison.py FOLDER --model MODEL --preferences FILE --only dpo rloo --heldout 96 --seeds 3
 
-One SFT model on generated questions, the exact reward `Gold`, the same prompts, the same budget of scored answers for
-each. Algorithms that sample spend it on answers of their own; those of preferences on answers of the SFT model, four to
-a prompt, ranked by the same reward. A sweep of learning rates runs each once (seed 100) at half of the budget, three
-to begin with, until the one with the most reward on one half of the held-out questions lies between two others; that
-one is kept. Then five other seeds are run, and measured on the other half at temperature 1: reward, win rate against
-the SFT model, KL from it (nats summed over an answer), length in tokens, the loss on general text (what was forgotten),
-tokens trained on, and seconds of processor time, all in all. Runs that FOLDER has from an earlier call are not run
-again. Distillation is not here, since it has a teacher and no reward.
+The first compares on the embedded model, fine-tuned on generated questions, by the exact reward `Gold`; the second on a
+model of yours with adapters, by reward models that learn from preferences of yours (see comparison_start.py).
+
+Everyone has the same prompts and the same budget of scored answers. Algorithms that sample spend it on answers of their
+own; those of preferences on answers of the model before, four to a prompt, ranked by the same reward. A sweep of
+learning rates runs each once (seed 100) at half of the budget, three to begin with, until the one with the most reward
+on held-out questions lies between two others; that one is kept. Then other seeds are run, and measured on other
+held-out questions: reward, win rate against the model before, KL from it (nats summed over an answer), length in
+tokens, the loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all.
+Runs that FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no
+reward.
 """
 
 from __future__ import annotations
@@ -18,41 +22,43 @@ import argparse
 import csv
 import json
 import math
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import baseline
+from comparison_start import Start, Words, embedded, leyden, real, rewarded, write
 
 PACKAGES = ("leyden", "torch", "transformers", "lightning")
-ANSWERS, ROLLOUTS, EPOCHS = 256, 6, 2
-"""Scored answers a rollout, and rollouts: the budget is their product. Epochs over as many answers that are given."""
+EPOCHS = 2
+"""Over answers that are given: their budget is that of answers that are sampled."""
 SEEDS, TRIAL = (0, 1, 2, 3, 4), 100
-RATES = ("6e-6", "3e-5", "1.5e-4", "7e-4", "3e-3")
-"""Learning rates of the sweep, of which the three in the middle are tried for each algorithm."""
-GROUPS = ["--model.samples", 8, "--data.batch_size", ANSWERS // 8]
-SAMPLED: dict[str, list[object]] = {
-    "ppo": ["--config", "ppo", "--model.samples", 2, "--data.batch_size", ANSWERS // 2, "--model.value_weight", 1],
-    "grpo": ["--config", "grpo", *GROUPS],
-    "dr_grpo": ["--config", "dr_grpo", *GROUPS],
-    "dapo": ["--config", "dapo", *GROUPS],
-    "gspo": ["--config", "gspo", *GROUPS, "--model.surrogate.clip", 3e-3, "--model.surrogate.clip_high", 4e-3],
-    "cispo": ["--config", "cispo", *GROUPS],
-    "rloo": ["--config", "rloo", "--model.samples", 4, "--data.batch_size", ANSWERS // 4],
-    "reinforce_pp": ["--config", "reinforce_pp", "--data.batch_size", ANSWERS],
-    "rejection_sampling": ["--config", "rejection_sampling", *GROUPS],
-    "online_dpo": ["--config", "online_dpo", "--model.samples", 4, "--data.batch_size", ANSWERS // 4],
-}  # fmt: skip
+SAMPLES = {"ppo": 2, "rloo": 4, "online_dpo": 4, "reinforce_pp": 1}
+"""Answers to a prompt; 8 where nothing is said. A rollout has as many prompts as make its answers."""
+SAMPLED: dict[str, Words] = {
+    name: []
+    for name in (
+        "ppo",
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "cispo",
+        "rloo",
+        "reinforce_pp",
+        "rejection_sampling",
+        "online_dpo",
+    )
+}
+SAMPLED["ppo"] = ["--model.value_weight", 1]
+SAMPLED["gspo"] = ["--model.surrogate.clip", 3e-3, "--model.surrogate.clip_high", 4e-3]  # for short answers
 OBJECTIVES = ("Sigmoid", "IPO", "SimPO", "ORPO", "CPO", "APOZero", "APODown", "EXO", "NCA")
-GIVEN: dict[str, list[object]] = {
+GIVEN: dict[str, Words] = {
     "dpo" if name == "Sigmoid" else name: ["--config", "dpo", "--model.objective", name] for name in OBJECTIVES
 } | {"kto": ["--config", "kto"], "bco": ["--config", "bco"]}
-GIVEN["CPO"] += ["--model.sft_weight", 1]  # as published
+GIVEN["CPO"] = [*GIVEN["CPO"], "--model.sft_weight", 1]  # as published
 MEASURES = {
     "reward": "eval/reward",
     "win_rate": "eval/win_rate",
@@ -61,96 +67,104 @@ MEASURES = {
     "forgotten": "eval/retained_loss",
     "tokens": "train/tokens",
 }
-
-FORMS = dict(zip([*MEASURES, "seconds"], "{:.2f} {:.2f} {:.2f} {:.1f} {:.2f} {:,.0f} {:.0f}".split(), strict=True))
-WITH_INTERVAL = ("reward", "win_rate", "kl")
-
-
-def leyden(folder: Path, *words: object) -> float:
-    """Run a command in a process of its own, with one thread; its output goes to a file beside the folder.
-
-    Returns:
-        Seconds of processor time, which other work on the machine hardly changes.
-    """
-    log = folder.with_name(f"{folder.name}.log")  # a rate has a dot of its own
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with log.open("w", encoding="utf-8") as out:
-        command = [sys.executable, "-m", "leyden", *map(str, words)]
-        child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"leyden {' '.join(map(str, words))}: failed, see {log}")
-    return used.ru_utime + used.ru_stime
+COLUMNS = {
+    "reward": ("reward", "{:.2f}"),
+    "win_rate": ("win rate", "{:.2f}"),
+    "learnt_from": ("reward learnt from", "{:.2f}"),
+    "kl": ("KL", "{:.2f}"),
+    "length": ("length", "{:.1f}"),
+    "forgotten": ("loss on text", "{:.2f}"),
+    "tokens": ("tokens", "{:,.0f}"),
+    "seconds": ("seconds", "{:.0f}"),
+}
+"""Of the table: title and form of each measure."""
+WITH_INTERVAL = ("reward", "win_rate", "learnt_from", "kl")
 
 
-def prepare(folder: Path, heldout: int) -> dict[str, Path]:
-    """Data, the fine-tuned model, and its ranked answers: what all runs start from."""
-    names = ("rows", "prompts", "choose", "judge", "text")
-    files = {name: folder / f"{name}.jsonl" for name in names}
-    sample = ["data", "sample", "--language", "both"]
-    kinds: dict[str, list[object]] = {
-        "rows": ["--kind", "instruction", "--rows", 4000, "--seed", 1],
-        "prompts": ["--kind", "prompts", "--rows", 2000, "--seed", 2],
-        "choose": ["--kind", "prompts", "--rows", heldout, "--seed", 3, "--split", "heldout"],
-        "judge": ["--kind", "prompts", "--rows", heldout, "--seed", 4, "--split", "heldout"],
-        "text": ["--kind", "text", "--rows", 200, "--seed", 5],
-    }
-    for name, words in kinds.items():
-        if not files[name].exists():
-            leyden(folder / "data", *sample, *words, "--output", files[name])
-    files["sft"] = folder / "sft" / "export"
-    if not files["sft"].exists():
-        leyden(folder / "sft", "fit", "--config", "demo", "--data.path", files["rows"], "--trainer.max_epochs", 2,
-               "--trainer.default_root_dir", folder / "sft")  # fmt: skip
-    files["pairs"] = folder / "pairs.jsonl"
-    if not files["pairs"].exists():
-        asked, answers = folder / "asked.jsonl", folder / "answers"
-        lines = files["prompts"].read_text(encoding="utf-8").splitlines(keepends=True)
-        asked.write_text("".join(lines[: ROLLOUTS * ANSWERS // 4]), encoding="utf-8")
-        answers.mkdir(exist_ok=True)
-        for number in range(4):
-            (answers / f"{number}.jsonl").unlink(missing_ok=True)
-            leyden(folder / "predict", "predict", "--config", "demo", "--model.policy.path", files["sft"],
-                   "--data.path", asked, "--model.sampling.temperature", 1, "--model.sampling.seed", 500 + number,
-                   "--output", answers / f"{number}.jsonl")  # fmt: skip
-        leyden(folder / "label", "data", "label", answers, files["pairs"], "--reward", "Gold")
-    return files
-
-
-def train(folder: Path, files: Mapping[str, Path], name: str, rate: str, seed: int) -> dict[str, float]:
+def train(folder: Path, start: Start, name: str, rate: str, seed: int) -> dict[str, float]:
     """One run, unless it is there already; the last value of each measure."""
     out = folder / f"{name}-{rate}-{seed}"
     done = out / "done.json"
     if done.exists():
         return dict(json.loads(done.read_text(encoding="utf-8")))
-    asked, part = (files["choose"], 2) if seed == TRIAL else (files["judge"], 1)
-    words: list[object] = ["fit", *(SAMPLED | GIVEN)[name], "--config", "eval", "--model.policy.path", files["sft"]]
-    words += ["--model.optimizer.lr", rate, "--seed_everything", seed, "--data.max_length", 256]
-    words += ["--data.val_fraction", 0, "--trainer.num_sanity_val_steps", 0, "--trainer.default_root_dir", out]
-    words += ["--eval.path", asked, "--eval.text_path", files["text"], "--eval.reward", "Gold", "--eval.size", 10**6]
-    words += ["--eval.sampling.max_new_tokens", 64, "--eval.max_length", 256, "--ckpt_path", "auto"]
-    if name == "ppo":  # values on the policy's own trunk would pull it away from what it can say
-        words += ["--model.value_policy.path", files["sft"]]
-    if name in SAMPLED:
-        words += ["--data.path", files["prompts"], "--model.reward", "Gold", "--model.sampling.max_new_tokens", 64]
-        words += ["--trainer.max_epochs", ROLLOUTS // part, "--trainer.check_val_every_n_epoch", ROLLOUTS]
-    else:
-        words += ["--data.path", files["pairs"], "--trainer.max_epochs", EPOCHS // part]
-    seconds = leyden(out, *words)
+    seconds = leyden(out, *words_of(start, name, rate, seed), "--trainer.default_root_dir", out)
     with (out / "metrics.csv").open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     found = {name: [float(row[of]) for row in rows if row.get(of)] for name, of in MEASURES.items()}
     result = {name: values[-1] for name, values in found.items() if values}
     result |= {f"{name}_before": values[0] for name, values in found.items() if values} | {"seconds": seconds}
+    if start.judge != start.reward and seed != TRIAL:
+        result |= {"learnt_from": learnt_from(out, start, -1)}
     done.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 
-def untried(rewards: Mapping[str, float]) -> list[str]:
+def learnt_from(out: Path, start: Start, which: int) -> float:
+    """What the reward that was learnt from gives the answers that the judge was shown at one of the evaluations."""
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    step = sorted({row["step"] for row in rows})[which]
+    asked, scored = out / f"step-{step}.jsonl", out / f"step-{step}-scores.jsonl"
+    write(asked, [{"prompt": row["prompt"], "response": row["response"]} for row in rows if row["step"] == step])
+    scored.unlink(missing_ok=True)
+    leyden(asked, "predict", "--config", "reward_model", "--model.policy.path", start.reward[-1],
+           "--model.policy.dtype", "bfloat16", "--data.path", asked, "--output", scored)  # fmt: skip
+    return statistics.fmean(json.loads(line)["score"] for line in scored.read_text(encoding="utf-8").splitlines())
+
+
+def words_of(start: Start, name: str, rate: str, seed: int) -> list[object]:
+    """The command of one run, but for its folder. The sweep has half of the budget, and is measured by what is learnt
+    from; seeds have all of it, and are measured by the judge."""
+    asked, judge, part = ("choose", start.reward, 2) if seed == TRIAL else ("judge", start.judge, 1)
+    words: list[object] = ["fit"]
+    if name in SAMPLED:
+        samples = SAMPLES.get(name, 8)
+        words += ["--config", name, *fragments(start), "--data.batch_size", start.answers // samples]
+        words += [*rewarded("--model.reward", start.reward), *([] if samples == 1 else ["--model.samples", samples])]
+        words += [*SAMPLED[name], *(start.values if name == "ppo" else []), "--data.path", start.files["prompts"]]
+        words += ["--model.sampling.max_new_tokens", start.new_tokens]
+        words += ["--model.sampling.temperature", start.temperature]
+        words += ["--trainer.max_epochs", start.rollouts // part, "--trainer.check_val_every_n_epoch", start.rollouts]
+    else:
+        words += [*GIVEN[name], *fragments(start), "--data.batch_size", start.answers // 8]
+        words += ["--data.path", start.files["pairs"], "--trainer.max_epochs", EPOCHS // part]
+    words += [*start.policy, "--model.optimizer.lr", rate, "--seed_everything", seed, "--ckpt_path", "auto"]
+    words += ["--data.max_length", start.max_length, "--data.val_fraction", 0, "--trainer.num_sanity_val_steps", 0]
+    words += ["--eval.path", start.files[asked], "--eval.text_path", start.files["text"], "--eval.size", 10**6]
+    words += [*rewarded("--eval.reward", judge), "--eval.max_length", start.max_length]
+    words += ["--eval.sampling.temperature", start.temperature]
+    return [*words, "--eval.sampling.max_new_tokens", start.new_tokens]
+
+
+def fragments(start: Start) -> list[object]:
+    return [word for name in (*start.fragments, "eval") for word in ("--config", name)]
+
+
+def compare(
+    folder: Path, start: Start, names: Sequence[str], seeds: Sequence[int], pool: ThreadPoolExecutor
+) -> dict[str, dict[str, Any]]:
+    """The rate, the sweep, and each measure's value of each seed, by algorithm."""
+    sweeps: dict[str, dict[str, float]] = {name: {} for name in names}
+    while asked := [(name, rate) for name, rewards in sweeps.items() for rate in untried(start.rates, rewards)]:
+        trials = [pool.submit(train, folder, start, name, rate, TRIAL) for name, rate in asked]
+        for (name, rate), trial in zip(asked, trials, strict=True):
+            sweeps[name][rate] = trial.result()["reward"]
+            print(json.dumps({"sweep": name, "rate": rate, "reward": sweeps[name][rate]}), flush=True)
+    best = {name: max(rewards, key=rewards.__getitem__) for name, rewards in sweeps.items()}
+    runs = {(n, s): pool.submit(train, folder, start, n, best[n], s) for n in names for s in seeds}
+    results: dict[str, dict[str, Any]] = {}
+    for name in names:
+        each = [runs[name, seed].result() for seed in seeds]
+        measures = [measure for measure in COLUMNS if measure in each[0]]
+        results[name] = {"rate": best[name], "sweep": sweeps[name]} | {m: [one[m] for one in each] for m in measures}
+        results[name]["before"] = {m: each[0][f"{m}_before"] for m in measures if f"{m}_before" in each[0]}
+        print(json.dumps({name: results[name]}), flush=True)
+    return results
+
+
+def untried(rates: Sequence[str], rewards: Mapping[str, float]) -> list[str]:
     """Rates that a sweep runs next: those beside the best so far, the middle three at first."""
-    at = RATES.index(max(rewards, key=rewards.__getitem__)) if rewards else 2
-    return [rate for rate in RATES[max(0, at - 1) : at + 2] if rate not in rewards]
+    at = rates.index(max(rewards, key=rewards.__getitem__)) if rewards else 2
+    return [rate for rate in rates[max(0, at - 1) : at + 2] if rate not in rewards]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -161,12 +175,13 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """The table as Markdown, most reward first."""
-    lines = ["| | rate | reward | win rate | KL | length | loss on text | tokens | seconds |", "|---" * 9 + "|"]
+    """The table as Markdown, most reward first, without columns that no run has."""
+    shown = [measure for measure in COLUMNS if any(found.get(measure) for found in results.values())]
+    lines = [f"| | rate | {' | '.join(COLUMNS[measure][0] for measure in shown)} |", "|---" * (len(shown) + 2) + "|"]
     for name, found in sorted(results.items(), key=lambda item: -interval(item[1]["reward"])[0]):
         cells = [found["rate"]]
-        for measure, form in FORMS.items():
-            mean, half = interval(found[measure]) if found.get(measure) else (math.nan, math.nan)
+        for measure in shown:
+            (mean, half), form = interval(found[measure]), COLUMNS[measure][1]
             cells.append(form.format(mean) + (f" ± {form.format(half)}" if measure in WITH_INTERVAL else ""))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -223,37 +238,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=[*SAMPLED, *GIVEN], default=[*SAMPLED, *GIVEN])
-    parser.add_argument("--heldout", type=int, default=300, help="questions in each half of the held-out ones")
+    parser.add_argument("--heldout", type=int, default=300, help="half of the held-out questions")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 6))
+    parser.add_argument("--model", type=Path, help="a model that follows instructions, in place of the embedded one")
+    parser.add_argument("--preferences", type=Path, help="what its reward models learn from")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--table", type=Path, help="where all figures go, as JSON")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
+    if (options.model is None) != (options.preferences is None):
+        parser.error("--model and --preferences need each other")
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    files = prepare(folder, options.heldout)
     with ThreadPoolExecutor(options.jobs) as pool:
-        sweeps: dict[str, dict[str, float]] = {name: {} for name in options.only}
-        while asked := [(name, rate) for name, rewards in sweeps.items() for rate in untried(rewards)]:
-            trials = [pool.submit(train, folder, files, name, rate, TRIAL) for name, rate in asked]
-            for (name, rate), trial in zip(asked, trials, strict=True):
-                sweeps[name][rate] = trial.result()["reward"]
-                print(json.dumps({"sweep": name, "rate": rate, "reward": sweeps[name][rate]}), flush=True)
-        best = {name: max(rewards, key=rewards.__getitem__) for name, rewards in sweeps.items()}
-        runs = {(n, s): pool.submit(train, folder, files, n, best[n], s) for n in options.only for s in SEEDS}
-        results: dict[str, dict[str, Any]] = {}
-        for name in options.only:
-            each = [runs[name, seed].result() for seed in SEEDS]
-            results[name] = {"rate": best[name], "sweep": sweeps[name]} | {
-                m: [one[m] for one in each if m in one] for m in FORMS
-            }
-            print(json.dumps({name: results[name]}), flush=True)
-    before = next(iter(runs.values())).result()["reward_before"]
-    print(f"\nthe SFT model: {before:.3f}; {ROLLOUTS * ANSWERS} scored answers each\n\n{table(results)}\n")
+        if options.model is None:
+            start = embedded(folder, options.heldout)
+        else:
+            start = real(folder, options.model, options.preferences, options.heldout, pool)
+        results = compare(folder, start, options.only, SEEDS[: options.seeds], pool)
+    before = results[options.only[0]]["before"]
+    if start.judge != start.reward:
+        first = folder / f"{options.only[0]}-{results[options.only[0]]['rate']}-{SEEDS[0]}"
+        before["learnt_from"] = learnt_from(first, start, 0)
+    print(f"\nbefore: {json.dumps(before)}; {start.budget} scored answers each\n\n{table(results)}\n")
     print(f"{baseline.processor()}; {baseline.versions(PACKAGES)}")
     if options.table is not None:
-        options.table.write_text(json.dumps({"before": before, "results": results}, indent=1) + "\n", encoding="utf-8")
+        options.table.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if options.plot is not None:
-        plot(results, before, options.plot)
+        plot(results, before["reward"], options.plot)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,17 @@ from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
 from leyden.models.build_checks import check_vocabulary
 from leyden.models.classifier_input import PAIRED, positions_of, takes_types
+from leyden.models.encoder_adapter import with_adapter
 from leyden.models.heads import ONE, name_labels, saved_labels
 from leyden.models.load import load_encoder
 from leyden.models.reference import remove_dropout
 from leyden.paths import resolve
 from leyden.policy.policy import Outputs, Policy, Response
+from leyden.precision import asked
 from leyden.sharding import is_sharded
 
 if TYPE_CHECKING:
+    from peft import PeftConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -51,7 +54,10 @@ class Encoder(Policy):
 
     Args:
         path: hub name or folder, of a pretrained encoder or of a classifier that training goes on with.
-        dtype: dtype of the weights; nothing else sets it.
+        dtype: dtype of the weights; nothing else sets it. With an adapter it is float32.
+        adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained. The
+            head is trained whole, and so is what the encoder came without, like BERT's pooler. What is saved is the
+            classifier with the adapter merged, a folder like any other.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model. Only for sources you trust.
@@ -61,12 +67,13 @@ class Encoder(Policy):
         self,
         path: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        adapter: PeftConfig | None = None,
         gradient_checkpointing: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.path, self.dtype = path, getattr(torch, dtype)
+        self.path, self.dtype, self.adapter = path, getattr(torch, dtype), adapter
         self.gradient_checkpointing = gradient_checkpointing
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: PreTrainedModel | Any = None
@@ -96,6 +103,7 @@ class Encoder(Policy):
         self.train()
 
     def _load(self) -> None:
+        self._check_adapter()
         folder, revision = resolve(self.path), self.source["revision"]
         saved = saved_labels(folder, revision)
         self.labels = self.labels or saved or ONE
@@ -116,8 +124,24 @@ class Encoder(Policy):
         check_vocabulary(self.path, self.tokenizer, self.embeddings, self.stop)
         own = (item for item in self.model.named_parameters() if item[0] not in new)
         self._fingerprint = fingerprint_weights(own)  # a new head starts at random
+        if self.adapter is not None:
+            self.model = with_adapter(self.model, self.adapter, new).get_base_model()
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _check_adapter(self) -> None:
+        """Refuse four bits, and an adapter in half precision. Raises `UserError`."""
+        if asked() is not None:
+            raise UserError(
+                f"{self.path}: an encoder, which is small, and not loaded in few bits; give --config lora for --config "
+                "qlora, or leave out the plugin QLoRAPrecision"
+            )
+        if self.adapter is not None and self.dtype != torch.float32:
+            raise UserError(
+                f"--model.policy.adapter on an encoder in {str(self.dtype).removeprefix('torch.')}, in which the head "
+                "beside it would lose small updates; leave out --model.policy.dtype, and give --trainer.precision "
+                "bf16-mixed"
+            )
 
     def blocks(self) -> list[nn.Module]:
         names = set(self.model._no_split_modules or ())
@@ -151,13 +175,25 @@ class Encoder(Policy):
 
     def save(self, folder: str | Path | None) -> None:
         """Write an `AutoModelForSequenceClassification` folder with the tokenizer; see `Policy.save`."""
-        sharded = is_sharded(self)
-        state = {n: full_tensor(x) for n, x in self.model.state_dict().items()} if sharded else None
+        state = self.model.state_dict()
+        if is_sharded(self):
+            state = {name: full_tensor(x) for name, x in state.items()}
         if folder is None:
             return
-        self.model.save_pretrained(folder, state_dict=state)
+        model = self.model if self.adapter is None else self._merged(state)
+        model.save_pretrained(folder, state_dict=state if self.adapter is None else None)
         self.tokenizer.padding_side = "right"
         self.tokenizer.save_pretrained(folder)
+
+    def _merged(self, state: dict[str, Tensor]) -> PreTrainedModel:
+        """The classifier with these weights of body, adapter and head, merged."""
+        with torch.random.fork_rng(devices=[]):  # weights are drawn before these replace them
+            model, new = load_encoder(self.path, self.dtype, len((self.labels or ONE).names), **self.source)
+            adapted = with_adapter(model, self.adapter, new)
+        adapted.get_base_model().load_state_dict(state)
+        merged: PreTrainedModel = adapted.merge_and_unload()
+        name_labels(merged.config, self.labels or ONE)
+        return merged
 
 
 def pair_template(path: str, tokenizer: PreTrainedTokenizerBase) -> str:

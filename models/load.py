@@ -23,7 +23,7 @@ from leyden.paths import resolve
 from leyden.precision import asked
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
@@ -311,19 +311,26 @@ def text_model(base: PreTrainedModel) -> nn.Module:
 
 
 def add_adapter(base: PreTrainedModel, adapter: PeftConfig) -> nn.Module:
-    from peft import get_peft_model
-
+    """A causal LM with a new adapter. Raises `UserError` where it does not fit."""
     if getattr(adapter, "is_prompt_learning", False):
         raise UserError(
             f"{type(adapter).__name__} adds virtual tokens, which a packed batch has no place for; "
             "use an adapter of weights such as LoraConfig"
         )
-    _check_adapter(base, adapter)
     adapter = dataclasses.replace(adapter, task_type=adapter.task_type or "CAUSAL_LM")
     if _inside_larger(base):  # a text model inside a larger one
         adapter.target_modules = _text_targets(base, adapter.target_modules)
+    model: nn.Module = wrapped(base, adapter)
+    return model
+
+
+def wrapped(base: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
+    """PEFT's model with a new adapter. Raises `UserError` for settings that change nothing, or that PEFT refuses."""
+    from peft import get_peft_model
+
+    _check_adapter(base, adapter)
     try:
-        model: nn.Module = get_peft_model(base, adapter)
+        model: PeftModel = get_peft_model(base, adapter)
     except ValueError as error:
         targets = adapter.target_modules or []
         names = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, _LINEAR)})

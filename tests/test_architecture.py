@@ -32,8 +32,8 @@ ORDER = {
     """,
     "leyden.models": """
         quantized logprobs divergence compiled experts attention compile_ahead load backbone heads build_checks
-        reference shared_base critic generation saving causal_lm classifier_input encoder restore labels reward
-        classifier engines
+        reference shared_base critic generation saving causal_lm classifier_input encoder_adapter encoder restore labels
+        reward classifier engines
         planner chat export benchmark tiny_recipe
     """,
     "leyden.datamodules": """

@@ -19,6 +19,7 @@ from small import TreeData, fit, save_llama, small, weights_of
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from leyden.algorithm.labels import labels_of
 from leyden.algos import AttributeModel, RewardModel
 from leyden.batch.forest import Tree, pack
 from leyden.datamodules import AttributeData
@@ -70,7 +71,7 @@ def given(outputs: Tensor, classes: bool) -> tuple[float, Tensor]:
     outputs = outputs.clone().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(algorithm), "data", Labelled(trees, classes=classes))
-        algorithm.policy.labels = algorithm._labels()
+        algorithm.policy.labels = labels_of(algorithm.data, "AttributeModel")
         algorithm.rewards = lambda batch: outputs  # type: ignore[method-assign]
         loss = algorithm.loss(pack(trees))
     loss.backward()

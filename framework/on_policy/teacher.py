@@ -8,6 +8,7 @@ from torch import Tensor
 
 from leyden.batch.forest import Batch
 from leyden.data.prompts import PromptLoader
+from leyden.divergences import Divergence, ReverseKL
 from leyden.errors import UserError
 from leyden.on_policy.on_policy import OnPolicy
 from leyden.on_policy.rollout_loader import RolloutLoader
@@ -24,15 +25,28 @@ class WithTeacher(OnPolicy):
     Args:
         teacher: another model with the same tokenizer; None is the reference, so the policy before training.
         teacher_system: a system prompt that only the teacher sees, in the place of the prompt's own.
+        divergence: of the policy from the teacher; None is ReverseKL.
 
     Raises:
-        UserError: the teacher would be the policy itself, with the same prompt.
+        UserError: the teacher would be the policy itself, with the same prompt; or the divergence is estimated from
+            samples, and these would not be the policy's own.
     """
 
     def __init__(
-        self, *args: Any, teacher: Policy | None = None, teacher_system: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        teacher: Policy | None = None,
+        teacher_system: str | None = None,
+        divergence: Divergence | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.divergence = divergence or ReverseKL()
+        if self.divergence.sampled and (self.needs_answers or not self.sampling.is_full):
+            raise UserError(
+                f"--model.divergence {type(self.divergence).__name__}: it is estimated from samples of the policy; "
+                "leave out --model.given, top_k, top_p and a temperature of 0, or set --model.divergence ReverseKL"
+            )
         if teacher is None and teacher_system is None and not self.has_reference_policy:
             raise UserError(
                 "--model.teacher.path: missing; the policy before training has nothing to teach it: give another "
@@ -46,7 +60,7 @@ class WithTeacher(OnPolicy):
     def configure_model(self) -> None:
         super().configure_model()
         if (teacher := self._teacher[0]) is not None and self.teacher is None and not self.trainer.predicting:
-            self.check_teacher(teacher)
+            self._check_teacher(teacher)
             self.teacher = OtherPolicy(teacher, self.policy, "the teacher", "--model.teacher")
             self.shard_policy(teacher)
             longest, room = getattr(self.data, "longest_row", 0), teacher.positions
@@ -56,8 +70,13 @@ class WithTeacher(OnPolicy):
                     f"set --data.max_length {room}"
                 )
 
-    def check_teacher(self, teacher: Policy) -> None:
-        """That the loss can do with what this model says, before anything is sampled; else a `UserError`."""
+    def _check_teacher(self, teacher: Policy) -> None:
+        """That the divergence can do with what this model says. Raises `UserError`."""
+        if teacher.samples_only and not (self.divergence.sampled and self.temperature == 1):
+            raise UserError(
+                f"--model.teacher {type(teacher).__name__}: it gives log-probs of sampled tokens alone, at temperature "
+                "1; set --model.divergence SampledReverseKL and --model.sampling.temperature 1"
+            )
 
     def rehearse(self, batch: Batch) -> list[Tensor]:
         if self.teacher is not None:
