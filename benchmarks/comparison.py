@@ -156,7 +156,8 @@ def compare(
         each = [runs[name, seed].result() for seed in seeds]
         measures = [measure for measure in COLUMNS if measure in each[0]]
         results[name] = {"rate": best[name], "sweep": sweeps[name]} | {m: [one[m] for one in each] for m in measures}
-        results[name]["before"] = {m: each[0][f"{m}_before"] for m in measures if f"{m}_before" in each[0]}
+        evaluated = [m for m in measures if MEASURES.get(m, "").startswith("eval/")]
+        results[name]["before"] = {m: each[0][f"{m}_before"] for m in evaluated}
         print(json.dumps({name: results[name]}), flush=True)
     return results
 
