@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -55,6 +56,12 @@ def test_the_installed_command_answers(workplace: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "leyden", "fti"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no command is called 'fti'; did you mean 'fit'? (see leyden --help)\n"
+
+
+def test_optional_kernels_of_a_library_are_not_missed_aloud(leyden) -> None:
+    logging.getLogger("bitsandbytes").setLevel(logging.NOTSET)
+    assert leyden("--help")[0] == 0
+    assert not logging.getLogger("bitsandbytes").isEnabledFor(logging.WARNING)
 
 
 def test_help_lists_only_commands_that_exist(leyden) -> None:
