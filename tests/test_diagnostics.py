@@ -233,6 +233,9 @@ def test_advice_is_of_the_algorithm_and_goes_on_from_its_settings() -> None:
     assert fired(rollouts({"rollout/same": lambda i: 0.99}, PPO_SETTINGS)) == {}  # values compare
     free = rollouts({"ppo/explained_variance": lambda i: -3.0}, PPO_SETTINGS | {"value_clip": None})
     assert "--model.value_weight 1," in fired(free)["value_function"].sentence + ","
+    for surrogate in ("SequenceRatio", "CISPO"):  # whole answers, and a clip that leaves the gradient
+        assert fired(rollouts({}, GRPO_SETTINGS | {"surrogate": surrogate}, clip=0.6)) == {}
+    assert set(fired(rollouts({}, GRPO_SETTINGS | {"surrogate": "Clip"}, clip=0.6))) == {"clipping"}
 
 
 def test_an_engine_that_rounds_is_not_complained_of_and_one_that_is_another_model_is() -> None:
@@ -445,4 +448,5 @@ def test_the_settings_of_an_algorithm() -> None:
     trainer: Any = SimpleNamespace(optimizers=[])
     found = settings(trainer, algorithm(PPO, {"samples": 3}))
     assert found["samples"] == 3 and found["kl_coef"] == 0.05 and found["value_clip"] == 0.2
+    assert found["surrogate"] == "Clip"
     assert set(settings(trainer, wild(1.0))) == {"sft_weight", "beta", "max_new_tokens"}

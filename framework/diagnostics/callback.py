@@ -105,6 +105,8 @@ def settings(trainer: Trainer, module: Any) -> dict[str, Any]:
         arguments |= {"kl_coef": controller.coefficient, "kl_target": controller.target}
     if (objective := getattr(module, "objective", None)) is not None:
         arguments["beta"] = getattr(objective, "beta", None)
+    if (surrogate := getattr(module, "surrogate", None)) is not None:
+        arguments["surrogate"] = type(surrogate).__name__
     active, engine = getattr(module, "active_correction", None), getattr(module, "engine", None)
     if active is not None and engine is not None and not engine.is_exact(module.policy):
         arguments["correction"] = type(active).__name__
