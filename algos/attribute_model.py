@@ -29,6 +29,7 @@ class AttributeModel(WithScalarHead):
 
     @property
     def target(self) -> Target:
+        """What the head's outputs are compared with."""
         assert self.policy.labels is not None
         kind = Attributes if self.policy.labels.problem == "regression" else Classes
         return kind(self.policy.labels.names)

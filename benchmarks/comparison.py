@@ -1,19 +1,19 @@
 """Which algorithm? All of them from one model, under one definition of everything.
 
     python benchmarks/comparison.py FOLDER [--only ppo dpo …] [--jobs 2] [--table FILE] [--plot FILE]
-    python benchmarks/comparison.py FOLDER --model MODEL --preferences FILE --only dpo rloo --heldout 96 --seeds 3
+    python benchmarks/comparison.py FOLDER --model MODEL --preferences FILE --only dpo rloo --seeds 3
 
 The first compares on the embedded model, fine-tuned on generated questions, by the exact reward `Gold`; the second on a
 model of yours with adapters, by reward models that learn from preferences of yours (see comparison_start.py).
 
-Everyone has the same prompts and the same budget of scored answers. Algorithms that sample spend it on answers of their
-own; those of preferences on answers of the model before, four to a prompt, ranked by the same reward. A sweep of
-learning rates runs each once (seed 100) at half of the budget, three to begin with, until the one with the most reward
-on held-out questions lies between two others; that one is kept. Then other seeds are run, and measured on other
-held-out questions: reward, win rate against the model before, KL from it (nats summed over an answer), length in
-tokens, the loss on general text (what was forgotten), tokens trained on, and seconds of processor time, all in all.
-Runs that FOLDER has from an earlier call are not run again. Distillation is not here, since it has a teacher and no
-reward.
+All draw from the same prompts and have the same budget of scored answers. Algorithms that sample spend it on answers of
+their own; those of preferences on answers of the model before training, four to a prompt, ranked by the same reward. A
+sweep of learning rates runs each once (seed 100) at half of the budget, three to begin with, until the one with the
+most reward on held-out questions lies between two others; that one is kept. Then other seeds are run, and measured on
+other held-out questions: reward, win rate against the model before training, KL from it (nats summed over an answer),
+length in tokens, share that ends by itself, the loss on general text (what was forgotten), tokens trained on, and
+seconds of processor time of the latest call. Runs that FOLDER has from an earlier call are not run again. Distillation
+is not here, since it has a teacher and no reward.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import baseline
-from comparison_start import Start, Words, embedded, leyden, real, rewarded, write
+from comparison_start import Start, Words, embedded, leyden, real, rewarded, same_start
 
 PACKAGES = ("leyden", "torch", "transformers", "lightning")
 EPOCHS = 2
 """Over answers that are given: their budget is that of answers that are sampled."""
 SEEDS, TRIAL = (0, 1, 2, 3, 4), 100
 SAMPLES = {"ppo": 2, "rloo": 4, "online_dpo": 4, "reinforce_pp": 1}
-"""Answers to a prompt; 8 where nothing is said. A rollout has as many prompts as make its answers."""
+"""Answers to a prompt; 8 where nothing is said. A rollout has as many prompts as give its answers."""
 SAMPLED: dict[str, Words] = {
     name: []
     for name in (
@@ -64,6 +64,7 @@ MEASURES = {
     "win_rate": "eval/win_rate",
     "kl": "eval/kl",
     "length": "eval/length",
+    "ended": "eval/eos_rate",
     "forgotten": "eval/retained_loss",
     "tokens": "train/tokens",
 }
@@ -73,6 +74,7 @@ COLUMNS = {
     "learnt_from": ("reward learnt from", "{:.2f}"),
     "kl": ("KL", "{:.2f}"),
     "length": ("length", "{:.1f}"),
+    "ended": ("ended", "{:.2f}"),
     "forgotten": ("loss on text", "{:.2f}"),
     "tokens": ("tokens", "{:,.0f}"),
     "seconds": ("seconds", "{:.0f}"),
@@ -93,27 +95,30 @@ def train(folder: Path, start: Start, name: str, rate: str, seed: int) -> dict[s
     found = {name: [float(row[of]) for row in rows if row.get(of)] for name, of in MEASURES.items()}
     result = {name: values[-1] for name, values in found.items() if values}
     result |= {f"{name}_before": values[0] for name, values in found.items() if values} | {"seconds": seconds}
-    if start.judge != start.reward and seed != TRIAL:
-        result |= {"learnt_from": learnt_from(out, start, -1)}
     done.write_text(json.dumps(result), encoding="utf-8")
     return result
 
 
-def learnt_from(out: Path, start: Start, which: int) -> float:
-    """What the reward that was learnt from gives the answers that the judge was shown at one of the evaluations."""
+def learnt_from(out: Path, start: Start) -> list[float]:
+    """The mean score that the reward that was learnt from gives the answers that the judge was shown, before training
+    and after it."""
+    from leyden.example import Sample
+    from leyden.models import ModelReward
+    from leyden.rewards import score
+
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    step = sorted({row["step"] for row in rows})[which]
-    asked, scored = out / f"step-{step}.jsonl", out / f"step-{step}-scores.jsonl"
-    write(asked, [{"prompt": row["prompt"], "response": row["response"]} for row in rows if row["step"] == step])
-    scored.unlink(missing_ok=True)
-    leyden(asked, "predict", "--config", "reward_model", "--model.policy.path", start.reward[-1],
-           "--model.policy.dtype", "bfloat16", "--data.path", asked, "--output", scored)  # fmt: skip
-    return statistics.fmean(json.loads(line)["score"] for line in scored.read_text(encoding="utf-8").splitlines())
+    steps = [row["step"] for row in rows]
+    samples = [Sample(row["prompt"], row["response"], finished=row["finished"]) for row in rows]
+    scores = score(ModelReward(str(start.reward[-1])), samples).tolist()
+    return [
+        statistics.fmean(x for x, at in zip(scores, steps, strict=True) if at == end)
+        for end in (min(steps), max(steps))
+    ]
 
 
 def words_of(start: Start, name: str, rate: str, seed: int) -> list[object]:
-    """The command of one run, but for its folder. The sweep has half of the budget, and is measured by what is learnt
-    from; seeds have all of it, and are measured by the judge."""
+    """The command of one run, but for its folder. The sweep has half of the rollouts, or of the passes, and is measured
+    by what is learnt from; seeds have all of them, and are measured by the judge."""
     asked, judge, part = ("choose", start.reward, 2) if seed == TRIAL else ("judge", start.judge, 1)
     words: list[object] = ["fit"]
     if name in SAMPLED:
@@ -142,30 +147,38 @@ def fragments(start: Start) -> list[object]:
 def compare(
     folder: Path, start: Start, names: Sequence[str], seeds: Sequence[int], pool: ThreadPoolExecutor
 ) -> dict[str, dict[str, Any]]:
-    """The rate, the sweep, and each measure's value of each seed, by algorithm."""
-    sweeps: dict[str, dict[str, float]] = {name: {} for name in names}
-    while asked := [(name, rate) for name, rewards in sweeps.items() for rate in untried(start.rates, rewards)]:
+    """The rate, the sweep as reward and KL of each rate, and each measure's value of each seed, by algorithm."""
+    sweeps: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in names}
+    while asked := [(name, rate) for name, found in sweeps.items() for rate in untried(start, found)]:
         trials = [pool.submit(train, folder, start, name, rate, TRIAL) for name, rate in asked]
         for (name, rate), trial in zip(asked, trials, strict=True):
-            sweeps[name][rate] = trial.result()["reward"]
-            print(json.dumps({"sweep": name, "rate": rate, "reward": sweeps[name][rate]}), flush=True)
-    best = {name: max(rewards, key=rewards.__getitem__) for name, rewards in sweeps.items()}
+            sweeps[name][rate] = trial.result()["reward"], trial.result()["kl"]
+            print(json.dumps({"sweep": name, "rate": rate, "reward and KL": sweeps[name][rate]}), flush=True)
+    best = {name: chosen(start, found) for name, found in sweeps.items()}
     runs = {(n, s): pool.submit(train, folder, start, n, best[n], s) for n in names for s in seeds}
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         each = [runs[name, seed].result() for seed in seeds]
-        measures = [measure for measure in COLUMNS if measure in each[0]]
-        results[name] = {"rate": best[name], "sweep": sweeps[name]} | {m: [one[m] for one in each] for m in measures}
-        evaluated = [m for m in measures if MEASURES.get(m, "").startswith("eval/")]
-        results[name]["before"] = {m: each[0][f"{m}_before"] for m in evaluated}
+        before = {m: each[0][f"{m}_before"] for m, of in MEASURES.items() if of.startswith("eval/") and m in each[0]}
+        found = {measure: [one[measure] for one in each] for measure in COLUMNS if measure in each[0]}
+        if start.judge != start.reward:
+            ends = [learnt_from(folder / f"{name}-{best[name]}-{seed}", start) for seed in seeds]
+            before["learnt_from"], found["learnt_from"] = ends[0][0], [end for _, end in ends]
+        results[name] = {"rate": best[name], "sweep": sweeps[name]} | found | {"before": before}
         print(json.dumps({name: results[name]}), flush=True)
     return results
 
 
-def untried(rates: Sequence[str], rewards: Mapping[str, float]) -> list[str]:
+def chosen(start: Start, found: Mapping[str, tuple[float, float]]) -> str:
+    """The rate with the most reward, of those that stay near enough; the lowest where none does."""
+    near = {rate: reward for rate, (reward, kl) in found.items() if kl <= start.most_kl}
+    return max(near, key=near.__getitem__) if near else min(found, key=start.rates.index)
+
+
+def untried(start: Start, found: Mapping[str, tuple[float, float]]) -> list[str]:
     """Rates that a sweep runs next: those beside the best so far, the middle three at first."""
-    at = rates.index(max(rewards, key=rewards.__getitem__)) if rewards else 2
-    return [rate for rate in rates[max(0, at - 1) : at + 2] if rate not in rewards]
+    at = start.rates.index(chosen(start, found)) if found else 2
+    return [rate for rate in start.rates[max(0, at - 1) : at + 2] if rate not in found]
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -217,8 +230,8 @@ def plot(results: Mapping[str, dict[str, Any]], before: float, file: Path) -> No
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("KL from the SFT model (nats an answer)")
-    both[0].set_ylabel("gold reward (dotted: the SFT model)")
+        axes.set_xlabel("KL from the model before training (nats an answer)")
+    both[0].set_ylabel("reward (dotted: before training)")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
 
@@ -239,7 +252,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=[*SAMPLED, *GIVEN], default=[*SAMPLED, *GIVEN])
-    parser.add_argument("--heldout", type=int, default=300, help="half of the held-out questions")
+    parser.add_argument("--heldout", type=int, default=300, help="questions in each half of the held-out ones")
     parser.add_argument("--seeds", type=int, default=5, choices=range(2, 6))
     parser.add_argument("--model", type=Path, help="a model that follows instructions, in place of the embedded one")
     parser.add_argument("--preferences", type=Path, help="what its reward models learn from")
@@ -251,6 +264,7 @@ def main() -> None:
         parser.error("--model and --preferences need each other")
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
+    same_start(folder, {"model": options.model, "preferences": options.preferences, "heldout": options.heldout})
     with ThreadPoolExecutor(options.jobs) as pool:
         if options.model is None:
             start = embedded(folder, options.heldout)
@@ -258,9 +272,6 @@ def main() -> None:
             start = real(folder, options.model, options.preferences, options.heldout, pool)
         results = compare(folder, start, options.only, SEEDS[: options.seeds], pool)
     before = results[options.only[0]]["before"]
-    if start.judge != start.reward:
-        first = folder / f"{options.only[0]}-{results[options.only[0]]['rate']}-{SEEDS[0]}"
-        before["learnt_from"] = learnt_from(first, start, 0)
     print(f"\nbefore: {json.dumps(before)}; {start.budget} scored answers each\n\n{table(results)}\n")
     print(f"{baseline.processor()}; {baseline.versions(PACKAGES)}")
     if options.table is not None:

@@ -6,6 +6,7 @@ reward models that were trained on different rows of them. One is learnt from, a
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 Words = Sequence[object]
 """Of a command line."""
 LONGEST_PROMPT = 48
-"""Tokens of a prompt of the real model."""
+"""Most tokens of a prompt for a real model."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class Start:
         reward: the reward that is learnt from: its class, and its flags behind a dot.
         judge: the reward by which seeds are measured, likewise.
         fragments: configs that every run has.
-        rates: learning rates of the sweep, of which the three in the middle are tried for each algorithm.
+        rates: learning rates of the sweep, of which the three in the middle are tried first.
+        most_kl: nats an answer from the model before, beyond which a rate is out of the sweep: a reward that was learnt
+            may well be highest where answers have become nonsense.
         answers: scored answers a rollout.
         rollouts: of each run.
         temperature: of sampling, for training and for evaluation.
@@ -46,6 +49,7 @@ class Start:
     judge: Words = ("Gold",)
     fragments: Sequence[str] = ()
     rates: Sequence[str] = ("6e-6", "3e-5", "1.5e-4", "7e-4", "3e-3")
+    most_kl: float = math.inf
     answers: int = 256
     rollouts: int = 6
     temperature: float = 1.0
@@ -97,7 +101,7 @@ def embedded(folder: Path, heldout: int) -> Start:
     policy = folder / "sft" / "export"
     if not policy.exists():
         leyden(folder / "sft", "fit", "--config", "demo", "--data.path", files["rows"], "--trainer.max_epochs", 2,
-               "--trainer.default_root_dir", folder / "sft")  # fmt: skip
+               "--ckpt_path", "auto", "--trainer.default_root_dir", folder / "sft")  # fmt: skip
     # values on the policy's own trunk would pull it away from what it can say
     start = Start(files, ["--model.policy.path", policy], values=["--model.value_policy.path", policy])
     rank(folder, start, "demo")
@@ -105,8 +109,8 @@ def embedded(folder: Path, heldout: int) -> Start:
 
 
 def real(folder: Path, model: Path, preferences: Path, heldout: int, pool: ThreadPoolExecutor) -> Start:
-    """A model that follows instructions as it is, and human preferences: half of the rows to each reward model, without
-    those of held-out prompts. A prompt is what a conversation begins with. Adapters on weights in bfloat16."""
+    """A model that follows instructions as it is, and human preferences, half of them for each reward model (see
+    `split`). A prompt is what a conversation begins with. Adapters on weights in bfloat16."""
     names = ("learn", "other", "last", "prompts", "choose", "judge", "text", "pairs")
     files = {name: folder / f"{name}.jsonl" for name in names}
     if not files["judge"].exists():
@@ -119,8 +123,8 @@ def real(folder: Path, model: Path, preferences: Path, heldout: int, pool: Threa
     learn, judge = (["ModelReward", ".path", out / "export"] for out in rewards)
     policy = ["--model.policy.path", model, "--model.policy.dtype", "bfloat16"]
     start = Start(
-        files, policy, learn, judge, ("lora",), ("3e-5", "1.5e-4", "7e-4", "3e-3", "1.5e-2"), answers=128,
-        temperature=0.7, new_tokens=24, max_length=128, values=["--model.value", "adapter"],
+        files, policy, learn, judge, ("lora",), ("3e-5", "1.5e-4", "7e-4", "3e-3", "1.5e-2"), most_kl=10,
+        temperature=0.7, new_tokens=128, max_length=256, values=["--model.value", "adapter"],
     )  # fmt: skip
     rank(folder, start, "sft")
     return start
@@ -131,7 +135,8 @@ def reward_model(out: Path, model: Path, files: Mapping[str, Path]) -> None:
     leyden(out, "fit", "--config", "reward_model", "--config", "lora", "--model.policy.path", model,
            "--model.policy.dtype", "bfloat16", "--data.path", files[out.name.removeprefix("reward_")],
            "--data.val_path", files["last"], "--data.on_error", "skip", "--data.max_length", 256,
-           "--data.batch_size", 16, "--data.max_tokens", 4096, "--trainer.default_root_dir", out)  # fmt: skip
+           "--data.batch_size", 16, "--data.max_tokens", 4096, "--ckpt_path", "auto",
+           "--trainer.default_root_dir", out)  # fmt: skip
 
 
 def sample(file: Path, language: str, words: Words) -> None:
@@ -141,7 +146,8 @@ def sample(file: Path, language: str, words: Words) -> None:
 
 def split(preferences: Path, model: Path, files: Mapping[str, Path], heldout: int) -> None:
     """Rows of preferences into those of each reward model and the last, and what conversations begin with into prompts:
-    held-out ones from the last rows."""
+    held-out ones from the last rows. A prompt, and all rows that begin with it, is in one place alone. Rows that cannot
+    be read, or begin with more than `LONGEST_PROMPT` tokens, are left out."""
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules.files.files import read_rows
     from leyden.datamodules.formats.formats import RowError, detect, parse
@@ -150,21 +156,33 @@ def split(preferences: Path, model: Path, files: Mapping[str, Path], heldout: in
     kind, tokenizer, found = detect(rows[:100], "preference"), load_tokenizer(str(model)), list[tuple[str, Any]]()
     for row in rows:
         try:
-            asked = parse(row, kind, "preference").messages[0]["content"]
+            turns = parse(row, kind, "preference").messages
         except RowError:
             continue
+        asked = next(turn["content"] for turn in turns if turn["role"] == "user")
         if len(tokenizer(asked)["input_ids"]) <= LONGEST_PROMPT:
             found.append((asked, row))
     prompts = list(dict.fromkeys(asked for asked, _ in found))
-    held = set(prompts[-2 * heldout :])
-    first = [row for asked, row in found if asked not in held]
-    write(files["learn"], first[: len(first) // 2])
-    write(files["other"], first[len(first) // 2 :])
-    write(files["last"], [row for asked, row in found if asked in held])
-    write(files["prompts"], [{"prompt": asked} for asked in prompts[: -2 * heldout]])
-    third = 2 * heldout // 3
-    write(files["choose"], [{"prompt": asked} for asked in prompts[-2 * heldout :][:third]])
-    write(files["judge"], [{"prompt": asked} for asked in prompts[-2 * heldout :][third:]])
+    first, held = prompts[: -2 * heldout], prompts[-2 * heldout :]
+    if len(first) < heldout:
+        raise SystemExit(
+            f"{preferences}: {len(prompts)} short prompts, and --heldout {heldout} takes {2 * heldout} of them"
+        )
+    places = {"learn": first[::2], "other": first[1::2], "last": held}
+    for name, inside in places.items():
+        among = set(inside)
+        write(files[name], [row for asked, row in found if asked in among])
+    for name, inside in {"prompts": first, "choose": held[:heldout], "judge": held[heldout:]}.items():
+        write(files[name], [{"prompt": asked} for asked in inside])
+
+
+def same_start(folder: Path, asked: Mapping[str, object]) -> None:
+    """Keep what a folder was begun with. Exits where it was begun with something else."""
+    file = folder / "start.json"
+    given = {name: str(value) for name, value in asked.items()}
+    if file.exists() and (known := json.loads(file.read_text(encoding="utf-8"))) != given:
+        raise SystemExit(f"{folder} was begun with {known}, not with {given}; give another folder")
+    file.write_text(json.dumps(given), encoding="utf-8")
 
 
 def rank(folder: Path, start: Start, config: str) -> None:
@@ -173,6 +191,8 @@ def rank(folder: Path, start: Start, config: str) -> None:
         return
     asked, answers = folder / "asked.jsonl", folder / "answers"
     lines = start.files["prompts"].read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) < start.budget // 4:
+        raise SystemExit(f"{start.files['prompts']}: {len(lines)} prompts, {start.budget // 4} are needed")
     asked.write_text("".join(lines[: start.budget // 4]), encoding="utf-8")
     answers.mkdir(exist_ok=True)
     for number in range(4):

@@ -26,7 +26,7 @@ from leyden.models.critic import Critic
 from leyden.models.divergence import HeadPredictions
 from leyden.models.generation.generate import generate
 from leyden.models.heads import ONE, check_language, check_reward, placed, predicted, saved_labels, start_head
-from leyden.models.load import check_continued, load_model
+from leyden.models.load import check_continued, enable_checkpointing, load_model
 from leyden.models.logprobs import logprobs
 from leyden.models.reference import base_fingerprint, frozen_reference, remove_dropout
 from leyden.models.saving.save import save
@@ -141,7 +141,7 @@ class CausalLM(Policy):
         self.model.eval()  # the checks compare outputs, so dropout must be off
         self._choose_attention()
         if self.gradient_checkpointing:
-            self._enable_checkpointing()
+            enable_checkpointing(self.path, self.backbone.base)
         if self.compiled:
             compile_blocks(self.backbone.blocks())
 
@@ -202,13 +202,6 @@ class CausalLM(Policy):
             if self.dtype != torch.float32 or device.type == "cpu":
                 raise
             half.backend(device)  # mixed precision may still come, which the first forward pass knows
-
-    def _enable_checkpointing(self) -> None:
-        base = self.backbone.base
-        if not base.supports_gradient_checkpointing:
-            raise UserError(f"{self.path}: {type(base).__name__} has no gradient checkpointing; leave the option out")
-        enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
-        enable({"use_reentrant": False})  # its name changed during transformers 5
 
     def forward(self, batch: Batch, want: Collection[str] = ("logp",), temperature: float = 1.0) -> Outputs:
         hidden, others = self.backbone.hidden(batch), dict[str, Any]()

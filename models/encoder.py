@@ -17,9 +17,9 @@ from leyden.errors import UserError
 from leyden.fingerprint import fingerprint_weights
 from leyden.models.build_checks import check_vocabulary
 from leyden.models.classifier_input import PAIRED, positions_of, takes_types
-from leyden.models.encoder_adapter import with_adapter
+from leyden.models.encoder_adapter import merged, with_adapter
 from leyden.models.heads import ONE, name_labels, saved_labels
-from leyden.models.load import load_encoder
+from leyden.models.load import enable_checkpointing, load_encoder
 from leyden.models.reference import remove_dropout
 from leyden.paths import resolve
 from leyden.policy.policy import Outputs, Policy, Response
@@ -54,7 +54,7 @@ class Encoder(Policy):
 
     Args:
         path: hub name or folder, of a pretrained encoder or of a classifier that training goes on with.
-        dtype: dtype of the weights; nothing else sets it. With an adapter it is float32.
+        dtype: dtype of the weights; nothing else sets it; with an adapter only float32.
         adapter: any PEFT configuration by class path, usually `LoraConfig`; without it all weights are trained. The
             head is trained whole, and so is what the encoder came without, like BERT's pooler. What is saved is the
             classifier with the adapter merged, a folder like any other.
@@ -78,7 +78,7 @@ class Encoder(Policy):
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: PreTrainedModel | Any = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._fingerprint = ""
+        self._fingerprint, self._new = "", frozenset[str]()
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -103,7 +103,7 @@ class Encoder(Policy):
         self.train()
 
     def _load(self) -> None:
-        self._check_adapter()
+        self._check()
         folder, revision = resolve(self.path), self.source["revision"]
         saved = saved_labels(folder, revision)
         self.labels = self.labels or saved or ONE
@@ -122,19 +122,24 @@ class Encoder(Policy):
         self.positions = positions_of(self.model)
         self.embeddings = self.model.get_input_embeddings().num_embeddings
         check_vocabulary(self.path, self.tokenizer, self.embeddings, self.stop)
+        self._new = frozenset(new)
         own = (item for item in self.model.named_parameters() if item[0] not in new)
         self._fingerprint = fingerprint_weights(own)  # a new head starts at random
         if self.adapter is not None:
             self.model = with_adapter(self.model, self.adapter, new).get_base_model()
         if self.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(self.path, self.model)
 
-    def _check_adapter(self) -> None:
-        """Refuse four bits, and an adapter in half precision. Raises `UserError`."""
+    def _check(self) -> None:
+        """Refuse four bits, the folder of an adapter, and a new adapter in half precision. Raises `UserError`."""
         if asked() is not None:
             raise UserError(
-                f"{self.path}: an encoder, which is small, and not loaded in few bits; give --config lora for --config "
+                f"{self.path}: encoders are small and are not loaded in four bits; give --config lora for --config "
                 "qlora, or leave out the plugin QLoRAPrecision"
+            )
+        if (Path(resolve(self.path)) / "adapter_config.json").is_file():
+            raise UserError(
+                f"{self.path}: an adapter, and an encoder starts from a whole model; give that one's folder"
             )
         if self.adapter is not None and self.dtype != torch.float32:
             raise UserError(
@@ -180,20 +185,12 @@ class Encoder(Policy):
             state = {name: full_tensor(x) for name, x in state.items()}
         if folder is None:
             return
-        model = self.model if self.adapter is None else self._merged(state)
-        model.save_pretrained(folder, state_dict=state if self.adapter is None else None)
+        if self.adapter is None:
+            self.model.save_pretrained(folder, state_dict=state)
+        else:
+            merged(self.model, self.adapter, self._new, state).save_pretrained(folder)
         self.tokenizer.padding_side = "right"
         self.tokenizer.save_pretrained(folder)
-
-    def _merged(self, state: dict[str, Tensor]) -> PreTrainedModel:
-        """The classifier with these weights of body, adapter and head, merged."""
-        with torch.random.fork_rng(devices=[]):  # weights are drawn before these replace them
-            model, new = load_encoder(self.path, self.dtype, len((self.labels or ONE).names), **self.source)
-            adapted = with_adapter(model, self.adapter, new)
-        adapted.get_base_model().load_state_dict(state)
-        merged: PreTrainedModel = adapted.merge_and_unload()
-        name_labels(merged.config, self.labels or ONE)
-        return merged
 
 
 def pair_template(path: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -295,6 +295,14 @@ def _quiet(reward: bool) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
+def enable_checkpointing(path: str, model: Any) -> None:
+    """Recompute a model's activations in the backward pass. Raises `UserError` where it cannot."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"{path}: {type(model).__name__} has no gradient checkpointing; leave the option out")
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # its name changed during transformers 5
+
+
 def text_model(base: PreTrainedModel) -> nn.Module:
     """The part of a causal LM from tokens to hidden states.
 

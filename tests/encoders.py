@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from peft import LoraConfig
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from leyden.batch.forest import Tree
+from leyden.data.chat_template import ChatTemplate
+from leyden.example import Example, Message
+from leyden.models import Encoder
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789?!.,:+=은는이가다요네한국어"
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
@@ -90,3 +97,40 @@ def save_encoder(folder: Path, kind: str = "bert", head: bool = True, positions:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": f"{i} + 1?", "chosen": "yes " * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(48)
+]
+RATE = 0.5
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=RATE, weight_decay=0.0)
+
+
+def lora(**options: Any) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False} | options)
+
+
+def encoder(path: str, **options: Any) -> Encoder:
+    torch.manual_seed(0)
+    policy = Encoder(path, **options)
+    policy.build(("score",), dropout=False)
+    return policy
+
+
+def ragged(path: str, count: int = 8, seed: int = 0) -> list[Tree]:
+    """Prompts with two or three responses, as the tokenizer joins two texts."""
+    r, tokenizer = random.Random(seed), Encoder(path).tokenizer
+    template = ChatTemplate(tokenizer)
+    trees = []
+    for row in range(count):
+        words = ["".join(r.choice("abcdef 123?") for _ in range(r.randint(1, 9))).strip() or "a" for _ in range(4)]
+        texts = list(dict.fromkeys(words[1:]))[: r.randint(2, 3)]
+        texts = texts if len(texts) > 1 else [*texts, "zz"]
+        turns = [[Message(role="assistant", content=text)] for text in texts]
+        tree = template.encode(Example([Message(role="user", content=words[0])], turns))
+        tree.row = row
+        trees.append(tree)
+    return trees

@@ -16,6 +16,7 @@ from leyden.batch.tree import BORROWED
 from leyden.data.datamodule import DataModule, PlannedData
 from leyden.data.tokenizer import load_tokenizer
 from leyden.models import CausalLM
+from leyden.models.load import enable_checkpointing
 
 NO_DROPOUT = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout", "embedding_dropout")
 LLAMA = dict(
@@ -63,7 +64,7 @@ def small(name: str = "llama", configuration: str = "LlamaConfig", options: Any 
     policy.positions = getattr(config, "max_position_embeddings", None)
     policy._choose_attention()
     if policy.gradient_checkpointing:
-        policy._enable_checkpointing()
+        enable_checkpointing(policy.path, policy.backbone.base)
     policy.train()
     return policy
 

@@ -70,19 +70,32 @@ def test_a_real_model_is_chosen_by_one_reward_and_judged_by_another(comparison: 
     assert found == {0: ["learn", "other"], comparison.TRIAL: ["learn", "learn"]}
 
 
+def opening(prompt: Any) -> str:
+    return str(prompt if isinstance(prompt, str) else prompt[-1]["content"])
+
+
+def test_a_folder_is_of_one_start(comparison_start: Any, tmp_path: Path) -> None:
+    comparison_start.same_start(tmp_path, {"model": None, "heldout": 3})
+    comparison_start.same_start(tmp_path, {"model": None, "heldout": 3})
+    with pytest.raises(SystemExit, match="was begun with .*'heldout': '3'.*give another folder"):
+        comparison_start.same_start(tmp_path, {"model": None, "heldout": 4})
+
+
 def test_preferences_are_split_without_a_held_out_prompt_in_two_places(comparison_start: Any, workplace: Path) -> None:
     rows = [{"prompt": f"{i % 90}?", "chosen": "yes", "rejected": "no"} for i in range(100)]
     rows += [{"prompt": "long " * 99, "chosen": "yes", "rejected": "no"}, {"prompt": "5?", "chosen": "yes"}]
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": rows[0]["prompt"]}]
+    rows[0] |= {"prompt": turns}
     write(workplace / "all.jsonl", rows)
     names = ("learn", "other", "last", "prompts", "choose", "judge")
     files = {name: workplace / f"{name}.jsonl" for name in names}
     comparison_start.split(workplace / "all.jsonl", "tiny", files, 9)
     prompts = {
-        name: [json.loads(line)["prompt"] for line in file.read_text(encoding="utf-8").splitlines()]
+        name: [opening(json.loads(line)["prompt"]) for line in file.read_text(encoding="utf-8").splitlines()]
         for name, file in files.items()
     }
-    assert [len(prompts[name]) for name in ("prompts", "choose", "judge", "last")] == [72, 6, 12, 18]
-    assert len(prompts["learn"]) == len(prompts["other"]) == 41
+    assert [len(prompts[name]) for name in ("prompts", "choose", "judge", "last")] == [72, 9, 9, 18]
+    assert len(prompts["learn"]) == len(prompts["other"]) == 41 and not {*prompts["learn"]} & {*prompts["other"]}
     held = set(prompts["choose"]) | set(prompts["judge"])
     assert len(held) == 18 and held == set(prompts["last"])
     assert not held & {*prompts["prompts"], *prompts["learn"], *prompts["other"]}
@@ -98,13 +111,24 @@ def test_the_table_is_sorted_by_reward_and_has_an_interval_over_seeds(comparison
     assert lines[3].split("|")[3].strip() == "1.20 ± 0.50"  # 4.303 times 0.2 / √3
 
 
-def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(comparison: Any) -> None:
-    rates = ("6e-6", "3e-5", "1.5e-4", "7e-4", "3e-3")
-    assert comparison.untried(rates, {}) == ["3e-5", "1.5e-4", "7e-4"]
-    assert comparison.untried(rates, {"3e-5": 1.0, "1.5e-4": 3.0, "7e-4": 2.0}) == []
-    assert comparison.untried(rates, {"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0}) == ["3e-3"]
-    assert comparison.untried(rates, {"3e-5": 3.0, "1.5e-4": 2.0, "7e-4": 1.0}) == ["6e-6"]
-    assert comparison.untried(rates, {"3e-5": 1.0, "1.5e-4": 2.0, "7e-4": 3.0, "3e-3": 4.0}) == []  # the end
+def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(comparison: Any, start: Any) -> None:
+    def untried(start: Any, **rewards: float) -> list[str]:
+        found = zip(start.rates[1:], rewards.values(), strict=False)
+        return list(
+            comparison.untried(
+                start, {rate: (reward, kl) for (rate, reward), kl in zip(found, (1, 2, 12, 13), strict=False)}
+            )
+        )
+
+    assert untried(start) == ["3e-5", "1.5e-4", "7e-4"]
+    assert untried(start, a=1.0, b=3.0, c=2.0) == []
+    assert untried(start, a=1.0, b=2.0, c=3.0) == ["3e-3"]
+    assert untried(start, a=3.0, b=2.0, c=1.0) == ["6e-6"]
+    assert untried(start, a=1.0, b=2.0, c=3.0, d=4.0) == []  # the end of the sweep
+    near = replace(start, most_kl=10)
+    assert untried(near, a=1.0, b=2.0, c=3.0) == []  # the third goes too far
+    assert untried(near, a=2.0, b=1.0, c=3.0) == ["6e-6"]
+    assert comparison.chosen(near, {"7e-4": (3.0, 12.0), "1.5e-4": (2.0, 11.0)}) == "1.5e-4"
 
 
 def test_names_in_the_picture_lie_apart_and_near_what_they_name(comparison: Any) -> None:

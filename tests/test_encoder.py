@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from encoders import KINDS, save_encoder
-from peft import LoraConfig
+from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoder, sgd
 from prepared import write
 from ranks import Ranks
 from small import TreeData, fit, weights_of
@@ -18,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from leyden.algos import SFT, RewardModel
-from leyden.batch.forest import Tree, pack
+from leyden.batch.forest import pack
 from leyden.data.chat_template import ChatTemplate
 from leyden.errors import UserError
 from leyden.example import Example, Message, Sample
@@ -27,45 +25,12 @@ from leyden.models.classifier_input import turns_as_text
 from leyden.policy import Labels
 from leyden.rewards import score
 
-RATE = 0.5
-
-
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=RATE, weight_decay=0.0)
-
-
-def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False} | options)
-
-
-def encoder(path: str, **options: Any) -> Encoder:
-    torch.manual_seed(0)
-    policy = Encoder(path, **options)
-    policy.build(("score",), dropout=False)
-    return policy
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("encoders")
     made = {kind: save_encoder(folder / kind, kind, num_labels=1) for kind in KINDS}
     return made | {f"{kind} plain": save_encoder(folder / f"{kind}-plain", kind, head=False) for kind in KINDS}
-
-
-def ragged(path: str, count: int = 8, seed: int = 0) -> list[Tree]:
-    """Prompts with two or three responses, as the tokenizer joins two texts."""
-    r, tokenizer = random.Random(seed), Encoder(path).tokenizer
-    template = ChatTemplate(tokenizer)
-    trees = []
-    for row in range(count):
-        words = ["".join(r.choice("abcdef 123?") for _ in range(r.randint(1, 9))).strip() or "a" for _ in range(4)]
-        texts = list(dict.fromkeys(words[1:]))[: r.randint(2, 3)]
-        texts = texts if len(texts) > 1 else [*texts, "zz"]
-        turns = [[Message(role="assistant", content=text)] for text in texts]
-        tree = template.encode(Example([Message(role="user", content=words[0])], turns))
-        tree.row = row
-        trees.append(tree)
-    return trees
 
 
 # -- what it reads and gives ------------------------------------------------------------------------------------------
@@ -204,11 +169,6 @@ def test_sharded_weights_learn_and_are_exported_whole(
     assert moved.norm() > 1e-3 and (weights_of(two) - weights_of(one)).norm() < 1e-4 * moved.norm()
 
 
-PAIRS: list[dict[str, Any]] = [
-    {"prompt": f"{i} + 1?", "chosen": "yes " * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(48)
-]
-
-
 @pytest.mark.parametrize("kind", ["roberta", "deberta-v2"])
 def test_a_reward_model_from_the_command_line(kind: str, folders: dict[str, str], leyden: Any, workplace: Path) -> None:
     """Trained from a pretrained encoder, predicted with, gone on with, and read as plain transformers reads it."""
@@ -262,81 +222,6 @@ def test_a_resumed_run_is_one_that_was_never_stopped(folders: dict[str, str], le
     half = run("half", "--trainer.max_steps", "4", "--ckpt_path", "auto")
     assert torch.equal(weights_of(half), weights_of(whole))
     assert whole.config.id2label == {0: "0", 1: "1"} and whole.config.problem_type == "single_label_classification"
-
-
-# -- with an adapter --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_is_trained_beside_a_whole_head(kind: str, folders: dict[str, str], tmp_path: Path) -> None:
-    """Against the classifier that it makes: scores, gradients of the head, and by the chain rule of the adapter."""
-    path = folders[f"{kind} plain"]
-    policy = encoder(path, adapter=lora())
-    trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-    adapters = {name for name in trained if ".lora_" in name}
-    body = policy.model.base_model_prefix
-    assert adapters and all(name.startswith(body) for name in adapters)
-    assert {name for name, _ in policy.model.named_parameters() if not name.startswith(body)} <= set(trained)
-    batch = pack(ragged(path))
-    found = policy(batch, {"score"}).score
-    assert found is not None
-    policy.save(tmp_path / "merged")
-    again = encoder(str(tmp_path / "merged"))
-    merged = again(batch, {"score"}).score
-    assert merged is not None and not again.fresh
-    torch.testing.assert_close(merged, found, atol=1e-5, rtol=1e-5)
-    found.sum().backward()
-    merged.sum().backward()
-    own = dict(again.model.named_parameters())
-    for layer in {name.partition(".lora_")[0] for name in adapters}:
-        a, b = (trained[f"{layer}.lora_{letter}.default.weight"] for letter in "AB")
-        grad = own[f"{layer}.weight"].grad  # of W + 2 B A
-        assert grad is not None
-        torch.testing.assert_close(a.grad, 2 * b.T @ grad, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(b.grad, 2 * grad @ a.T, atol=1e-4, rtol=1e-3)
-    for name in set(trained) - adapters:
-        torch.testing.assert_close(trained[name].grad, own[name].grad, atol=1e-5, rtol=1e-4)
-
-
-def test_an_adapter_from_the_command_line(folders: dict[str, str], leyden: Any, workplace: Path) -> None:
-    """Trained, stopped, gone on with, exported from a checkpoint, and read as any classifier."""
-    write(workplace / "pairs.jsonl", PAIRS)
-    words = "fit --config reward_model --config lora --data.path pairs.jsonl --data.batch_size 8 --data.max_length 60"
-    words += f" --model.policy Encoder --model.policy.path {folders['bert plain']} --data.val_fraction 0"
-    words += " --trainer.accelerator cpu --model.optimizer.lr 1e-2 --model.lr_scheduler null --seed_everything 3"
-
-    def run(folder: str, *more: str) -> Tensor:
-        code, _, err = leyden(*words.split(), "--trainer.default_root_dir", folder, *more)
-        assert code == 0, err
-        return weights_of(AutoModelForSequenceClassification.from_pretrained(workplace / folder / "export"))
-
-    whole = run("whole", "--trainer.max_steps", "4")
-    run("half", "--trainer.max_steps", "2")
-    assert torch.equal(run("half", "--trainer.max_steps", "4", "--ckpt_path", "auto"), whole)
-    saved = torch.load(next((workplace / "half").rglob("*.ckpt")), weights_only=True)["state_dict"]
-    assert all(".lora_" in name or "pooler" in name or "classifier" in name for name in saved)
-    code, _, err = leyden("export", "whole", "again", "--checkpoint", "last")
-    assert code == 0, err
-    assert torch.equal(weights_of(AutoModelForSequenceClassification.from_pretrained("again")), whole)
-    samples = [Sample([Message(role="user", content="3 + 1?")], text) for text in ("yes yes", "no")]
-    good, bad = score(Classifier("again"), samples).tolist()
-    assert good > bad
-
-
-def test_adapters_that_an_encoder_cannot_take(folders: dict[str, str], leyden: Any, workplace: Path) -> None:
-    from peft import PromptTuningConfig
-
-    path = folders["bert plain"]
-    with pytest.raises(UserError, match="adapter on an encoder in bfloat16, .* leave out --model.policy.dtype"):
-        encoder(path, adapter=lora(), dtype="bfloat16")
-    with pytest.raises(UserError, match="adds virtual tokens"):
-        encoder(path, adapter=PromptTuningConfig(num_virtual_tokens=2))
-    with pytest.raises(UserError, match="target_modules .* match nothing .* whose linear layers are .*query"):
-        encoder(path, adapter=lora(target_modules=["q_proj"]))
-    write(workplace / "pairs.jsonl", PAIRS)
-    words = "fit --config reward_model --config qlora --data.path pairs.jsonl --model.policy Encoder"
-    code, _, err = leyden(*words.split(), "--model.policy.path", path)
-    assert code != 0 and "not loaded in few bits; give --config lora for --config qlora" in err
 
 
 def test_validation_of_a_new_head_is_refused(folders: dict[str, str]) -> None:

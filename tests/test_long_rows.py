@@ -26,6 +26,7 @@ from leyden.models.attention.dispatch import FOREST
 from leyden.models.attention.flex import block_mask
 from leyden.models.attention.forest import Forest
 from leyden.models.backbone import Backbone
+from leyden.models.load import enable_checkpointing
 
 TOKENS = 32768
 WIDTH, VOCABULARY = 64, 32000
@@ -85,7 +86,7 @@ def step(batch: Batch, monkeypatch: pytest.MonkeyPatch, window: int | None = Non
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         policy.model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         policy.model.set_attn_implementation(FOREST)
-        policy._enable_checkpointing()
+        enable_checkpointing(policy.path, policy.backbone.base)
         policy.train()
         monkeypatch.setattr(causal_lm, "predicted", lambda batch: (fake.from_tensor(at), 1.0))  # how many has no shape
         with Sizes() as sizes:

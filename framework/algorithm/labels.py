@@ -1,4 +1,4 @@
-"""Responses with labels, several numbers or a class each: the data that have them, and how a head is held against them.
+"""Responses with labels, several numbers or a class each: the data that have them, and what outputs are compared with.
 
 Measures are made of sums, which may be added up over batches and processes.
 """
@@ -45,7 +45,7 @@ def labels_of(data: Any, name: str) -> Labels:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """What the outputs of a head are held against.
+    """What the outputs of a head are compared with.
 
     Args:
         names: of the head's outputs.
@@ -66,7 +66,7 @@ class Target(ABC):
         """Of `sums`, added up."""
 
     def shown(self, outputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """[N] numbers by name whose means training shows. None by default."""
+        """[N] numbers by name whose means training shows. By default there are none."""
         return {}
 
     def values(self, outputs: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Target(ABC):
 
 
 class Attributes(Target):
-    """A number by each name: its squared error, averaged over the names."""
+    """A number for each name; the loss is the squared error, averaged over the names."""
 
     def errors(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return (outputs - labels).square().mean(-1)
@@ -95,7 +95,7 @@ class Attributes(Target):
 
 
 class Classes(Target):
-    """One of the names: its cross-entropy."""
+    """One of the names; the loss is the cross-entropy."""
 
     def errors(self, outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs, labels[:, 0].long(), reduction="none")

@@ -20,12 +20,12 @@ from leyden.policy.reference import OtherPolicy
 class WithTeacher(OnPolicy):
     """Has a frozen model that knows better, built with the policy and asked about the same responses.
 
-    The loss of a subclass begins with `ask_teacher`.
+    The loss of a subclass begins with `ask_teacher`. Among the bases it stands before `WithGivenAnswers`.
 
     Args:
         teacher: another model with the same tokenizer; None is the reference, so the policy before training.
         teacher_system: a system prompt that only the teacher sees, in the place of the prompt's own.
-        divergence: of the policy from the teacher; None is ReverseKL.
+        divergence: D, how far the policy is from the teacher; None is ReverseKL.
 
     Raises:
         UserError: the teacher would be the policy itself, with the same prompt; or the divergence is estimated from

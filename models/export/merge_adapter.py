@@ -14,6 +14,8 @@ from leyden.models import quantized
 from leyden.models.backbone import innermost
 from leyden.models.causal_lm import CausalLM
 from leyden.models.heads import saved_head
+from leyden.models.load import is_encoder
+from leyden.paths import resolve
 from leyden.precision import QLoRAPrecision
 
 TEXTS = (
@@ -135,6 +137,8 @@ def _merge(policy: CausalLM) -> None:
 
 def _built(path: str, dtype: Any, source: dict[str, Any], unpack: bool = False) -> CausalLM:
     """The model with its adapter, and with a reward head if the folder has one."""
+    if is_encoder(resolve(path)):
+        raise UserError(f"{path}: a whole encoder, with no adapter to merge; it can be used as it is")
     policy = CausalLM(path, dtype, **source)
     policy.unpack = unpack
     policy.build(("logp",) if saved_head(path, "score") is None else ("score",), dropout=False)
