@@ -37,21 +37,8 @@ EPOCHS = 2
 SEEDS, TRIAL = (0, 1, 2, 3, 4), 100
 SAMPLES = {"ppo": 2, "rloo": 4, "online_dpo": 4, "reinforce_pp": 1}
 """Answers to a prompt; 8 where nothing is said. A rollout has as many prompts as give its answers."""
-SAMPLED: dict[str, Words] = {
-    name: []
-    for name in (
-        "ppo",
-        "grpo",
-        "dr_grpo",
-        "dapo",
-        "gspo",
-        "cispo",
-        "rloo",
-        "reinforce_pp",
-        "rejection_sampling",
-        "online_dpo",
-    )
-}
+NAMES = "ppo grpo dr_grpo dapo gspo cispo rloo reinforce_pp rejection_sampling online_dpo"
+SAMPLED: dict[str, Words] = {name: [] for name in NAMES.split()}
 SAMPLED["ppo"] = ["--model.value_weight", 1]
 SAMPLED["gspo"] = ["--model.surrogate.clip", 3e-3, "--model.surrogate.clip_high", 4e-3]  # for short answers
 OBJECTIVES = ("Sigmoid", "IPO", "SimPO", "ORPO", "CPO", "APOZero", "APODown", "EXO", "NCA")
