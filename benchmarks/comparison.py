@@ -147,7 +147,7 @@ def compare(
     for name in names:
         each = [runs[name, seed].result() for seed in seeds]
         before = {m: each[0][f"{m}_before"] for m, of in MEASURES.items() if of.startswith("eval/") and m in each[0]}
-        found = {measure: [one[measure] for one in each] for measure in COLUMNS if measure in each[0]}
+        found = {measure: [one[measure] for one in each] for measure in COLUMNS if all(measure in one for one in each)}
         if start.judge != start.reward:
             ends = [learnt_from(folder / f"{name}-{best[name]}-{seed}", start) for seed in seeds]
             before["learnt_from"], found["learnt_from"] = ends[0][0], [end for _, end in ends]
@@ -176,8 +176,8 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def table(results: Mapping[str, dict[str, Any]]) -> str:
-    """The table as Markdown, most reward first, without columns that no run has."""
-    shown = [measure for measure in COLUMNS if any(found.get(measure) for found in results.values())]
+    """The table as Markdown, most reward first, with the columns that all runs have."""
+    shown = [measure for measure in COLUMNS if all(found.get(measure) for found in results.values())]
     lines = [f"| | rate | {' | '.join(COLUMNS[measure][0] for measure in shown)} |", "|---" * (len(shown) + 2) + "|"]
     for name, found in sorted(results.items(), key=lambda item: -interval(item[1]["reward"])[0]):
         cells = [found["rate"]]
@@ -259,10 +259,10 @@ def main() -> None:
             start = real(folder, options.model, options.preferences, options.heldout, pool)
         results = compare(folder, start, options.only, SEEDS[: options.seeds], pool)
     before = results[options.only[0]]["before"]
-    print(f"\nbefore: {json.dumps(before)}; {start.budget} scored answers each\n\n{table(results)}\n")
-    print(f"{baseline.processor()}; {baseline.versions(PACKAGES)}")
     if options.table is not None:
         options.table.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(f"\nbefore: {json.dumps(before)}; {start.budget} scored answers each\n\n{table(results)}\n")
+    print(f"{baseline.processor()}; {baseline.versions(PACKAGES)}")
     if options.plot is not None:
         plot(results, before["reward"], options.plot)
 

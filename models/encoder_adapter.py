@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def with_adapter(model: PreTrainedModel, adapter: PeftConfig, new: Collection[st
     whole = {name for name, _ in model.named_parameters() if not name.startswith(body) or name in new}
     trained = [parameter for name, parameter in model.named_parameters() if name in whole]
     made = wrapped(model, dataclasses.replace(adapter, task_type=None, **_left_out(model, adapter, whole)))
-    _check_merge(made, kind)
+    _check_layers(made, kind, whole)
     for parameter in trained:
         parameter.requires_grad_(True)
     return made
@@ -70,9 +71,10 @@ def _left_out(model: PreTrainedModel, adapter: PeftConfig, whole: Collection[str
         if {f"{name}.{own}" for own, _ in part.named_parameters()} & {*whole}
     ]
     changed: dict[str, Any] = {}
-    if hasattr(adapter, "exclude_modules"):
-        given = adapter.exclude_modules or []
-        changed["exclude_modules"] = given if isinstance(given, str) else [*given, *(name for name in inside if name)]
+    if hasattr(adapter, "exclude_modules"):  # as a pattern, since names of a list stand for all that end like them
+        given, ours = adapter.exclude_modules or [], [re.escape(name) for name in inside if name]
+        asked = [given] if isinstance(given, str) else [rf"(?:.*\.)?{re.escape(name)}" for name in given]
+        changed["exclude_modules"] = "|".join(f"(?:{one})" for one in (*asked, *ours))
     if saved := getattr(adapter, "modules_to_save", None):
         changed["modules_to_save"] = [
             name for name in saved if not any(f".{one}".endswith(f".{name}") for one in inside)
@@ -80,12 +82,16 @@ def _left_out(model: PreTrainedModel, adapter: PeftConfig, whole: Collection[str
     return changed
 
 
-def _check_merge(made: PeftModel, kind: str) -> None:
-    """Refuse before training an adapter that PEFT cannot merge after it. Raises `UserError`."""
+def _check_layers(made: PeftModel, kind: str, whole: Collection[str]) -> None:
+    """Refuse an adapter in what is trained whole, or one that PEFT cannot merge after training. Raises `UserError`."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [part for part in made.modules() if isinstance(part, BaseTunerLayer)]
-    few = {(type(layer), getattr(layer.get_base_layer(), "bias", None) is None): layer for layer in layers}
+    layers = {name: part for name, part in made.get_base_model().named_modules() if isinstance(part, BaseTunerLayer)}
+    if inside := [name for name in layers if f"{name}.weight" in whole]:  # not all kinds can be told to leave it out
+        raise UserError(
+            f"{kind} would adapt {inside[0]}, which is trained whole; name layers of the body in target_modules"
+        )
+    few = {(type(layer), getattr(layer.get_base_layer(), "bias", None) is None): layer for layer in layers.values()}
     for layer in few.values():
         try:
             copy.deepcopy(layer).merge()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoder, sgd
-from peft import IA3Config, LoHaConfig, PromptTuningConfig
+from peft import IA3Config, LoHaConfig, PromptTuningConfig, VeraConfig
 from prepared import write
 from ranks import Ranks
 from small import TreeData, fit, weights_of
@@ -77,8 +77,10 @@ def test_an_adapter_is_trained_beside_a_whole_head(
         {"target_modules": ["dense", "out_proj", "query"]},
         {"target_modules": r".*dense|.*out_proj"},
         {"target_modules": "ALL-linear"},
+        {"exclude_modules": "nothing"},
+        {"exclude_modules": ["key"]},
     ],
-    ids=["to_save", "names", "pattern", "all"],
+    ids=["to_save", "names", "pattern", "all", "excluded_pattern", "excluded_names"],
 )
 def test_what_is_trained_whole_gets_no_adapter_and_no_copy(
     asked: dict[str, Any], folders: dict[str, str], tmp_path: Path
@@ -174,6 +176,8 @@ def test_adapters_that_an_encoder_cannot_take(folders: dict[str, str], leyden: A
 
             patch.setattr("peft.tuners.ia3.layer.Linear.merge", refuse)
             encoder(path, adapter=IA3Config(target_modules=["query"], feedforward_modules=[]))
+    with pytest.raises(UserError, match="VeraConfig would adapt .*, which is trained whole; name layers of the body"):
+        encoder(path, adapter=VeraConfig(target_modules=["classifier"], r=2))
     (workplace / "adapter").mkdir()
     (workplace / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="adapter: an adapter, and an encoder starts from a whole model"):

@@ -156,10 +156,10 @@ def length_gaming(history: History) -> Finding | None:
 def clipping(history: History) -> Finding | None:
     """More than three tenths of the tokens beyond the clip, on average over two rollouts. Healthy: 0.03.
 
-    GSPO clips whole responses, more than that in health (Zheng et al. 2025, section 5.2), and CISPO ends no gradient.
+    GSPO clips whole responses, a hundred times as many tokens in health (Zheng et al. 2025, section 5.2).
     """
     now = history.latest("policy/clip_fraction by rollout", 2)
-    if not now or fmean(now) < 0.3 or history.settings.get("surrogate") in ("SequenceRatio", "CISPO"):
+    if not now or fmean(now) < 0.3 or history.settings.get("surrogate") == "SequenceRatio":
         return None
     seen = f"{fmean(now):.0%} of the tokens are beyond the clip: the policy moves too far within a rollout"
     stop = history.settings.get("stop_kl")
