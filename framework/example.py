@@ -21,8 +21,6 @@ class Message(TypedDict):
     name: NotRequired[str]
     trained: NotRequired[bool]
     """False: an assistant turn that is context alone. Templates do not see this key."""
-    finished: NotRequired[bool]
-    """False: an answer that was cut at a length limit, so that nothing follows its words. Templates do not see it."""
 
 
 @dataclass

@@ -200,14 +200,13 @@ def _rows(
             continue
         ranks = [ranks[place] for place in spread(len(ranks), 2 if how.pairs else how.max_responses)]
         texts = [_text(group.samples[order[place]].response) for place in ranks]
-        finished = [group.samples[order[place]].finished for place in ranks]
         tools = group.samples[0].tools
         row: dict[str, Any] = {"prompt": group.messages} | ({"tools": tools} if tools else {})
         if how.pairs:
             margin = float(f"{ranked[ranks[0]] - ranked[ranks[1]]:.7g}")
             row |= {"chosen": texts[0], "rejected": texts[1], "margin": margin}
-            row |= {} if all(finished) else {"finished": finished}
         else:
+            finished = [group.samples[order[place]].finished for place in ranks]
             row |= {"responses": texts, "scores": [ranked[place] for place in ranks], "finished": finished}
         yield as_json(row | ({"row": group.row} if group.row else {}))
 

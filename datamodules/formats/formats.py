@@ -42,7 +42,7 @@ from leyden.datamodules.formats.tool_calls import tools_beside, tools_of
 from leyden.datamodules.formats.turns import check_order
 from leyden.datamodules.formats.unpaired_readers import Unpaired, UnpairedMessages, UnpairedPrompts, UnpairedShareGPT
 from leyden.errors import UserError, nearest
-from leyden.example import Example, Message
+from leyden.example import Example
 
 Row = Mapping[str, Any]
 
@@ -71,26 +71,14 @@ def parse(
         tools = parts.tools
         if tools is None and parts.text is None and "tools" not in named.taken:
             tools = _tools(named)
-        known = _mark_cut(parts.responses, row.get("finished"))
-        if isinstance(row.get("row"), Mapping):  # where `predict` and `label` keep the first row
-            known.add("row")
+        known = (
+            {"row"} if isinstance(row.get("row"), Mapping) else set()
+        )  # files of `predict` and `label` keep the first row there
         name_the_rest(row, known | {column_of[name] for name in named.taken if name in column_of})
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
     example.tools = tools or []
     example.not_read = _not_read(example, not_read, named, form, kind)
     return example
-
-
-def _mark_cut(responses: list[list[Message]], finished: Any) -> set[str]:
-    """Mark the responses that were cut at a length limit, by the column `finished` of sampled answers: a bool for each.
-    Returns the column's name where that is what it says."""
-    said = [finished] if isinstance(finished, bool) else finished
-    if not isinstance(said, list) or len(said) != len(responses) or not all(isinstance(x, bool) for x in said):
-        return set()
-    for turns, whole in zip(responses, said, strict=True):
-        if not whole and turns:
-            turns[-1] = {**turns[-1], "finished": False}
-    return {"finished"}
 
 
 def detect(rows: Sequence[Row], kind: str, columns: Mapping[str, str] | None = None) -> str:

@@ -113,17 +113,13 @@ class WithScalarHead(Algorithm):
 
 def _row(example: Example, scores: list[Any]) -> dict[str, Any]:
     texts = [_text(turns) for turns in example.responses]
-    ended = [turns[-1].get("finished", True) for turns in example.responses]
-    columns: dict[str, list[Any]] = {"response": texts, "score": scores} | ({} if all(ended) else {"finished": ended})
-    several = {"response": "responses", "score": "scores"} if len(texts) > 1 else {}
-    answers = {several.get(name, name): values if several else values[0] for name, values in columns.items()}
+    answers = {"responses": texts, "scores": scores} if len(texts) > 1 else {"response": texts[0], "score": scores[0]}
     return {**example.prompt_columns(), **answers, "row": dict(example.row)}
 
 
 def _text(turns: list[Message]) -> str | list[Message]:
     """One answer as its text; as its turns where it goes on, or is more than a text."""
-    plain = len(turns) == 1 and turns[0].keys() - {"finished"} == {"role", "content"}
-    return turns[0]["content"] if plain else turns
+    return turns[0]["content"] if len(turns) == 1 and turns[0].keys() == {"role", "content"} else turns
 
 
 def pair_sums(better: Tensor, worse: Tensor, share: Tensor) -> dict[str, Tensor]:

@@ -23,8 +23,6 @@ _REASONING = (
     "the chat template leaves out the reasoning of earlier answers, which is not trained; to train it, give every "
     "answer a row of its own"
 )
-_OURS = frozenset({"trained", "finished"})
-"""Keys of messages that templates do not see."""
 _NAMES = "the chat template does not write the key 'name' of messages"
 _IDS = "the chat template does not write the key 'tool_call_id' of messages"
 _HISTORY = (
@@ -106,9 +104,8 @@ class ChatTemplate:
         on assistant turns that are not to be trained.
 
         With `train_on="all"` the whole first conversation is trained on, and the prompt is the BOS token, if the
-        template writes one. Plain text is always trained on whole, and ends with EOS. Responses that are not
-        `finished`, all of them or those whose last turn says so, were cut at a length limit: nothing follows the words
-        of their last turn. Raises `RowError`.
+        template writes one. Plain text is always trained on whole, and ends with EOS. Responses that are not `finished`
+        were cut at a length limit: nothing follows the words of their last turn. Raises `RowError`.
         """
         if example.text is not None:
             return self._whole(self._ids(example.text), added_prefix(self.tokenizer), ends=False)
@@ -128,13 +125,12 @@ class ChatTemplate:
             elif spans[0][0] != len(start):
                 problem = "the first turn of an answer that is compared with others cannot be context; drop the row"
                 raise RowError(problem, "flagged off")
-            ends = finished and response[-1].get("finished") is not False
-            if not ends:
+            if not finished:
                 spans[-1] = spans[-1][0], _words_end(text, parts, spans[-1])
                 text = text[: spans[-1][1]]
-            encoded.append((text, spans, ends))
+            encoded.append((text, spans))
         prompt = self._ids(start)
-        trained = [self._encode(text, spans, prompt, ends) for text, spans, ends in encoded]
+        trained = [self._encode(text, spans, prompt, finished) for text, spans in encoded]
         return Tree(prompt, [ids for ids, _ in trained], weights=[weights for _, weights in trained])
 
     def _encode(self, text: str, spans: list[Span], prompt: list[int], finished: bool) -> tuple[list[int], list[float]]:
@@ -309,7 +305,7 @@ class ChatTemplate:
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                [{key: value for key, value in turn.items() if key not in _OURS} for turn in messages],
+                [{key: value for key, value in turn.items() if key != "trained"} for turn in messages],
                 tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=answer,
