@@ -150,7 +150,8 @@ def split(preferences: Path, model: Path, files: Mapping[str, Path], heldout: in
     be read, or begin with more than `LONGEST_PROMPT` tokens, are left out."""
     from leyden.data.tokenizer import load_tokenizer
     from leyden.datamodules.files.files import read_rows
-    from leyden.datamodules.formats.formats import LeftOut, RowError, detect, parse
+    from leyden.datamodules.formats.formats import detect, parse
+    from leyden.datamodules.formats.row_error import LeftOut, RowError
 
     rows = [row for _, row in read_rows(preferences)]
     kind, tokenizer, found = detect(rows[:100], "preference"), load_tokenizer(str(model)), list[tuple[str, Any]]()
