@@ -93,7 +93,7 @@ def _check_layers(made: PeftModel, kind: str, whole: Collection[str]) -> None:
         )
     few = {(type(layer), getattr(layer.get_base_layer(), "bias", None) is None): layer for layer in layers.values()}
     for layer in few.values():
-        try:
+        try:  # PEFT's kinds say in many ways that they cannot
             copy.deepcopy(layer).merge()
         except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(

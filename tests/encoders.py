@@ -99,6 +99,12 @@ def save_encoder(folder: Path, kind: str = "bert", head: bool = True, positions:
     return str(folder)
 
 
+def save_encoders(folder: Path) -> dict[str, str]:
+    """One of each kind with a head for one number, and one without a head as `KIND plain`."""
+    made = {kind: save_encoder(folder / kind, kind, num_labels=1) for kind in KINDS}
+    return made | {f"{kind} plain": save_encoder(folder / f"{kind}-plain", kind, head=False) for kind in KINDS}
+
+
 PAIRS: list[dict[str, Any]] = [
     {"prompt": f"{i} + 1?", "chosen": "yes " * (i % 3 + 1), "rejected": "no " * (i % 2 + 1)} for i in range(48)
 ]

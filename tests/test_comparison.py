@@ -113,12 +113,8 @@ def test_the_table_is_sorted_by_reward_and_has_an_interval_over_seeds(comparison
 
 def test_a_sweep_goes_on_until_the_best_rate_lies_between_two_others(comparison: Any, start: Any) -> None:
     def untried(start: Any, **rewards: float) -> list[str]:
-        found = zip(start.rates[1:], rewards.values(), strict=False)
-        return list(
-            comparison.untried(
-                start, {rate: (reward, kl) for (rate, reward), kl in zip(found, (1, 2, 12, 13), strict=False)}
-            )
-        )
+        of_each = zip(rewards.values(), (1, 2, 12, 13), strict=False)  # reward and KL
+        return list(comparison.untried(start, dict(zip(start.rates[1:], of_each, strict=False))))
 
     assert untried(start) == ["3e-5", "1.5e-4", "7e-4"]
     assert untried(start, a=1.0, b=3.0, c=2.0) == []

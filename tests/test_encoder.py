@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoder, sgd
+from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoder, save_encoders, sgd
 from prepared import write
 from ranks import Ranks
 from small import TreeData, fit, weights_of
@@ -28,9 +28,7 @@ from leyden.rewards import score
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("encoders")
-    made = {kind: save_encoder(folder / kind, kind, num_labels=1) for kind in KINDS}
-    return made | {f"{kind} plain": save_encoder(folder / f"{kind}-plain", kind, head=False) for kind in KINDS}
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 # -- what it reads and gives ------------------------------------------------------------------------------------------

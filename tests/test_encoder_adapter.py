@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoder, sgd
+from encoders import KINDS, PAIRS, RATE, encoder, lora, ragged, save_encoders, sgd
 from peft import IA3Config, LoHaConfig, PromptTuningConfig, VeraConfig
 from prepared import write
 from ranks import Ranks
@@ -25,9 +26,7 @@ from leyden.rewards import score
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("encoders")
-    made = {kind: save_encoder(folder / kind, kind, num_labels=1) for kind in KINDS}
-    return made | {f"{kind} plain": save_encoder(folder / f"{kind}-plain", kind, head=False) for kind in KINDS}
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 def check_gradients(policy: Encoder, again: Encoder, path: str) -> None:
@@ -162,19 +161,14 @@ def test_an_adapter_from_the_command_line(folders: dict[str, str], leyden: Any, 
 
 
 def test_adapters_that_an_encoder_cannot_take(folders: dict[str, str], leyden: Any, workplace: Path) -> None:
-
     path = folders["bert plain"]
     with pytest.raises(UserError, match="adapter on an encoder in bfloat16, .* leave out --model.policy.dtype"):
         encoder(path, adapter=lora(), dtype="bfloat16")
     with pytest.raises(UserError, match="adds virtual tokens"):
         encoder(path, adapter=PromptTuningConfig(num_virtual_tokens=2))
-    with pytest.raises(UserError, match="IA3Config: PEFT cannot merge it .*no such merge.* use LoraConfig"):
-        with pytest.MonkeyPatch.context() as patch:
-
-            def refuse(*args: Any, **kwargs: Any) -> None:
-                raise RuntimeError("no such merge")
-
-            patch.setattr("peft.tuners.ia3.layer.Linear.merge", refuse)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peft.tuners.ia3.layer.Linear.merge", Mock(side_effect=RuntimeError("no such merge")))
+        with pytest.raises(UserError, match="IA3Config: PEFT cannot merge it .*no such merge.* use LoraConfig"):
             encoder(path, adapter=IA3Config(target_modules=["query"], feedforward_modules=[]))
     with pytest.raises(UserError, match="VeraConfig would adapt .*, which is trained whole; name layers of the body"):
         encoder(path, adapter=VeraConfig(target_modules=["classifier"], r=2))

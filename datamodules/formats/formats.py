@@ -71,10 +71,10 @@ def parse(
         tools = parts.tools
         if tools is None and parts.text is None and "tools" not in named.taken:
             tools = _tools(named)
-        known = (
-            {"row"} if isinstance(row.get("row"), Mapping) else set()
-        )  # files of `predict` and `label` keep the first row there
-        name_the_rest(row, known | {column_of[name] for name in named.taken if name in column_of})
+        known = {column_of[name] for name in named.taken if name in column_of}
+        if isinstance(row.get("row"), Mapping):  # where `predict` and `label` keep the row that was asked
+            known.add("row")
+        name_the_rest(row, known)
     example = Example([], text=parts.text, row=row) if parts.text is not None else _finish(parts, kind, row)
     example.tools = tools or []
     example.not_read = _not_read(example, not_read, named, form, kind)
