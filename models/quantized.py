@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +80,8 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
         UserError: four bits are configured, and the model has no layer that can be quantised.
     """
     four_bit = [module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit"]
+    if four_bit:
+        unpack_across_rows()
     for layer in four_bit:
         # FSDP replaces the weight by a plain tensor, after which the quantisation state is read from the layer
         layer.quant_state = layer.weight.quant_state
@@ -93,6 +97,33 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
             "bits; leave QLoRAPrecision out, or use another model"
         )
     model.requires_grad_(False)
+
+
+@cache
+def unpack_across_rows() -> torch.library.Library | None:
+    """Mend bitsandbytes' kernel for processors with AVX-512 (0.50.2) where it is wrong: it takes every row of a matrix
+    to begin a block of values, but blocks go on from row to row. Such matrices are unpacked as one long row.
+
+    Returns:
+        What holds the mend in place for the rest of the process, None where nothing is to be mended.
+    """
+    from bitsandbytes.functional import quantize_4bit
+
+    weight = torch.arange(1.0, 129.0).view(4, 32)  # two rows to a block
+    packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    asked = packed, state.absmax, 64, "nf4", weight.shape, torch.float32
+    usual = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def unpack(x: Tensor, absmax: Tensor, block: int, kind: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        rows = list(shape) if shape[-1] % block == 0 else [math.prod(shape)]
+        return usual.call_boxed(key, x, absmax, block, kind, rows, dtype).reshape(shape)  # type: ignore[no-any-return]
+
+    if torch.equal(usual.call_boxed(key, *asked), unpack(*asked)):
+        return None
+    library = torch.library.Library("bitsandbytes", "IMPL")
+    library.impl("dequantize_4bit", unpack, "CPU", allow_override=True)
+    return library
 
 
 def unpacked_model(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

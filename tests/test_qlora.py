@@ -87,6 +87,24 @@ def bytes_of(policy: CausalLM) -> list[torch.Tensor]:
 # -- what is stored and computed -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [32, 48, 96, 128])
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_of_every_width_have_the_values_of_their_blocks(width: int, kind: Any, tmp_path: Path) -> None:
+    """Blocks of 64 values go on from row to row; a kernel that began one with each row was off by half a weight."""
+    policy = policy_of(saved(tmp_path, LLAMA | {"hidden_size": width}, noise=0.1), adapter=False)
+    with QLoRAPrecision(quant_type=kind, double_quant=False, compute_dtype="float32").module_init_context():
+        policy.build(dropout=False)
+    for layer in quantized.layers(policy.model):
+        state = layer.quant_state
+        halves = torch.stack([layer.weight.data.flatten() >> 4, layer.weight.data.flatten() & 15], 1).flatten().long()
+        exact = (state.code[halves] * state.absmax.repeat_interleave(state.blocksize)).view(state.shape)
+        torch.testing.assert_close(quantized.unpacked(layer.weight), exact, atol=1e-6, rtol=0)
+        x = torch.randn(3, layer.in_features, requires_grad=True)
+        layer(x).sum().backward()
+        torch.testing.assert_close(layer(x), x @ exact.T, atol=1e-4, rtol=0)
+        torch.testing.assert_close(x.grad, exact.sum(0).expand(3, -1), atol=1e-4, rtol=0)
+
+
 def test_a_parameter_takes_half_a_byte_and_a_little(folder: str) -> None:
     """4 bits, 8 for the scale of 64 weights, 32 for that of 256 scales: 4.127 bits; small layers have tables beside."""
     policy = built(folder)
