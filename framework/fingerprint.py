@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from leyden.batch.forest import Tree
@@ -16,12 +17,27 @@ from leyden.distributed import full_tensor
 def fingerprint_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     """16 hex digits that differ where weights do. Of each tensor some 64 elements are looked at: another model, another
     dtype or another quantisation differs in nearly all of them."""
+    tensors = sorted(named, key=lambda pair: pair[0])
+    some = [full_tensor(x.detach()).flatten()[:: max(1, x.numel() // 64)].float() for _, x in tensors]
     digest = hashlib.sha256()
-    for name, tensor in sorted(named, key=lambda pair: pair[0]):
-        some = full_tensor(tensor.detach()).flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
-        # a copy, since FSDP2 could no longer free a storage that NumPy has looked at
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + some.clone().numpy().tobytes())
+    for (name, tensor), values in zip(tensors, _to_host(some), strict=True):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies on the CPU of 1-D tensors, one after the other: the host waits once for each device.
+
+    They are copies on a CPU too, since FSDP2 could no longer free a storage that NumPy has looked at.
+    """
+    together: dict[torch.device, list[int]] = {}
+    for index, x in enumerate(tensors):
+        together.setdefault(x.device, []).append(index)
+    copies: dict[int, Tensor] = {}
+    for indices in together.values():
+        parts = torch.cat([tensors[i] for i in indices]).cpu().split([len(tensors[i]) for i in indices])
+        copies |= zip(indices, parts, strict=True)
+    return [copies[i] for i in range(len(tensors))]
 
 
 def fingerprint_trees(trees: Any) -> str:

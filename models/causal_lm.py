@@ -16,7 +16,7 @@ from leyden.batch.forest import Batch
 from leyden.data.tokenizer import load_tokenizer, stop_ids
 from leyden.errors import UserError
 from leyden.models import quantized
-from leyden.models.attention.dispatch import FOREST, backend_named
+from leyden.models.attention.dispatch import backend_named, implementation
 from leyden.models.attention.flex import recording
 from leyden.models.backbone import Backbone, innermost
 from leyden.models.build_checks import cautions, check_head, check_rows, check_vocabulary, takes_forest
@@ -178,7 +178,7 @@ class CausalLM(Policy):
         configured = self.attention
         if configured != "auto":
             self._check_attention()
-        base.set_attn_implementation(FOREST)
+        base.set_attn_implementation(implementation(base.config))
         anywhere = replace(self.backbone, attention="auto")  # weights may be on their way to the GPU
         if takes_forest(anywhere, tolerance):
             return

@@ -30,8 +30,10 @@ from leyden.models.attention.forest import AttentionArgs, Forest, MaskWindow
 from leyden.models.attention.segments import Segments
 from leyden.models.attention.varlen import Varlen
 
-FOREST = "leyden_forest"
-"""Name of this attention implementation in transformers."""
+FOREST, UNMASKED = "leyden_forest", "leyden_forest_unmasked"
+"""Names of this attention implementation in transformers; the second is for models whose masks have no windows."""
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""What transformers reads the windows of masks from."""
 
 
 class Dense(Backend):
@@ -160,10 +162,19 @@ def server(name: str, needs: Needs) -> Backend:
     return backend if problem is None else next(one for one in BACKENDS.values() if one.lacks(needs) is None)
 
 
+def implementation(config: Any) -> str:
+    """Name of this attention implementation for a model. Where a mask can only be causal, none is asked for: before
+    it builds one, transformers waits for the device, in every forward pass."""
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "model_type"))]
+    windows = any(getattr(part, name, None) for part in parts for name in WINDOWS)
+    return FOREST if windows else UNMASKED
+
+
 def forest_mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> MaskWindow | None:
     """What transformers calls where a model builds a mask. The forest is the mask, but for a window."""
     return None if local_size is None else MaskWindow(local_size)
 
 
 AttentionInterface.register(FOREST, forest_attention)
+AttentionInterface.register(UNMASKED, forest_attention)
 AttentionMaskInterface.register(FOREST, forest_mask)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,8 @@ TRIES = 3
 """Steps in which a model may wait for the device before it is taken to do so always: a process's first step does"""
 CHECKED_ELSEWHERE = "masking_utils"
 """Module of transformers that waits for the device except while a graph is recorded"""
+RECORDING = threading.Lock()
+"""Held by the thread that looks for waits or records: what it switches, it switches for the whole process"""
 
 
 class StaticDecoder(Decoder):
@@ -104,13 +107,14 @@ class StaticDecoder(Decoder):
         """One decode step: replayed where it is recorded."""
         if columns in self.graphs:
             return self.graphs[columns]()
-        # the first step of this size runs by itself, so that kernels are loaded before the recording
-        if self._waits(columns) and self.tries:
-            self.tries -= 1
-        elif self.records:
-            self.graphs[columns] = recorded(lambda: self._run(columns))
-        else:
-            self.graphs[columns] = lambda: self._run(columns)
+        with RECORDING:
+            # the first step of this size runs by itself, so that kernels are loaded before the recording
+            if self._waits(columns) and self.tries:
+                self.tries -= 1
+            elif self.records:
+                self.graphs[columns] = recorded(lambda: self._run(columns))
+            else:
+                self.graphs[columns] = lambda: self._run(columns)
 
     def _run(self, columns: int) -> None:
         """The decode step itself: reads and writes tensors that stay where they are, and never waits for the device."""
