@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest vllm test-vllm test-ray test-extras docs commands lint bench bench-check bench-baselines clean
+.PHONY: demo test test-gpu test-oldest vllm test-vllm test-ray test-extras docs commands lint bench bench-check bench-baselines clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -13,6 +13,12 @@ demo: .venv/ready
 WORKERS := -n auto --maxprocesses 8 --dist loadfile
 test: .venv/ready
 	$(BIN)/python -m pytest $(WORKERS)
+
+# What is for GPUs, on one that is simulated: it computes on the processor, and is as strict about devices and waiting as
+# a real one. On a machine with a GPU, `make test` runs these tests on that. It needs a C++ compiler.
+GPU := simulated_gpu gpu attention_gpu static_decoder generate
+test-gpu: .venv/ready
+	SIMULATED_GPU=1 $(BIN)/python -m pytest $(WORKERS) $(GPU:%=tests/test_%.py)
 
 # The core at the oldest versions that pyproject.toml allows; torch 2.10 from the package index is a CUDA build of 3 GB.
 CORE := algorithm attention chat cli cli_run dpo evaluation export files formats generate instruction merge on_policy \

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+if os.environ.get("SIMULATED_GPU"):
+    import simulated_gpu  # noqa: F401
+
 from ranks import Ranks
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "JSONARGPARSE_DEPRECATION_WARNINGS": "off"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,10 @@ import torch
 from lightning.pytorch import Callback
 from peft import LoraConfig
 from small import LLAMA, Numbers, TreeData, fit, labelled_trees, saved, small, some_trees
-from test_on_policy import Questions, evens
+from test_on_policy import Questions
 
 from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
+from leyden.example import Sample
 from leyden.models import CausalLM, quantized
 from leyden.policy import Sampling
 from leyden.precision import QLoRAPrecision
@@ -38,25 +42,50 @@ class Losses(Callback):
         self.all.append(float(trainer.callback_metrics["train/loss"]))
 
 
+class Waits(Callback):
+    """Counts how often the host waits for the device from the start of a step to its end."""
+
+    def __init__(self) -> None:
+        self.all: list[list[str]] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._caught = warnings.catch_warnings(record=True)
+        self._seen = self._caught.__enter__()
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        self._caught.__exit__(None, None, None)
+        self.all.append([f"{x.filename}:{x.lineno}" for x in self._seen or () if "synchroniz" in str(x.message)])
+
+
+def turns(samples: Sequence[Sample]) -> list[float]:
+    """Scores that do not depend on what was sampled, since another rounding samples other tokens."""
+    return [float(index % 2) for index, _ in enumerate(samples)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return saved(tmp_path_factory.mktemp("model"), WIDE)
 
 
-def train(kind: Any, folder: str, adapter: bool = False, **trainer: Any) -> tuple[Losses, Any]:
-    """A few steps: their losses, and the algorithm."""
+def train(
+    kind: Any, folder: str, adapter: bool = False, watch: Any = None, optimizer: Any = None, **trainer: Any
+) -> tuple[Any, Any]:
+    """A few steps: their losses, or what `watch` saw, and the algorithm."""
     policy = CausalLM(folder, adapter=LoraConfig(r=4, target_modules="all-linear") if adapter else None)
     policy._tokenizer = Numbers()  # type: ignore[assignment]
-    given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), lr_scheduler=None)
+    given: dict[str, Any] = dict(optimizer=optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3)), lr_scheduler=None)
     trees = labelled_trees(16) if kind in (KTO, BCO) else some_trees(16, responses=1 if kind is SFT else 2)
     data: Any = TreeData(trees, batch_size=4)
     if kind in SAMPLING:
-        given |= dict(reward=evens, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
+        given |= dict(reward=turns, sampling=Sampling(max_new_tokens=6), keep_rollouts=False, samples=2)
         data = Questions(4, 12)
     if kind is Distillation:
         given |= dict(teacher=small("teacher", options=WIDE | {"num_hidden_layers": 1}), given=0.3)
     torch.manual_seed(1)
-    algorithm, losses = kind(policy, **given), Losses()
+    algorithm, losses = kind(policy, **given), watch or Losses()
     fit(algorithm, data, callbacks=[losses], **({"max_epochs": 3} | trainer))
     return losses, algorithm
 
@@ -69,6 +98,43 @@ def test_first_step_is_that_of_a_cpu(kind: Any, precision: str, near: float, fol
     assert ours.device == "cuda" and theirs.device == "cpu"
     assert len(ours.all) >= 3 and all(torch.isfinite(torch.tensor(ours.all)))
     assert ours.all[0] == pytest.approx(theirs.all[0], rel=near, abs=near)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_host_waits_once_a_step(kind: Any, precision: str, folder: str) -> None:
+    """For the figures of the step; where answers are sampled, for these as well, however many there are."""
+    waits, _ = train(kind, folder, watch=Waits(), accelerator="gpu", precision=precision)
+    later = waits.all[1:]  # in the first step, policy and reference are held against each other
+    assert later and max(map(len, later)) <= (25 if kind in SAMPLING else 1), later[-1]
+
+
+class Weights(Callback):
+    """Keeps what was learnt, and how much memory was taken in the end."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        self.memory = torch.cuda.memory_allocated()
+        self.learnt = torch.cat([p.detach().flatten().cpu() for p in module.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("kind", [SFT, RewardModel, DPO], ids=lambda kind: kind.__name__)
+def test_what_does_not_fit_the_memory_is_cut(kind: Any, folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The same steps from smaller micro-batches, with a memory between what stays in it and what a step adds."""
+    if "simulated" not in torch.cuda.get_device_name():
+        pytest.skip("blocks of a real allocator are larger than this model")
+    plain = dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.05, foreach=False), watch=Weights(), accelerator="gpu")
+    torch.cuda.reset_peak_memory_stats()
+    usual = train(kind, folder, **plain)[0]
+    gc.collect()  # what the run held is in circles
+    limit = usual.memory + 0.8 * (torch.cuda.max_memory_allocated() - usual.memory)
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with caplog.at_level("WARNING"):
+            tight = train(kind, folder, **(plain | {"watch": Weights()}))[0]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "did not fit the memory; it is cut" in caplog.text
+    torch.testing.assert_close(tight.learnt, usual.learnt, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
