@@ -35,7 +35,7 @@ def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
         together.setdefault(x.device, []).append(index)
     copies: dict[int, Tensor] = {}
     for indices in together.values():
-        parts = torch.cat([tensors[i] for i in indices]).cpu().split([len(tensors[i]) for i in indices])
+        parts = torch.split(torch.cat([tensors[i] for i in indices]).cpu(), [len(tensors[i]) for i in indices])
         copies |= zip(indices, parts, strict=True)
     return [copies[i] for i in range(len(tensors))]
 

@@ -121,8 +121,8 @@ def unpack_across_rows() -> torch.library.Library | None:
 
     if torch.equal(usual.call_boxed(key, *asked), unpack(*asked)):
         return None
-    library = torch.library.Library("bitsandbytes", "IMPL")
-    library.impl("dequantize_4bit", unpack, "CPU", allow_override=True)
+    library = torch.library.Library("bitsandbytes", "IMPL")  # type: ignore[no-untyped-call]
+    library.impl("dequantize_4bit", unpack, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
     return library
 
 
