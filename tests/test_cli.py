@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from leyden.class_paths import import_object
-from leyden.cli import class_names
+from leyden.cli import class_names, launcher
 from leyden.cli.check_keys import parameters
 from leyden.cli.command import read_command
 from leyden.cli.config_keys import flag_keys, flags, read
@@ -56,6 +57,41 @@ def test_the_installed_command_answers(workplace: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "leyden", "fti"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no command is called 'fti'; did you mean 'fit'? (see leyden --help)\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "data --help", "fit --help", "data show rows.jsonl"])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(command: str, workplace: Path) -> None:
+    """As in `leyden --help | head -1`: the code of a program that SIGPIPE ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "leyden", *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        assert (process.wait(60), said) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_pipe_of_another_program_that_breaks_is_an_error(closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where standard output itself has no reader does a command end quietly."""
+    reads, writes = os.pipe()
+    if closed:
+        os.close(reads)
+    kept = os.dup(writes)
+
+    def broken(args: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(launcher, "_dispatch", broken)
+    with os.fdopen(writes, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        if closed:
+            assert launcher.main([]) == 141
+        else:
+            with pytest.raises(BrokenPipeError):
+                launcher.main([])
+    for handle in (kept, *([] if closed else [reads])):
+        os.close(handle)
 
 
 def test_optional_kernels_of_a_library_are_not_missed_aloud(leyden) -> None:

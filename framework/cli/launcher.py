@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ ENVIRONMENT = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 for a mistake the user can mend, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run one command and return its exit code: 2 for a mistake the user can mend, 130 for Ctrl-C, 141 where nobody
+    reads on (`| head`), 143 for SIGTERM."""
     args = list(sys.argv[1:] if argv is None else argv)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -52,7 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:  # the user's own modules; last, so that a `datasets/` here hides nothing installed
         sys.path.append(os.getcwd())
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter fails at its own flush
+        return 141
     except UserError as error:
         say(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,8 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _exit_code(stop)
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that its reader has closed: other pipes, such as a server's, may break too."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout, 0)
+    except (OSError, ValueError):
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _exit_code(stop: SystemExit) -> int:
     """The exit code of a stop. Lightning ends a run on SIGTERM with code 0, from which a scheduler reads success."""
+    if isinstance(stop.__context__, BrokenPipeError):  # as rich ends where it cannot print
+        return 141
     code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     if isinstance(stop.__context__, KeyboardInterrupt):
         code = 130

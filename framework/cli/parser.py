@@ -93,8 +93,4 @@ def run_verb(
     verb, *rest = argv
     if verb not in verbs:
         raise UserError(f"{command}: no verb '{verb}'{nearest(verb, verbs) or '; use ' + ', '.join(verbs)}")
-    try:
-        return verbs[verb](rest)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        sys.stderr.close()
-        return 0
+    return verbs[verb](rest)
