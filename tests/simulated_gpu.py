@@ -129,7 +129,6 @@ torch.storage._to, torch.UntypedStorage.clone = storage_to, storage_clone  # typ
 varlen_attn.__signature__ = inspect.signature(torch.nn.attention.varlen.varlen_attn)  # type: ignore[attr-defined]
 torch.nn.attention.varlen.varlen_attn = varlen_attn  # type: ignore[assignment]
 torch.version.cuda = "12.8"
-torch.backends.cuda.is_built = lambda: True
 torch.backends.cuda.is_flash_attention_available = lambda: True
 PROPERTIES = SimpleNamespace(
     name="simulated GPU", major=9, minor=0, total_memory=16 * GB, multi_processor_count=4, warp_size=32,

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from small import TreeData, fit, small, some_trees, weights_of
+from small import TreeData, small, some_trees, weights_of
+from small import fit as fit_on_cpu
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -31,6 +32,11 @@ from leyden.policy import Sampling
 from leyden.policy.policy import Policy
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # compilers warn of much
+
+
+def fit(*args: Any, **options: Any) -> Any:
+    """Train on the GPU, if there is one."""
+    return fit_on_cpu(*args, accelerator="auto", **options)
 
 
 class Prompts(DataModule):
@@ -166,7 +172,8 @@ def test_says_so_and_where(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> 
     with caplog.at_level(logging.INFO, "leyden"):
         fit(SFT(compiled(), optimizer=sgd), TreeData(some_trees(4), batch_size=2))
     first, last = (record.getMessage() for record in caplog.records if "kernels" in record.getMessage())
-    assert first.startswith("compiling kernels for this processor before the first step") and str(tmp_path) in first
+    place = torch.cuda.get_device_name() if torch.cuda.is_available() else "this processor"
+    assert first.startswith(f"compiling kernels for {place} before the first step") and str(tmp_path) in first
     assert last.startswith("kernels are compiled: ")
 
 

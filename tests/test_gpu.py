@@ -15,11 +15,16 @@ from peft import LoraConfig
 from small import LLAMA, Numbers, TreeData, fit, labelled_trees, saved, small, some_trees
 from test_on_policy import Questions
 
+from leyden.advantages import Whitened
 from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
+from leyden.divergences import JensenShannon, SampledReverseKL
 from leyden.example import Sample
 from leyden.models import CausalLM, quantized
+from leyden.objectives import ORPO
+from leyden.on_policy import ScoreTransform
 from leyden.policy import Sampling
 from leyden.precision import QLoRAPrecision
+from leyden.surrogates import SequenceRatio
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -71,12 +76,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(
-    kind: Any, folder: str, adapter: bool = False, watch: Any = None, optimizer: Any = None, **trainer: Any
+    kind: Any, folder: str, adapter: bool = False, options: Any = None, watch: Any = None, **trainer: Any
 ) -> tuple[Any, Any]:
     """A few steps: their losses, or what `watch` saw, and the algorithm."""
     policy = CausalLM(folder, adapter=LoraConfig(r=4, target_modules="all-linear") if adapter else None)
     policy._tokenizer = Numbers()  # type: ignore[assignment]
-    given: dict[str, Any] = dict(optimizer=optimizer or (lambda p: torch.optim.AdamW(p, lr=1e-3)), lr_scheduler=None)
+    given: dict[str, Any] = dict(optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), lr_scheduler=None)
     trees = labelled_trees(16) if kind in (KTO, BCO) else some_trees(16, responses=1 if kind is SFT else 2)
     data: Any = TreeData(trees, batch_size=4)
     if kind in SAMPLING:
@@ -84,6 +89,7 @@ def train(
         data = Questions(4, 12)
     if kind is Distillation:
         given |= dict(teacher=small("teacher", options=WIDE | {"num_hidden_layers": 1}), given=0.3)
+    given |= options or {}
     torch.manual_seed(1)
     algorithm, losses = kind(policy, **given), watch or Losses()
     fit(algorithm, data, callbacks=[losses], **({"max_epochs": 3} | trainer))
@@ -98,6 +104,26 @@ def test_first_step_is_that_of_a_cpu(kind: Any, precision: str, near: float, fol
     assert ours.device == "cuda" and theirs.device == "cpu"
     assert len(ours.all) >= 3 and all(torch.isfinite(torch.tensor(ours.all)))
     assert ours.all[0] == pytest.approx(theirs.all[0], rel=near, abs=near)
+
+
+VARIANTS: dict[str, tuple[Any, bool, dict[str, Any]]] = {
+    "orpo": (DPO, False, dict(objective=ORPO())),
+    "wpo": (DPO, False, dict(wpo=True)),
+    "precomputed": (DPO, True, dict(reference="precomputed")),
+    "a critic": (PPO, True, dict(value="adapter")),
+    "gspo": (GRPO, False, dict(surrogate=SequenceRatio(), estimator=Whitened())),
+    "dapo": (GRPO, False, dict(dynamic_sampling=1, score=ScoreTransform(overlong=0.5), mask_truncated=True)),
+    "log-probs alone": (Distillation, False, dict(divergence=SampledReverseKL(), given=0.0)),
+    "Jensen-Shannon": (Distillation, False, dict(divergence=JensenShannon(0.3))),
+}
+
+
+@pytest.mark.parametrize("name", [*VARIANTS])
+def test_variants_begin_as_on_a_cpu(name: str, folder: str) -> None:
+    kind, adapter, options = VARIANTS[name]
+    ours, theirs = (train(kind, folder, adapter, options, accelerator=where)[0] for where in ("gpu", "cpu"))
+    assert ours.device == "cuda" and len(ours.all) == len(theirs.all) >= 3
+    assert ours.all[0] == pytest.approx(theirs.all[0], rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -122,15 +148,15 @@ def test_what_does_not_fit_the_memory_is_cut(kind: Any, folder: str, caplog: pyt
     """The same steps from smaller micro-batches, with a memory between what stays in it and what a step adds."""
     if "simulated" not in torch.cuda.get_device_name():
         pytest.skip("blocks of a real allocator are larger than this model")
-    plain = dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.05, foreach=False), watch=Weights(), accelerator="gpu")
+    plain = dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.05, foreach=False))
     torch.cuda.reset_peak_memory_stats()
-    usual = train(kind, folder, **plain)[0]
+    usual = train(kind, folder, False, plain, Weights(), accelerator="gpu")[0]
     gc.collect()  # what the run held is in circles
     limit = usual.memory + 0.8 * (torch.cuda.max_memory_allocated() - usual.memory)
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         with caplog.at_level("WARNING"):
-            tight = train(kind, folder, **(plain | {"watch": Weights()}))[0]
+            tight = train(kind, folder, False, plain, Weights(), accelerator="gpu")[0]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "did not fit the memory; it is cut" in caplog.text
