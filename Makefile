@@ -14,8 +14,8 @@ WORKERS := -n auto --maxprocesses 8 --dist loadfile
 test: .venv/ready
 	$(BIN)/python -m pytest $(WORKERS)
 
-# What is for GPUs, on one that is simulated: it computes on the processor, and is as strict about devices and waiting as
-# a real one. On a machine with a GPU, `make test` runs these tests on that. It needs a C++ compiler.
+# What is for GPUs, on one that is simulated: it computes on the processor, and is strict about devices and waiting. On a
+# machine with a GPU, `make test` runs these tests on that. It needs a build of torch without CUDA, and a C++ compiler.
 GPU := simulated_gpu gpu attention_gpu static_decoder generate compile_ahead
 test-gpu: .venv/ready
 	SIMULATED_GPU=1 $(BIN)/python -m pytest $(WORKERS) $(GPU:%=tests/test_%.py)

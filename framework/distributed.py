@@ -66,11 +66,12 @@ def reduce_sums(sums: Mapping[str, Any], trainer: Any, device: torch.device) -> 
     if not names:
         return {}
     dtype = torch.float64 if device.type != "mps" else torch.float32
+    ahead = device.type == "cuda"  # other devices may read what is not there yet
     # numbers are sent together and without waiting: one by one, each would hold the host up until the device is through
     numbers = [name for name in names if not isinstance(sums[name], Tensor)]
-    sent = torch.tensor([float(sums[name]) for name in numbers], dtype=dtype).to(device, non_blocking=True)
+    sent = torch.tensor([float(sums[name]) for name in numbers], dtype=dtype).to(device, non_blocking=ahead)
     parts = dict(zip(numbers, sent.unbind(), strict=True))
-    parts |= {name: sums[name].to(device, dtype, non_blocking=True) for name in names if name not in parts}
+    parts |= {name: sums[name].to(device, dtype, non_blocking=ahead) for name in names if name not in parts}
     mine = torch.stack([parts[name] for name in names])
     total = trainer.strategy.reduce(mine, reduce_op="sum")
     return dict(zip(names, total.tolist(), strict=True))

@@ -18,18 +18,20 @@ def fingerprint_weights(named: Iterable[tuple[str, Tensor]]) -> str:
     """16 hex digits that differ where weights do. Of each tensor some 64 elements are looked at: another model, another
     dtype or another quantisation differs in nearly all of them."""
     tensors = sorted(named, key=lambda pair: pair[0])
-    some = [full_tensor(x.detach()).flatten()[:: max(1, x.numel() // 64)].float() for _, x in tensors]
+    # copies, for a view would keep each tensor that FSDP2 puts together in memory, and its storage from being freed
+    some = [_some(full_tensor(x.detach())).to(torch.float32, copy=True) for _, x in tensors]
     digest = hashlib.sha256()
     for (name, tensor), values in zip(tensors, _to_host(some), strict=True):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies on the CPU of 1-D tensors, one after the other: the host waits once for each device.
+def _some(tensor: Tensor) -> Tensor:
+    return tensor.flatten()[:: max(1, tensor.numel() // 64)]
 
-    They are copies on a CPU too, since FSDP2 could no longer free a storage that NumPy has looked at.
-    """
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """1-D tensors on the CPU: the host waits once for each device, and not for each tensor."""
     together: dict[torch.device, list[int]] = {}
     for index, x in enumerate(tensors):
         together.setdefault(x.device, []).append(index)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,17 +100,24 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
     model.requires_grad_(False)
 
 
-@cache
-def unpack_across_rows() -> torch.library.Library | None:
-    """Mend bitsandbytes' kernel for processors with AVX-512 (0.50.2) where it is wrong: it takes every row of a matrix
-    to begin a block of values, but blocks go on from row to row. Such matrices are unpacked as one long row.
+_mended: list[torch.library.Library | None] = []
+"""What holds the mend in place for the rest of the process; None where nothing had to be mended."""
+_mending = threading.Lock()
 
-    Returns:
-        What holds the mend in place for the rest of the process, None where nothing is to be mended.
-    """
+
+def unpack_across_rows() -> None:
+    """Mend bitsandbytes' kernel for processors with AVX-512 (0.50.2) where it is wrong: it takes every row of a matrix
+    to begin a block of values, but blocks go on from row to row. Such matrices are unpacked as one long row."""
+    with _mending:
+        if not _mended:
+            _mended.append(_mend())
+
+
+def _mend() -> torch.library.Library | None:
     from bitsandbytes.functional import quantize_4bit
 
-    weight = torch.arange(1.0, 129.0).view(4, 32)  # two rows to a block
+    # two rows to a block, on the processor, which need not be the default device while a model is built
+    weight = torch.arange(1, 129, dtype=torch.float32, device="cpu").view(4, 32)
     packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
     asked = packed, state.absmax, 64, "nf4", weight.shape, torch.float32
     usual = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
@@ -122,7 +130,9 @@ def unpack_across_rows() -> torch.library.Library | None:
     if torch.equal(usual.call_boxed(key, *asked), unpack(*asked)):
         return None
     library = torch.library.Library("bitsandbytes", "IMPL")  # type: ignore[no-untyped-call]
-    library.impl("dequantize_4bit", unpack, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there was a kernel before
+        library.impl("dequantize_4bit", unpack, "CPU", allow_override=True)  # type: ignore[no-untyped-call]
     return library
 
 

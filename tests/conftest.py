@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-if os.environ.get("SIMULATED_GPU") and "torch" not in sys.modules:  # processes that tests start have none
+if os.environ.get("SIMULATED_GPU", "0") != "0" and "torch" not in sys.modules:  # processes that tests start have none
     import simulated_gpu  # noqa: F401
 
 from ranks import Ranks
@@ -21,6 +21,11 @@ os.environ["LEYDEN_LANG"] = "en"  # whatever language the machine speaks
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Run = Callable[..., tuple[int, str, str]]
+
+
+def pytest_configure() -> None:
+    if os.environ.get("SIMULATED_GPU", "0") != "0" and "simulated_gpu" not in sys.modules:
+        raise pytest.UsageError("SIMULATED_GPU: torch was imported before, by a plugin or at startup; leave that out")
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,6 @@
 #include <ATen/native/Resize.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/copy.h>
-#include <ATen/ops/empty_strided.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/resize_native.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/unfold_native.h>
@@ -26,6 +23,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -63,6 +61,9 @@ struct Memory final : c10::Allocator {
     auto asked = static_cast<int64_t>(size);
     TORCH_CHECK_WITH(OutOfMemoryError, used + asked <= limit, "CUDA out of memory. Tried to allocate ", asked, " bytes");
     auto* block = new Block{c10::alloc_cpu(size), asked};
+    if (size) {
+      std::memset(block->data, 0xFF, size);  // NaN, so that what nobody has written shows where it is read
+    }
     int64_t now = used += asked, before = peak;
     while (now > before && !peak.compare_exchange_weak(before, now)) {
     }
@@ -216,11 +217,19 @@ IValue mapped(const IValue& value, F f) {
 
 const std::set<std::string> WAITING{
     "aten::nonzero", "aten::masked_select", "aten::_unique", "aten::_unique2", "aten::unique_dim",
-    "aten::unique_consecutive", "aten::equal", "aten::bincount", "aten::histc"};
+    "aten::unique_consecutive", "aten::equal", "aten::bincount"};
 const std::set<std::string> INDEXING{"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"};
+const std::set<std::string> PRODUCTS{"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::mv", "aten::dot"};
+const std::set<std::string> NEVER_FROM_THE_HOST{"index", "indices", "mask", "target"};
 
+// That a GPU has this kernel, that its arguments lie there, and whether the host waits for it.
 void check(const c10::OperatorHandle& op, const c10::Stack& arguments) {
   const std::string& name = op.schema().name();
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      name.rfind("aten::", 0) == 0 || name.rfind("bitsandbytes::", 0) == 0, name, ": no kernel for the device cuda");
+  TORCH_CHECK(
+      !PRODUCTS.count(name) || !c10::isIntegralType(arguments[0].toTensor().scalar_type(), true), name,
+      ": not implemented for integers on the device cuda");
   bool indexing = INDEXING.count(name) > 0, sizes_of_data = WAITING.count(name) > 0;
   for (size_t i = 0; i < arguments.size(); i++) {
     mapped(arguments[i], [&](const Tensor& x) {
@@ -230,7 +239,9 @@ void check(const c10::OperatorHandle& op, const c10::Stack& arguments) {
       if (indexing && i == 1) {
         bool mask = x.scalar_type() == at::kBool || x.scalar_type() == at::kByte;
         sizes_of_data |= mask || (!on_gpu(x) && !x.is_pinned());
-      } else if (!on_gpu(x) && x.device().is_cpu() && x.dim() > 0) {
+      } else if (
+          !on_gpu(x) && x.device().is_cpu() &&
+          (x.dim() > 0 || NEVER_FROM_THE_HOST.count(op.schema().arguments()[i].name()))) {
         TORCH_CHECK(
             false, "Expected all tensors to be on the same device, but found cuda:0 and cpu in ", name, ", argument ",
             op.schema().arguments()[i].name());
@@ -273,6 +284,11 @@ void run(const c10::OperatorHandle& op, c10::Stack* stack) {
       lent.push_back(mapped(given[i], host));
     }
   }
+  std::optional<at::ScalarType> counts;  // the processor has no histogram of integers
+  if (schema.name() == "aten::histc" && c10::isIntegralType(lent[0].toTensor().scalar_type(), false)) {
+    counts = lent[0].toTensor().scalar_type();
+    lent[0] = lent[0].toTensor().to(at::kDouble);
+  }
   c10::Stack kept = lent;
   bool random = op.hasTag(at::Tag::nondeterministic_seeded);
   at::Generator usual = at::detail::getDefaultCPUGenerator();
@@ -285,6 +301,9 @@ void run(const c10::OperatorHandle& op, c10::Stack* stack) {
   if (random) {
     generator.set_state(usual.get_state());
     usual.set_state(state);
+  }
+  if (counts) {
+    lent[0] = lent[0].toTensor().to(*counts);
   }
   for (size_t i = 0; i < count; i++) {  // arguments that the kernel gave another size
     const auto& argument = schema.arguments()[i];
@@ -369,6 +388,11 @@ int64_t capture_end() {
   return static_cast<int64_t>(graphs.size()) - 1;
 }
 
+void forget(int64_t number) {
+  std::lock_guard<std::mutex> lock(graphs_mutex);
+  graphs.at(number) = nullptr;
+}
+
 void replay(int64_t number) {
   std::shared_ptr<Graph> graph;
   {
@@ -447,6 +471,7 @@ TORCH_LIBRARY(simulated_gpu, m) {
   m.def("used() -> int", [] { return used.load(); });
   m.def("peak() -> int", [] { return peak.load(); });
   m.def("reset_peak() -> ()", [] { peak = used.load(); });
+  m.def("limit() -> int", [] { return limit.load(); });
   m.def("set_limit(int bytes) -> ()", [](int64_t bytes) { limit = bytes; });
   m.def("seed(int seed) -> ()", [](int64_t seed) { generator.set_current_seed(seed); });
   m.def("initial_seed() -> int", [] { return static_cast<int64_t>(generator.current_seed()); });
@@ -455,6 +480,7 @@ TORCH_LIBRARY(simulated_gpu, m) {
   m.def("capture_begin() -> ()", capture_begin);
   m.def("capture_end() -> int", capture_end);
   m.def("replay(int graph) -> ()", replay);
+  m.def("forget(int graph) -> ()", forget);
 }
 
 static c10::impl::DeviceGuardImplRegistrar registrar(c10::DeviceType::CUDA, new Guard);

@@ -2,13 +2,15 @@
 
 Tensors of the device `cuda` lie in the host's memory, and its kernels are those of the processor (simulated_gpu.cpp).
 What programs do wrong on GPUs shows: tensors of two devices in one operation, places where the host waits, graphs whose
-memory has moved. Speed, memory limits, Triton and the order in which streams run do not: those need a real one.
+memory has moved, memory that nobody has written, a memory that is full. Speed, kernels in Triton and races do not: what
+one stream does before another has ended, or what the host reads before a copy has. Those need a real GPU.
 
-To be imported before torch, which looks for its devices once. It needs a C++ compiler.
+To be imported before torch, which looks for its devices once. It needs a torch without CUDA, and a C++ compiler.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -17,25 +19,27 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-assert "torch" not in sys.modules, "a simulated GPU comes before torch"
 SOURCE = Path(__file__).with_suffix(".cpp")
 TORCH = Path(str(importlib.util.find_spec("torch").origin)).parent  # type: ignore[union-attr]
+if "torch" in sys.modules:
+    sys.exit("a simulated GPU comes before torch, which is imported already")
+if "cuda: Optional[str] = None" not in (TORCH / "version.py").read_text():
+    sys.exit("a simulated GPU needs a build of torch without CUDA")
 GB = 1 << 30
 MODES = {"default": 0, "warn": 1, "error": 2}
 
 
 def library() -> Path:
-    """The compiled source, which is kept for this version of torch."""
-    key = hashlib.sha256(SOURCE.read_bytes() + (TORCH / "version.py").read_bytes()).hexdigest()[:16]
-    out = Path(tempfile.gettempdir()) / f"simulated-gpu-{os.getuid()}" / f"{key}.so"
+    """The compiled source, which is kept for this torch."""
+    parts = SOURCE.read_bytes(), (TORCH / "version.py").read_bytes(), str(TORCH).encode()
+    out = SOURCE.parent.parent / "build" / f"simulated-gpu-{hashlib.sha256(b''.join(parts)).hexdigest()[:16]}.so"
     if not out.exists():
         compiler = shutil.which("c++") or shutil.which("g++") or sys.exit("a simulated GPU needs a C++ compiler: g++")
-        out.parent.mkdir(mode=0o700, exist_ok=True)
+        out.parent.mkdir(exist_ok=True)
         made, folder = out.with_suffix(f".{os.getpid()}"), TORCH / "lib"
         command = [compiler, "-O1", "-shared", "-fPIC", "-std=c++20", f"-I{TORCH / 'include'}", str(SOURCE)]
         links = [f"-L{folder}", f"-Wl,-rpath,{folder}", "-lc10", "-ltorch_cpu", "-ltorch"]
@@ -51,11 +55,8 @@ import torch._dynamo  # noqa: E402  what it imports depends on whether this buil
 import torch._inductor.utils  # noqa: E402
 import torch.nn.attention.varlen  # noqa: E402
 
-with open(os.devnull, "w") as nowhere:
-    shown, sys.stderr = sys.stderr, nowhere
-    import bitsandbytes  # noqa: E402, F401  without kernels for a GPU
-
-    sys.stderr = shown
+with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    import bitsandbytes.backends.cpu.ops as four_bits  # noqa: E402  without kernels for a GPU
 
 gpu = torch.ops.simulated_gpu
 
@@ -91,6 +92,10 @@ class Graph:
     def replay(self) -> None:
         gpu.replay(self.number)
 
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            gpu.forget(self.number)
+
 
 def varlen_attn(query: Any, key: Any, value: Any, starts: Any, key_starts: Any, *_: Any, **options: Any) -> Any:
     """torch's kernel for sequences of any length, whose ends of queries and keys are aligned: [T, H, D]."""
@@ -124,6 +129,14 @@ def storage_clone(storage: Any) -> Any:
     return usual_clone(storage) if storage.device.type != "cuda" else on_gpu(storage).copy_(storage, False)
 
 
+def pointer(x: Any) -> Any:
+    """The address of a tensor, as bitsandbytes' kernels for processors ask for it."""
+    if x is not None and x.is_cuda:
+        raise RuntimeError("a kernel of the processor was given memory of the GPU")
+    return usual_pointer(x)
+
+
+usual_pointer, four_bits.get_ptr = four_bits.get_ptr, pointer
 usual_to, usual_clone = torch.storage._to, torch.UntypedStorage.clone  # type: ignore[attr-defined]
 torch.storage._to, torch.UntypedStorage.clone = storage_to, storage_clone  # type: ignore[attr-defined, method-assign]
 varlen_attn.__signature__ = inspect.signature(torch.nn.attention.varlen.varlen_attn)  # type: ignore[attr-defined]
@@ -156,7 +169,7 @@ def answers() -> dict[str, Any]:
         "memory_stats": lambda *_: {"allocated_bytes.all.peak": gpu.peak(), "allocated_bytes.all.current": gpu.used()},
         "set_per_process_memory_fraction": lambda part, *_: gpu.set_limit(int(part * PROPERTIES.total_memory)),
         "memory_summary": lambda *_, **__: "",
-        "mem_get_info": lambda *_: (8 * GB, 16 * GB),
+        "mem_get_info": lambda *_: (max(0, min(gpu.limit(), PROPERTIES.total_memory) - gpu.used()), 16 * GB),
         "get_device_name": lambda *_: PROPERTIES.name,
         "get_device_capability": lambda *_: (PROPERTIES.major, PROPERTIES.minor),
         "get_device_properties": lambda *_: PROPERTIES,

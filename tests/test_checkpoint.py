@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -178,6 +179,24 @@ def test_packed_weights_have_a_fingerprint() -> None:
     assert fingerprint_weights([("w", torch.ones(3))]) != fingerprint_weights(
         [("w", torch.ones(3, dtype=torch.bfloat16))]
     )
+
+
+def test_a_fingerprint_keeps_no_tensor_that_was_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the whole of a sharded model would lie on every process."""
+    alive: list[weakref.ref[torch.UntypedStorage]] = []
+    most = [0]
+
+    def together(x: torch.Tensor) -> torch.Tensor:
+        whole = x.clone()
+        alive.append(weakref.ref(whole.untyped_storage()))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        return whole
+
+    weights = [(str(i), torch.full((1000,), float(i))) for i in range(5)]
+    expected = fingerprint_weights(weights)
+    monkeypatch.setattr("leyden.fingerprint.full_tensor", together)
+    assert fingerprint_weights(weights) == expected and len(alive) == 5
+    assert most[0] == 1
 
 
 class Words(Numbers):

@@ -87,10 +87,18 @@ def bytes_of(policy: CausalLM) -> list[torch.Tensor]:
 # -- what is stored and computed -----------------------------------------------------------------------------------
 
 
+def test_the_kernel_of_processors_is_tried_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the default device: while a model is built, that may be a GPU, whose memory the kernel cannot read."""
+    monkeypatch.setattr(quantized, "_mended", [])
+    with torch.device("meta"):
+        quantized.unpack_across_rows()
+    assert len(quantized._mended) == 1
+
+
 @pytest.mark.parametrize("width", [32, 48, 96, 128])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_weights_of_every_width_have_the_values_of_their_blocks(width: int, kind: Any, tmp_path: Path) -> None:
-    """Blocks of 64 values go on from row to row; a kernel that began one with each row was off by half a weight."""
+    """Blocks of 64 values go on from row to row; a kernel that began one with each row took the scales of others."""
     policy = policy_of(saved(tmp_path, LLAMA | {"hidden_size": width}, noise=0.1), adapter=False)
     with QLoRAPrecision(quant_type=kind, double_quant=False, compute_dtype="float32").module_init_context():
         policy.build(dropout=False)

@@ -38,6 +38,8 @@ def waits(act: Callable[[], object]) -> int:
         lambda here, there: torch.where(here > 0, there, 0.0),
         lambda here, there: there.masked_fill(here > 0, 0.0),
         lambda here, there: torch.stack([there, here]),
+        lambda here, there: there.index_select(0, torch.tensor(1)),
+        lambda here, there: there.masked_fill(torch.tensor(True), 0.0),
     ],
 )
 def test_tensors_of_two_devices_never_meet(meet: Callable[[Tensor, Tensor], object]) -> None:
@@ -70,6 +72,17 @@ def test_waits_are_counted(act: Callable[[Tensor], object], waiting: bool) -> No
     x = torch.arange(9.0, device="cuda").view(3, 3)
     act(x.clone())  # kernels are loaded
     assert (waits(lambda: act(x.clone())) > 0) is waiting
+
+
+def test_integers_are_not_multiplied() -> None:
+    x = torch.ones(3, 3, dtype=torch.long, device="cuda")
+    with pytest.raises((RuntimeError, NotImplementedError), match="not implemented"):
+        x @ x
+
+
+def test_counts_of_integers() -> None:
+    x = torch.tensor([0, 1, 1, 3], dtype=torch.int, device="cuda")
+    assert torch.histc(x, bins=4, min=0, max=3).tolist() == [1, 2, 0, 1]
 
 
 def test_gradients_are_those_of_the_processor() -> None:

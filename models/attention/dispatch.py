@@ -1,8 +1,8 @@
 """Attention over a packed forest: query q sees key k iff `k <= q < end[k]`.
 
 One interface, several back-ends that are checked against each other. A policy sets its model's attention
-implementation to `FOREST` and passes `forest=Forest(...)` to the model's forward; transformers hands the keyword to the
-attention function of every layer. Sliding windows count in `position`, not in the packed row.
+implementation to `FOREST` or `UNMASKED` and passes `forest=Forest(...)` to the model's forward; transformers hands the
+keyword to the attention function of every layer. Sliding windows count in `position`, not in the packed row.
 
 - `segments`: scaled dot-product attention per prompt and per response (keys: prompt and response): the fastest on CPUs,
   it runs anywhere, with dropout too.
@@ -166,7 +166,10 @@ def implementation(config: Any) -> str:
     """Name of this attention implementation for a model. Where a mask can only be causal, none is asked for: before
     it builds one, transformers waits for the device, in every forward pass."""
     parts = [config, *(part for part in vars(config).values() if hasattr(part, "model_type"))]
-    windows = any(getattr(part, name, None) for part in parts for name in WINDOWS)
+    try:
+        windows = any(getattr(part, name, None) for part in parts for name in WINDOWS)
+    except RuntimeError:  # windows that differ by layer have no value of their own
+        windows = True
     return FOREST if windows else UNMASKED
 
 

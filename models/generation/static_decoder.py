@@ -135,18 +135,23 @@ class StaticDecoder(Decoder):
         if not self.records:
             self._run(columns)
             return False
-        before = torch.cuda.get_sync_debug_mode()
-        with warnings.catch_warnings(record=True) as caught:
+        before, thread, waits = torch.cuda.get_sync_debug_mode(), threading.get_ident(), list[str]()
+
+        def note(message: Warning | str, category: type[Warning], filename: str, *_: object) -> None:
+            if "synchroniz" in str(message) and CHECKED_ELSEWHERE not in filename and threading.get_ident() == thread:
+                waits.append(filename)  # other threads may wait as they like
+
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
+            warnings.showwarning = note  # type: ignore[assignment]
             torch.cuda.set_sync_debug_mode("warn")
             try:
                 self._run(columns)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = [w for w in caught if "synchroniz" in str(w.message) and CHECKED_ELSEWHERE not in w.filename]
         if waits and not self.tries:
             self.records = False
-            log.debug("no CUDA graph for %s: it waits in %s", self.backbone.path, waits[0].filename)
+            log.debug("no CUDA graph for %s: it waits in %s", self.backbone.path, waits[0])
         return bool(waits)
 
 
