@@ -81,7 +81,7 @@ def finish(model: PreTrainedModel, spec: Quantization | None) -> None:
         UserError: four bits are configured, and the model has no layer that can be quantised.
     """
     four_bit = [module for module in model.modules() if type(getattr(module, "weight", None)).__name__ == "Params4bit"]
-    if four_bit:
+    if any(layer.weight.device.type == "cpu" for layer in four_bit):
         unpack_across_rows()
     for layer in four_bit:
         # FSDP replaces the weight by a plain tensor, after which the quantisation state is read from the layer

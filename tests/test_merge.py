@@ -16,6 +16,7 @@ from prepared import write
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from leyden.errors import UserError
+from leyden.models import quantized
 from leyden.models.export.merge_adapter import merged
 from leyden.paths import resolve
 
@@ -143,6 +144,7 @@ def test_over_a_folder_that_is_quantised_already(bits: int, bases: dict[bool, st
     packed.save_pretrained(tmp_path / "packed")
     AutoTokenizer.from_pretrained(bases[False]).save_pretrained(tmp_path / "packed")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", device_map={"": "cpu"})
+    quantized.unpack_across_rows()  # as where Leyden loads them
     for layer in again.modules():  # bitsandbytes' kernel for such processors rounds, and takes no layer so narrow
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
