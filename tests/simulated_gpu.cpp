@@ -1,6 +1,6 @@
 // A GPU that is not there: tensors of the device "cuda" in the host's memory, whose kernels are those of the processor.
 //
-// It is as strict as a GPU where programs go wrong. Tensors of two devices cannot meet in one kernel; an operation for
+// It is strict where programs for GPUs go wrong. Tensors of two devices cannot meet in one kernel; an operation for
 // which the host waits is counted; and what is recorded as a graph is not executed, but replayed on the same memory.
 // For a build of torch without CUDA; to be loaded before torch, which looks for its devices once.
 
@@ -42,7 +42,7 @@ const Device GPU(c10::DeviceType::CUDA, 0);
 
 // ---------------------------------------------------------------- memory
 
-std::atomic<int64_t> used{0}, peak{0}, limit{INT64_MAX};
+std::atomic<int64_t> allocated{0}, peak{0}, limit{INT64_MAX};
 
 struct Block {
   void* data;
@@ -51,7 +51,7 @@ struct Block {
 
 void release(void* context) {
   auto* block = static_cast<Block*>(context);
-  used -= block->size;
+  allocated -= block->size;
   c10::free_cpu(block->data);
   delete block;
 }
@@ -59,13 +59,13 @@ void release(void* context) {
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     auto asked = static_cast<int64_t>(size);
-    TORCH_CHECK_WITH(OutOfMemoryError, used + asked <= limit, "CUDA out of memory. Tried to allocate ", asked, " bytes");
+    TORCH_CHECK_WITH(OutOfMemoryError, allocated + asked <= limit, "CUDA out of memory. Tried to allocate ", asked, " bytes");
     auto* block = new Block{c10::alloc_cpu(size), asked};
     if (size) {
       std::memset(block->data, 0xFF, size);  // NaN, so that what nobody has written shows where it is read
     }
-    int64_t now = used += asked, before = peak;
-    while (now > before && !peak.compare_exchange_weak(before, now)) {
+    int64_t now = allocated += asked, earlier = peak;
+    while (now > earlier && !peak.compare_exchange_weak(earlier, now)) {
     }
     return {block->data, block, &release, GPU};
   }
@@ -143,7 +143,7 @@ struct CUDAHooks final : at::CUDAHooksInterface {
 
 // ---------------------------------------------------------------- waiting, recording, replaying
 
-std::atomic<int64_t> waits{0}, quiet{0};  // quiet: 0 says nothing of waits, 1 warns, 2 refuses
+std::atomic<int64_t> sync_debug_mode{0};  // of waits: 0 says nothing, 1 warns, 2 refuses
 
 struct Call {
   c10::OperatorHandle op;
@@ -153,13 +153,12 @@ using Graph = std::vector<Call>;
 std::mutex graphs_mutex;
 std::vector<std::shared_ptr<Graph>> graphs;
 thread_local std::shared_ptr<Graph> recording;
-thread_local std::vector<std::pair<Tensor, Tensor>> before;  // what a recording writes to, and what stood there
+thread_local std::vector<std::pair<Tensor, Tensor>> overwritten;  // what a recording writes to, and what stood there
 
 void wait(const std::string& name) {
   TORCH_CHECK(!recording, "operation not permitted when stream is capturing: ", name);
-  TORCH_CHECK(quiet != 2, "called a synchronizing CUDA operation: ", name);
-  waits++;
-  if (quiet == 1) {
+  TORCH_CHECK(sync_debug_mode != 2, "called a synchronizing CUDA operation: ", name);
+  if (sync_debug_mode == 1) {
     TORCH_WARN("called a synchronizing CUDA operation: ", name);
   }
 }
@@ -259,37 +258,17 @@ void check(const c10::OperatorHandle& op, const c10::Stack& arguments) {
 
 void keep(const Tensor& x) {
   if (on_gpu(x) && x.numel() > 0) {
-    before.emplace_back(x, host(x).clone());
+    overwritten.emplace_back(x, host(x).clone());
   }
 }
 
-// Runs the processor's kernel on the memory of the arguments; what it makes becomes the GPU's.
-void run(const c10::OperatorHandle& op, c10::Stack* stack) {
-  const auto& schema = op.schema();
-  size_t count = schema.arguments().size();
-  c10::Stack given(stack->end() - count, stack->end()), lent;
-  stack->resize(stack->size() - count);
-  bool makes_here = true;  // whether results lie on the GPU
-  check(op, given);
-  for (size_t i = 0; i < count; i++) {
-    const auto& argument = schema.arguments()[i];
-    bool writes = argument.alias_info() && argument.alias_info()->isWrite();
-    if (recording && writes) {
-      mapped(given[i], [](const Tensor& x) { return keep(x), x; });
-    }
-    if (given[i].isDevice()) {
-      makes_here = given[i].toDevice().is_cuda();
-      lent.emplace_back(Device(c10::kCPU));
-    } else {
-      lent.push_back(mapped(given[i], host));
-    }
+// Calls the processor's kernel, with the random numbers of the GPU. Of integers it has no histogram: they become floats.
+void compute(const c10::OperatorHandle& op, c10::Stack* stack) {
+  std::optional<at::ScalarType> counts;
+  if (op.schema().name() == "aten::histc" && c10::isIntegralType((*stack)[0].toTensor().scalar_type(), false)) {
+    counts = (*stack)[0].toTensor().scalar_type();
+    (*stack)[0] = (*stack)[0].toTensor().to(at::kDouble);
   }
-  std::optional<at::ScalarType> counts;  // the processor has no histogram of integers
-  if (schema.name() == "aten::histc" && c10::isIntegralType(lent[0].toTensor().scalar_type(), false)) {
-    counts = lent[0].toTensor().scalar_type();
-    lent[0] = lent[0].toTensor().to(at::kDouble);
-  }
-  c10::Stack kept = lent;
   bool random = op.hasTag(at::Tag::nondeterministic_seeded);
   at::Generator usual = at::detail::getDefaultCPUGenerator();
   Tensor state;
@@ -297,17 +276,51 @@ void run(const c10::OperatorHandle& op, c10::Stack* stack) {
     state = usual.get_state();
     usual.set_state(generator.get_state());
   }
-  op.callBoxed(&lent);
+  op.callBoxed(stack);
   if (random) {
     generator.set_state(usual.get_state());
     usual.set_state(state);
   }
   if (counts) {
-    lent[0] = lent[0].toTensor().to(*counts);
+    (*stack)[0] = (*stack)[0].toTensor().to(*counts);
   }
+}
+
+bool writes(const c10::Argument& argument) {
+  return argument.alias_info() && argument.alias_info()->isWrite();
+}
+
+// The argument that a return is, or the number of arguments where it is a new value.
+size_t source_of(const c10::FunctionSchema& schema, const c10::Argument& returned) {
+  const auto& arguments = schema.arguments();
+  for (size_t i = 0; returned.alias_info() && i < arguments.size(); i++) {
+    if (writes(arguments[i]) && arguments[i].alias_info()->beforeSets() == returned.alias_info()->beforeSets()) {
+      return i;
+    }
+  }
+  TORCH_CHECK(!returned.alias_info(), "no view of a simulated GPU's tensor: ", schema.name());
+  return arguments.size();
+}
+
+// Runs the processor's kernel on the memory of the arguments; what it makes becomes the GPU's.
+void run(const c10::OperatorHandle& op, c10::Stack* stack) {
+  const auto& schema = op.schema();
+  size_t count = schema.arguments().size();
+  c10::Stack given(stack->end() - count, stack->end()), lent, results;
+  stack->resize(stack->size() - count);
+  check(op, given);
+  bool makes_here = true;  // whether results lie on the GPU
+  for (size_t i = 0; i < count; i++) {
+    if (recording && writes(schema.arguments()[i])) {
+      mapped(given[i], [](const Tensor& x) { return keep(x), x; });
+    }
+    makes_here &= !given[i].isDevice() || given[i].toDevice().is_cuda();
+    lent.push_back(given[i].isDevice() ? IValue(Device(c10::kCPU)) : mapped(given[i], host));
+  }
+  c10::Stack kept = lent;
+  compute(op, &lent);
   for (size_t i = 0; i < count; i++) {  // arguments that the kernel gave another size
-    const auto& argument = schema.arguments()[i];
-    if (argument.alias_info() && argument.alias_info()->isWrite() && given[i].isTensor()) {
+    if (writes(schema.arguments()[i]) && given[i].isTensor()) {
       const Tensor &x = given[i].toTensor(), &y = kept[i].toTensor();
       if (on_gpu(x) && (x.sizes() != y.sizes() || x.strides() != y.strides())) {
         at::native::resize_(x, y.sizes(), std::nullopt);
@@ -315,17 +328,8 @@ void run(const c10::OperatorHandle& op, c10::Stack* stack) {
       }
     }
   }
-  c10::Stack results;
   for (size_t i = 0; i < lent.size(); i++) {
-    const auto* alias = schema.returns()[i].alias_info();
-    size_t from = count;
-    for (size_t j = 0; alias && j < count; j++) {
-      const auto* other = schema.arguments()[j].alias_info();
-      if (other && other->beforeSets() == alias->beforeSets()) {
-        from = j;
-      }
-    }
-    TORCH_CHECK(!alias || (from < count && alias->isWrite()), "no view of a simulated GPU's tensor: ", schema.name());
+    size_t from = source_of(schema, schema.returns()[i]);
     results.push_back(from < count ? given[from] : makes_here ? mapped(lent[i], device) : lent[i]);
   }
   if (recording) {
@@ -379,10 +383,10 @@ void capture_begin() {
 int64_t capture_end() {
   auto graph = std::move(recording);
   recording = nullptr;
-  for (auto at = before.rbegin(); at != before.rend(); ++at) {  // what is recorded is not executed
+  for (auto at = overwritten.rbegin(); at != overwritten.rend(); ++at) {  // what is recorded is not executed
     host(at->first).copy_(at->second);
   }
-  before.clear();
+  overwritten.clear();
   std::lock_guard<std::mutex> lock(graphs_mutex);
   graphs.push_back(graph);
   return static_cast<int64_t>(graphs.size()) - 1;
@@ -404,8 +408,7 @@ void replay(int64_t number) {
     for (const IValue& value : call.arguments) {
       stack.push_back(value.isDevice() ? IValue(Device(c10::kCPU)) : mapped(value, host));
     }
-    c10::Stack lent = stack;
-    call.op.callBoxed(&stack);
+    compute(call.op, &stack);
     for (size_t i = 0; i < stack.size(); i++) {
       if (call.op.schema().returns()[i].alias_info()) {
         continue;  // written in its place
@@ -460,17 +463,16 @@ TORCH_LIBRARY_IMPL(bitsandbytes, CUDA, m) {
 }
 
 TORCH_LIBRARY(simulated_gpu, m) {
-  m.def("waits() -> int", [] { return waits.load(); });
   m.def("recording() -> bool", [] { return recording != nullptr; });
   m.def("peek(Tensor x) -> int[]", [](const Tensor& x) {
     Tensor all = host(x).to(at::kLong).contiguous();
     return std::vector<int64_t>(all.data_ptr<int64_t>(), all.data_ptr<int64_t>() + all.numel());
   });
-  m.def("debug() -> int", [] { return quiet.load(); });
-  m.def("set_debug(int mode) -> ()", [](int64_t mode) { quiet = mode; });
-  m.def("used() -> int", [] { return used.load(); });
+  m.def("debug() -> int", [] { return sync_debug_mode.load(); });
+  m.def("set_debug(int mode) -> ()", [](int64_t mode) { sync_debug_mode = mode; });
+  m.def("allocated() -> int", [] { return allocated.load(); });
   m.def("peak() -> int", [] { return peak.load(); });
-  m.def("reset_peak() -> ()", [] { peak = used.load(); });
+  m.def("reset_peak() -> ()", [] { peak = allocated.load(); });
   m.def("limit() -> int", [] { return limit.load(); });
   m.def("set_limit(int bytes) -> ()", [](int64_t bytes) { limit = bytes; });
   m.def("seed(int seed) -> ()", [](int64_t seed) { generator.set_current_seed(seed); });

@@ -160,16 +160,19 @@ def answers() -> dict[str, Any]:
     out |= dict.fromkeys(("Stream", "Event", "stream", "StreamContext", "device", "device_of", "_DeviceGuard"), Nothing)
     out |= dict.fromkeys(("current_stream", "default_stream"), Nothing)
     out |= dict.fromkeys(("device_count", "_device_count_nvml"), lambda: 1)
-    out |= dict.fromkeys(("memory_allocated", "memory_reserved"), lambda *_: gpu.used())
+    out |= dict.fromkeys(("memory_allocated", "memory_reserved"), lambda *_: gpu.allocated())
     out |= dict.fromkeys(("max_memory_allocated", "max_memory_reserved"), lambda *_: gpu.peak())
     out |= dict.fromkeys(("manual_seed", "manual_seed_all"), lambda seed: gpu.seed(int(seed) % (1 << 63)))
     return out | {
         "current_device": lambda: 0,
         "reset_peak_memory_stats": lambda *_: gpu.reset_peak(),
-        "memory_stats": lambda *_: {"allocated_bytes.all.peak": gpu.peak(), "allocated_bytes.all.current": gpu.used()},
+        "memory_stats": lambda *_: {
+            "allocated_bytes.all.peak": gpu.peak(),
+            "allocated_bytes.all.current": gpu.allocated(),
+        },
         "set_per_process_memory_fraction": lambda part, *_: gpu.set_limit(int(part * PROPERTIES.total_memory)),
         "memory_summary": lambda *_, **__: "",
-        "mem_get_info": lambda *_: (max(0, min(gpu.limit(), PROPERTIES.total_memory) - gpu.used()), 16 * GB),
+        "mem_get_info": lambda *_: (max(0, min(gpu.limit(), PROPERTIES.total_memory) - gpu.allocated()), 16 * GB),
         "get_device_name": lambda *_: PROPERTIES.name,
         "get_device_capability": lambda *_: (PROPERTIES.major, PROPERTIES.minor),
         "get_device_properties": lambda *_: PROPERTIES,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lightning.pytorch import Callback
 from peft import LoraConfig
 from small import LLAMA, Numbers, TreeData, fit, labelled_trees, saved, small, some_trees
 from test_on_policy import Questions
+from waits import waits
 
 from leyden.advantages import Whitened
 from leyden.algos import BCO, DPO, GRPO, KTO, PPO, SFT, Distillation, OnlineDPO, RejectionSampling, RewardModel
@@ -48,25 +48,20 @@ class Losses(Callback):
 
 
 class Waits(Callback):
-    """Counts how often the host waits for the device from the start of a step to its end."""
+    """Keeps where the host waits for the device from the start of each step to its end."""
 
     def __init__(self) -> None:
         self.all: list[list[str]] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._caught = warnings.catch_warnings(record=True)
-        self._seen = self._caught.__enter__()
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
+        self._watch = waits()
+        self.all.append(self._watch.__enter__())
 
     def on_train_batch_end(self, *_: Any) -> None:
-        torch.cuda.set_sync_debug_mode("default")
-        self._caught.__exit__(None, None, None)
-        self.all.append([f"{x.filename}:{x.lineno}" for x in self._seen or () if "synchroniz" in str(x.message)])
+        self._watch.__exit__(None, None, None)
 
     def on_exception(self, *_: Any) -> None:
-        torch.cuda.set_sync_debug_mode("default")
-        self._caught.__exit__(None, None, None)
+        self._watch.__exit__(None, None, None)
 
 
 def turns(samples: Sequence[Sample]) -> list[float]:
@@ -134,8 +129,8 @@ def test_variants_begin_as_on_a_cpu(name: str, folder: str) -> None:
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_host_waits_once_a_step(kind: Any, precision: str, folder: str) -> None:
     """For the figures of the step; where answers are sampled, for these as well, however many there are."""
-    waits, _ = train(kind, folder, watch=Waits(), accelerator="gpu", precision=precision)
-    later = waits.all[1:]  # in the first step, policy and reference are held against each other
+    watch, _ = train(kind, folder, watch=Waits(), accelerator="gpu", precision=precision)
+    later = watch.all[1:]  # in the first step, policy and reference are held against each other
     # of each of the seventeen columns of a rollout that comes back, of its tokens, fingerprint and figures
     most = max(later, key=len)
     assert len(most) <= (25 if kind in SAMPLING else 1), most
